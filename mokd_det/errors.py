@@ -1,0 +1,38 @@
+"""The errors that a user can cause, each with a message that names the culprit and says what would be right.
+
+Tools turn every :class:`MoKDError` into one line on stderr and exit status 2; anything else is a bug and keeps
+its traceback.
+"""
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DatasetError",
+    "IncompatibleModelsError",
+    "InvalidLossError",
+    "MoKDError",
+]
+
+
+class MoKDError(Exception):
+    """Base of every error that is caused by the input and not by this package."""
+
+
+class ConfigError(MoKDError, ValueError):
+    """A configuration key or value that does not exist, has the wrong type or contradicts another one."""
+
+
+class DatasetError(MoKDError, ValueError):
+    """A data set file, image, annotation or category that cannot be used."""
+
+
+class CheckpointError(MoKDError, RuntimeError):
+    """A checkpoint that is missing, broken, unsafe or made for another model."""
+
+
+class IncompatibleModelsError(MoKDError, ValueError):
+    """A teacher and a student whose taps cannot be compared."""
+
+
+class InvalidLossError(MoKDError, FloatingPointError):
+    """A loss that is NaN, infinite or negative where its logarithm is needed."""

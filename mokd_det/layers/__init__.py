@@ -1,0 +1,25 @@
+"""Building blocks without a notion of detection, of a teacher or of training."""
+
+from .boxes import box_iou, cxcywh_to_xyxy, generalized_iou, inverse_sigmoid, xyxy_to_cxcywh
+from .deformable_attention import KERNELS, MultiScaleDeformableAttention, register_kernel
+from .mlp import MLP
+from .position_encoding import masked_sine_encoding
+from .reconfigured_attention import ReconfiguredAttention
+from .tap_point import FeatureMap, TapPoint, TapSpec
+
+__all__ = [
+    "KERNELS",
+    "MLP",
+    "FeatureMap",
+    "MultiScaleDeformableAttention",
+    "ReconfiguredAttention",
+    "TapPoint",
+    "TapSpec",
+    "box_iou",
+    "cxcywh_to_xyxy",
+    "generalized_iou",
+    "inverse_sigmoid",
+    "masked_sine_encoding",
+    "register_kernel",
+    "xyxy_to_cxcywh",
+]

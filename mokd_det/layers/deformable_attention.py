@@ -1,0 +1,154 @@
+"""Multi-scale deformable attention (Zhu et al., ICLR 2021) behind interchangeable kernels.
+
+The module computes values, sampling locations and weights with ordinary layers; only the sampling itself is a
+*kernel*: a function ``(value, shapes, locations, weights) -> output`` that can be swapped without touching a model.
+No kernel needs a compiler. ``"grid_sample"`` is the reference and works on every device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["KERNELS", "MultiScaleDeformableAttention", "grid_sample_kernel", "register_kernel"]
+
+Kernel = Callable[[Tensor, Sequence[tuple[int, int]], Tensor, Tensor], Tensor]
+
+KERNELS: dict[str, Kernel] = {}
+
+
+def register_kernel(name: str) -> Callable[[Kernel], Kernel]:
+    """Decorator that makes a sampling kernel available as ``kernel=name``.
+
+    A kernel takes ``value`` (B, S, M, D), the list of (H_l, W_l) with sum H_l·W_l = S, ``locations``
+    (B, Q, M, L, P, 2) as (x, y) in units of the level's width and height (0 = left/upper edge of the first cell,
+    1 = right/lower edge of the last; outside reads zero) and ``weights`` (B, Q, M, L, P); it returns (B, Q, M·D).
+    """
+
+    def add(kernel: Kernel) -> Kernel:
+        if name in KERNELS:
+            raise ValueError(f"a deformable attention kernel named {name!r} exists already")
+        KERNELS[name] = kernel
+        return kernel
+
+    return add
+
+
+@register_kernel("grid_sample")
+def grid_sample_kernel(
+    value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor
+) -> Tensor:
+    """Bilinear sampling by ``grid_sample``, one call per level; exact gradients in every float type."""
+    batch, _, heads, channels = value.shape
+    queries, levels, points = locations.shape[1], locations.shape[3], locations.shape[4]
+    maps = value.permute(0, 2, 3, 1).flatten(0, 1)  # (B·M, D, S)
+    grid = (2 * locations - 1).transpose(1, 2).flatten(0, 1)  # (B·M, Q, L, P, 2)
+    weights = weights.transpose(1, 2).reshape(batch * heads, 1, queries, levels, points)
+    output = value.new_zeros(())
+    start = 0
+    for level, (height, width) in enumerate(shapes):
+        size = height * width
+        level_map = maps[..., start : start + size].unflatten(-1, (height, width))
+        sampled = F.grid_sample(
+            level_map, grid[:, :, level], mode="bilinear", padding_mode="zeros", align_corners=False
+        )  # (B·M, D, Q, P)
+        output = output + (sampled * weights[:, :, :, level]).sum(-1)
+        start += size
+    return output.view(batch, heads * channels, queries).transpose(1, 2)
+
+
+class MultiScaleDeformableAttention(nn.Module):
+    """Every query reads a few learned points of every feature level.
+
+    Args:
+        embed_dim: channels of queries and values.
+        num_heads, num_levels, num_points: heads M, feature levels L, points P per head and level.
+        kernel: name of a registered sampling kernel.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int = 256,
+        num_heads: int = 8,
+        num_levels: int = 4,
+        num_points: int = 4,
+        kernel: str = "grid_sample",
+    ) -> None:
+        super().__init__()
+        if embed_dim % num_heads:
+            raise ValueError(f"embed_dim {embed_dim} is not divisible by num_heads {num_heads}")
+        if kernel not in KERNELS:
+            raise ValueError(f"unknown deformable attention kernel {kernel!r}; there are {sorted(KERNELS)}")
+        self.num_heads, self.num_levels, self.num_points = num_heads, num_levels, num_points
+        self.kernel = kernel
+        self.sampling_offsets = nn.Linear(embed_dim, num_heads * num_levels * num_points * 2)
+        self.attention_weights = nn.Linear(embed_dim, num_heads * num_levels * num_points)
+        self.value_proj = nn.Linear(embed_dim, embed_dim)
+        self.output_proj = nn.Linear(embed_dim, embed_dim)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Head h starts by looking in direction 2πh/M, point p at p + 1 cells; uniform attention weights."""
+        angle = torch.arange(self.num_heads, dtype=torch.float32) * (2 * math.pi / self.num_heads)
+        direction = torch.stack((angle.cos(), angle.sin()), -1)
+        direction = direction / direction.abs().amax(-1, keepdim=True)
+        steps = torch.arange(1, self.num_points + 1, dtype=torch.float32)
+        offsets = direction[:, None, None, :] * steps[None, None, :, None]  # (M, 1, P, 2)
+        nn.init.zeros_(self.sampling_offsets.weight)
+        with torch.no_grad():
+            self.sampling_offsets.bias.copy_(offsets.expand(-1, self.num_levels, -1, -1).flatten())
+        for layer in (self.attention_weights.weight, self.attention_weights.bias):
+            nn.init.zeros_(layer)
+        for layer in (self.value_proj, self.output_proj):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(
+        self,
+        query: Tensor,
+        reference: Tensor,
+        value: Tensor,
+        shapes: Sequence[tuple[int, int]],
+        padding_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Sample ``value`` around the reference boxes or points.
+
+        Args:
+            query: (B, Q, C).
+            reference: (B, Q, L, 4) boxes (cx, cy, w, h) or (B, Q, L, 2) points, relative to each level.
+            value: flattened levels, (B, S, C).
+            shapes: (H_l, W_l) of the levels, their products adding up to S.
+            padding_mask: (B, S) bool, True where the value is padding and reads as zero.
+
+        Returns:
+            (B, Q, C).
+        """
+        batch, queries, _ = query.shape
+        grid = (batch, queries, self.num_heads, self.num_levels, self.num_points)
+        value = self.value_proj(value)
+        if padding_mask is not None:
+            value = value.masked_fill(padding_mask[..., None], 0.0)
+        offsets = self.sampling_offsets(query).view(*grid, 2)
+        weights = self.attention_weights(query).view(*grid[:3], -1).softmax(-1).view(grid)
+        anchor = reference[:, :, None, :, None, :]  # (B, Q, 1, L, 1, 2 or 4)
+        if reference.shape[-1] == 4:
+            locations = anchor[..., :2] + offsets / self.num_points * anchor[..., 2:] * 0.5
+        elif reference.shape[-1] == 2:
+            sizes = offsets.new_tensor([(width, height) for height, width in shapes])
+            locations = anchor + offsets / sizes[:, None, :]
+        else:
+            raise ValueError(f"reference must end in 2 or 4 numbers, not {reference.shape[-1]}")
+        value = value.unflatten(-1, (self.num_heads, -1))
+        # Half-precision coordinates would miss cells of a large map: the sampling runs in the locations' type.
+        if value.dtype in (torch.float16, torch.bfloat16):
+            value, locations, weights = value.float(), locations.float(), weights.float()
+        with torch.autocast(device_type=value.device.type, enabled=False):
+            output = KERNELS[self.kernel](value, shapes, locations.to(value.dtype), weights.to(value.dtype))
+        return self.output_proj(output.to(query.dtype))
+
+    def extra_repr(self) -> str:
+        return f"levels={self.num_levels}, points={self.num_points}, kernel={self.kernel!r}"

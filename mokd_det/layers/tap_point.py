@@ -1,0 +1,70 @@
+"""Tap points: named places of a model whose values a distillation method may read.
+
+A tap point is an identity module, so recording it is an ordinary forward hook, exactly as for any other module of a
+model that nobody prepared for distillation; it only adds the static description that lets shapes be compared before
+training starts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+
+__all__ = ["FeatureMap", "TapPoint", "TapSpec"]
+
+
+@dataclass(frozen=True)
+class FeatureMap:
+    """One level of patch tokens.
+
+    Attributes:
+        tensor: features, (B, C, H, W).
+        padding_mask: (B, H, W) bool, True where the level shows batch padding; None: no padding.
+        stride: pixels of the input per cell.
+    """
+
+    tensor: Tensor
+    padding_mask: Tensor | None
+    stride: int
+
+
+@dataclass(frozen=True)
+class TapSpec:
+    """What a tap delivers, known without running the model.
+
+    Attributes:
+        kind: "maps": a list of :class:`FeatureMap`, one per entry of ``strides`` and in that order;
+            "tokens": a tensor (B, N, C), or (L, B, N, C) when ``num_levels`` = L > 1.
+        channels: C, one number per map (per stride), or a single one for tokens.
+        strides: strides of the maps; empty for tokens.
+        num_tokens: N, for tokens.
+        num_levels: L, for a stack of token sets (the decoder levels); 1: no stack dimension.
+    """
+
+    kind: Literal["maps", "tokens"]
+    channels: tuple[int, ...]
+    strides: tuple[int, ...] = ()
+    num_tokens: int | None = None
+    num_levels: int = 1
+
+    def __post_init__(self) -> None:
+        if self.kind == "maps" and len(self.channels) != len(self.strides):
+            raise ValueError(f"one channel count per stride: {self.channels} against strides {self.strides}")
+        if self.kind == "tokens" and len(self.channels) != 1:
+            raise ValueError(f"tokens have one channel count, not {self.channels}")
+
+
+class TapPoint(nn.Module):
+    """Identity that marks a tap and carries its :class:`TapSpec`; without a hook it costs one Python call."""
+
+    def __init__(self, spec: TapSpec) -> None:
+        super().__init__()
+        self.spec = spec
+
+    def forward(self, value: Tensor | list[FeatureMap]) -> Tensor | list[FeatureMap]:
+        return value
+
+    def extra_repr(self) -> str:
+        return str(self.spec)

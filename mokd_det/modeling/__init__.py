@@ -1,0 +1,18 @@
+"""Detectors: backbones with DET tokens, neck, decoder, heads, criterion and the ViDT meta-architecture."""
+
+from .criterion import SetCriterion
+from .decoder import DeformableTransformer
+from .matcher import HungarianMatcher
+from .neck import EPFF, InputProjection
+from .postprocess import top_predictions
+from .vidt import ViDT
+
+__all__ = [
+    "EPFF",
+    "DeformableTransformer",
+    "HungarianMatcher",
+    "InputProjection",
+    "SetCriterion",
+    "ViDT",
+    "top_predictions",
+]
