@@ -21,15 +21,22 @@ def projection(in_channels: int, out_channels: int) -> nn.Sequential:
 class InputProjection(nn.ModuleList):
     """One projection per level; the levels keep their order.
 
-    Args:
-        channels: channels of the backbone's levels.
-        strides: their strides.
-        embed_dim: output channels d.
+    Empty until :meth:`setup`: the detector tells a neck what its backbone delivers, so that a config names both
+    without repeating channel counts. ``published_name`` is the neck's place in published checkpoints.
     """
 
-    def __init__(self, *, channels: Sequence[int], strides: Sequence[int], embed_dim: int = 256) -> None:
-        super().__init__(projection(c, embed_dim) for c in channels)
+    published_name = "input_proj"
+
+    def setup(self, channels: Sequence[int], strides: Sequence[int], embed_dim: int) -> None:
+        """Build the layers.
+
+        Args:
+            channels: channels of the backbone's levels.
+            strides: their strides.
+            embed_dim: output channels d.
+        """
         self.strides = tuple(strides)
+        self.extend(projection(c, embed_dim) for c in channels)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """[(B, C_l, H_l, W_l)] -> [(B, d, H_l, W_l)] in the order of ``strides``."""
@@ -98,17 +105,19 @@ class EPFF(nn.Module):
     so.
 
     Args:
-        channels, strides: channels and strides of the backbone's levels, finest first.
-        embed_dim: output channels d.
         hidden_dim: channels of the residual units' bottleneck.
     """
 
-    def __init__(
-        self, *, channels: Sequence[int], strides: Sequence[int], embed_dim: int = 256, hidden_dim: int = 64
-    ) -> None:
+    published_name = "fusion"
+
+    def __init__(self, hidden_dim: int = 64) -> None:
         super().__init__()
+        self.hidden_dim = hidden_dim
+
+    def setup(self, channels: Sequence[int], strides: Sequence[int], embed_dim: int) -> None:
+        """Build the layers; arguments as :meth:`InputProjection.setup`, levels finest first."""
         self.strides = tuple(reversed(tuple(strides)))
-        self.multi_scaler = _TopDown(channels, embed_dim, hidden_dim)
+        self.multi_scaler = _TopDown(channels, embed_dim, self.hidden_dim)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """[(B, C_l, H_l, W_l)], finest first -> [(B, d, H_l, W_l)], coarsest first."""

@@ -18,7 +18,7 @@ from mokd_det.layers import MLP, FeatureMap, TapPoint, TapSpec, xyxy_to_cxcywh
 from .backbone.base import DetBackbone
 from .criterion import SetCriterion
 from .decoder import DeformableTransformer
-from .neck import projection
+from .neck import EPFF, InputProjection, projection
 from .postprocess import top_predictions
 from .targets import Targets
 
@@ -52,7 +52,7 @@ class ViDT(nn.Module):
 
     Args:
         backbone: any backbone with DET tokens.
-        neck: from the backbone's features to d channels; its ``strides`` give the order of its output.
+        neck: from the backbone's features to d channels, not set up yet; its ``strides`` give the order of its output.
         transformer: the decoder.
         num_classes: contiguous classes.
         criterion: losses; None: inference only.
@@ -65,7 +65,7 @@ class ViDT(nn.Module):
         self,
         *,
         backbone: DetBackbone,
-        neck: nn.Module,
+        neck: InputProjection | EPFF,
         transformer: DeformableTransformer,
         num_classes: int,
         criterion: SetCriterion | None = None,
@@ -93,9 +93,9 @@ class ViDT(nn.Module):
             iou_mlp = MLP(dim, dim, 1, 3)
             self.iou_embed = nn.ModuleList(copy.deepcopy(iou_mlp) for _ in range(levels))
         self.backbone = backbone
-        # The published names differ with the kind of neck.
-        self.neck_name = "input_proj" if isinstance(neck, nn.ModuleList) else "fusion"
-        self.add_module(self.neck_name, neck)
+        neck.setup(backbone.channels, backbone.strides, dim)
+        self._neck_name = neck.published_name
+        self.add_module(self._neck_name, neck)
         self.tgt_proj = projection(backbone.det_channels, dim)
         self.query_pos_proj = projection(backbone.pos_channels, dim)
         self.criterion = criterion
@@ -116,7 +116,7 @@ class ViDT(nn.Module):
     @property
     def neck(self) -> nn.Module:
         """The module between backbone and decoder."""
-        return self.get_submodule(self.neck_name)
+        return self.get_submodule(self._neck_name)
 
     # --- tensors in, tensors out -------------------------------------------------------------------------------
 

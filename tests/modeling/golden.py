@@ -69,10 +69,9 @@ def build(variant: str, *, filled: bool = True) -> ViDT:
     weights = {"ce": 2.0, "bbox": 5.0, "giou": 2.0}
     if plus:
         weights |= {"iouaware": 2.0, "token_focal": 2.0, "token_dice": 2.0}
-    neck = (EPFF if plus else InputProjection)(channels=backbone.channels, strides=backbone.strides)
     model = ViDT(
         backbone=backbone,
-        neck=neck,
+        neck=EPFF() if plus else InputProjection(),
         transformer=DeformableTransformer(token_classes=91 if plus else None),
         num_classes=91,
         iou_head=plus,

@@ -1,0 +1,35 @@
+"""Distillation: taps, projections, methods, and the meta-architecture that joins student and teacher."""
+
+from mokd_det.distillation.distiller import DEFAULT_TAPS, DistillationBatch, Distiller
+from mokd_det.distillation.methods import (
+    Method,
+    MoKD,
+    NoDistillation,
+    ProjectorMatching,
+    TokenMatching,
+    VkD,
+)
+from mokd_det.distillation.stiefel import StiefelLinear
+from mokd_det.distillation.subspace import SubspaceHead, common_dimension
+from mokd_det.distillation.taps import TapRecorder, TapSource, TapValue, tap_specs
+from mokd_det.distillation.teacher_checkpoint import load_teacher_weights
+
+__all__ = [
+    "DEFAULT_TAPS",
+    "DistillationBatch",
+    "Distiller",
+    "Method",
+    "MoKD",
+    "NoDistillation",
+    "ProjectorMatching",
+    "StiefelLinear",
+    "SubspaceHead",
+    "TapRecorder",
+    "TapSource",
+    "TapValue",
+    "TokenMatching",
+    "VkD",
+    "common_dimension",
+    "load_teacher_weights",
+    "tap_specs",
+]

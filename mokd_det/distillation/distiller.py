@@ -1,0 +1,209 @@
+"""The meta-architecture that trains a student beside a frozen teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from detectron2.modeling import META_ARCH_REGISTRY
+from torch import Tensor, nn
+
+from mokd_det.distillation.methods.base import Method
+from mokd_det.distillation.taps import TapRecorder, TapSource, TapValue, tap_specs
+from mokd_det.distillation.teacher_checkpoint import load_teacher_weights
+from mokd_det.errors import ConfigError, IncompatibleModelsError
+
+__all__ = ["DEFAULT_TAPS", "DistillationBatch", "Distiller"]
+
+DEFAULT_TAPS = {"patch": "patch", "neck": "neck", "head": "head"}
+"""The taps that a ViDT offers."""
+
+
+@dataclass(frozen=True)
+class DistillationBatch:
+    """A batch with what the teacher says about it.
+
+    Attributes:
+        inputs: Detectron2's batch, ``list[dict]``.
+        teacher_taps: name → value of the teacher's tap, without a graph.
+    """
+
+    inputs: list[dict[str, Any]]
+    teacher_taps: dict[str, TapValue] = field(default_factory=dict)
+
+
+def _for_model(taps: Mapping[str, Any], who: str) -> dict[str, TapSource]:
+    """The taps of one model, from a mapping in which a tap may be spelled for both models or for each."""
+    sources = {}
+    for name, value in taps.items():
+        if isinstance(value, Mapping) and {"student", "teacher"} & set(value):
+            if set(value) != {"student", "teacher"}:
+                raise ConfigError(
+                    f"tap {name!r} needs a student and a teacher and nothing else: {dict(value)}"
+                )
+            value = value[who]
+        sources[name] = TapSource.parse(value)
+    return sources
+
+
+@META_ARCH_REGISTRY.register()
+class Distiller(nn.Module):
+    """A student, a frozen teacher and the method that compares them, as one Detectron2 model.
+
+    In training the student runs its own training forward and the teacher its inference on the same batch; the
+    result is the student's losses and ``loss_distill_<term>`` for each term of the method, none of them
+    weighted here. In evaluation it is the student.
+
+    The teacher is no submodule: it is in no state_dict, no optimiser, no data-parallel bucket, and
+    ``train()`` leaves it in eval mode; only moves to a device or a dtype reach it. ``student.state_dict()``
+    is that of a student alone.
+
+    Args:
+        student: a module whose training forward takes Detectron2's batch and returns a dict of losses.
+        teacher: a module that takes the same batch in eval mode; None for a method that needs none.
+        method: its modules are built here, for the taps' shapes.
+        taps: name → where it is found in both models (a module path, or a mapping; see
+            :mod:`mokd_det.distillation.taps`), or ``{"student": …, "teacher": …}`` where they differ.
+        teacher_checkpoint: file with ``{"model": state_dict}`` for the teacher; "": its weights
+            stay as they are.
+        ignore_teacher_keys: patterns of tensors in that file that the teacher may lack.
+
+    Raises:
+        IncompatibleModelsError: a tap that one of the models lacks, or that cannot be compared.
+        CheckpointError: the teacher's file is missing, unsafe or of another model.
+        ConfigError: a tap that is spelled wrongly, or no teacher for a method that needs one.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module | None,
+        method: Method,
+        taps: Mapping[str, str | Mapping[str, Any] | TapSource] | None = None,
+        teacher_checkpoint: str = "",
+        ignore_teacher_keys: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        taps = DEFAULT_TAPS if taps is None else taps
+        if not method.needs_teacher:
+            taps = {}
+        elif teacher is None:
+            raise ConfigError(f"{type(method).__name__} needs a teacher, but teacher is None")
+        if teacher is student:
+            raise ConfigError("student and teacher are one and the same module; build two")
+        self.student = student
+        self.method = method
+        self._student_sources = _for_model(taps, "student")
+        self._teacher_sources = _for_model(taps, "teacher")
+        # A tuple hides the teacher from nn.Module's bookkeeping of submodules.
+        self._teacher = (teacher,)
+        self._student_taps: list[Tensor] = []
+        if teacher is not None:
+            if teacher_checkpoint:
+                load_teacher_weights(teacher, teacher_checkpoint, ignore_teacher_keys)
+            teacher.eval().requires_grad_(False)
+            teacher_specs = tap_specs(teacher, self._teacher_sources)
+        elif teacher_checkpoint:
+            raise ConfigError(f"teacher_checkpoint={teacher_checkpoint!r} is given, but teacher is None")
+        else:
+            teacher_specs = {}
+        method.setup(tap_specs(student, self._student_sources), teacher_specs)
+        reference = next(student.parameters(), None)
+        if reference is not None:
+            method.to(reference.device)
+
+    @property
+    def teacher(self) -> nn.Module | None:
+        """The frozen teacher, in eval mode."""
+        return self._teacher[0]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Distiller:
+        super()._apply(fn, recurse)
+        if self.teacher is not None:
+            self.teacher._apply(fn)
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Tensors with a graph can be neither copied nor pickled.
+        return {**self.__dict__, "_student_taps": []}
+
+    @torch.no_grad()
+    def prepare_batch(self, batched_inputs: list[dict[str, Any]]) -> DistillationBatch:
+        """Run the teacher, once for all forwards of this batch.
+
+        No graph is recorded, yet its values may enter the student's graph (learned teacher projections),
+        which tensors of ``torch.inference_mode`` could not.
+        """
+        teacher = self.teacher
+        if teacher is None or not self.method.needs_teacher:
+            return DistillationBatch(batched_inputs)
+        with TapRecorder(teacher, self._teacher_sources) as recorder:
+            teacher(batched_inputs)
+        return DistillationBatch(batched_inputs, recorder.values)
+
+    def forward(self, batch: list[dict[str, Any]] | DistillationBatch) -> Any:
+        """Losses in training, the student's predictions in evaluation.
+
+        Args:
+            batch: Detectron2's batch, or what :meth:`prepare_batch` made of it.
+
+        Returns:
+            Training: dict of scalars, the student's and ``loss_distill_<term>``; evaluation: the student's
+                output.
+
+        Raises:
+            IncompatibleModelsError: the student's training forward returned no dict, or uses a name of ours.
+        """
+        self._student_taps = []
+        if not self.training:
+            return self.student(batch.inputs if isinstance(batch, DistillationBatch) else batch)
+        prepared = batch if isinstance(batch, DistillationBatch) else self.prepare_batch(batch)
+        with TapRecorder(self.student, self._student_sources) as recorder:
+            losses = self.student(prepared.inputs)
+        if not isinstance(losses, Mapping):
+            raise IncompatibleModelsError(
+                f"the student ({type(self.student).__name__}) returned a {type(losses).__name__} in "
+                f"training, not a dict of losses"
+            )
+        student_taps = recorder.values
+        self._student_taps = _tensors_with_graph(student_taps)
+        terms = {f"loss_distill_{k}": v for k, v in self.method(student_taps, prepared.teacher_taps).items()}
+        taken = sorted(set(terms) & set(losses))
+        if taken:
+            raise IncompatibleModelsError(
+                f"the student's loss {taken[0]!r} has the name of a distillation loss"
+            )
+        return {**losses, **terms}
+
+    def shared_parameters(self) -> list[nn.Parameter]:
+        """Trainable parameters of the student, which every objective may reach."""
+        return [p for p in self.student.parameters() if p.requires_grad]
+
+    def private_parameters(self) -> list[nn.Parameter]:
+        """Trainable parameters of the method, which only the distillation losses reach."""
+        return [p for p in self.method.parameters() if p.requires_grad]
+
+    def no_weight_decay_parameters(self) -> list[nn.Parameter]:
+        """The method's parameters that take no weight decay."""
+        return self.method.no_weight_decay_parameters()
+
+    def last_student_taps(self) -> list[Tensor]:
+        """The tap tensors, with their graph, of the latest training forward; the next one releases them."""
+        return list(self._student_taps)
+
+    def after_step(self) -> None:
+        """To be called after each optimiser step."""
+        self.method.after_step()
+
+    def diagnostics(self) -> dict[str, float]:
+        """The method's numbers under ``distill/``, for a hook to log every so many iterations."""
+        return {f"distill/{name}": value for name, value in self.method.diagnostics().items()}
+
+
+def _tensors_with_graph(taps: Mapping[str, TapValue]) -> list[Tensor]:
+    tensors = []
+    for value in taps.values():
+        tensors += [level.tensor for level in value] if isinstance(value, list) else [value]
+    return [tensor for tensor in tensors if tensor.requires_grad]

@@ -1,0 +1,98 @@
+"""Normalisations and losses on feature rows (R, C), with an optional weight per row.
+
+A row is one token or one cell of a feature map. Weights are constants, 0 for rows that carry no signal
+(padding); they enter as products, never as indices, so nothing here makes the host wait for the device.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = [
+    "Norm",
+    "cosine_distance",
+    "mean_euclidean",
+    "normalize",
+    "smooth_l1",
+    "standardize",
+    "weighted_mean",
+]
+
+Norm = Literal["layer_norm", "standardize", "none"]
+
+
+def weighted_mean(values: Tensor, weights: Tensor | None) -> Tensor:
+    """Mean of (R,) values over the rows.
+
+    Args:
+        values: (R,).
+        weights: (R,), non-negative; None: all 1. If all are 0 the mean is 0.
+    """
+    if weights is None:
+        return values.mean()
+    weights = weights.to(values.dtype)
+    # A batch without any valid row has a sum of 0 above the fraction as well.
+    return (values * weights).sum() / weights.sum().clamp_min(torch.finfo(values.dtype).tiny)
+
+
+def standardize(rows: Tensor, weights: Tensor | None = None, eps: float = 1e-5) -> Tensor:
+    """Per channel over the rows: mean 0 and unbiased variance 1 (VkD's normalisation for detection).
+
+    Args:
+        rows: (R, C).
+        weights: (R,) of 0 and 1: the rows that count for the moments; None: all.
+        eps: added to the variance, so that a constant channel gives 0. VkD's published code has none (0):
+            then a constant channel gives NaN.
+    """
+    if weights is None:
+        count = max(rows.shape[0] - 1, 1)
+        centred = rows - rows.mean(0)
+        variance = centred.square().sum(0) / count
+    else:
+        weights = weights.to(rows.dtype)
+        total = weights.sum()
+        centred = rows - (weights @ rows) / total.clamp_min(1)
+        variance = (weights @ centred.square()) / (total - 1).clamp_min(1)
+    return centred / (variance + eps).sqrt()
+
+
+def normalize(rows: Tensor, how: Norm, weights: Tensor | None = None, eps: float = 1e-5) -> Tensor:
+    """Normalise rows (R, C).
+
+    Args:
+        rows: (R, C).
+        how: "layer_norm" over the channels of each row, without affine parameters; "standardize" each channel
+            over the rows; "none".
+        weights: (R,) of 0 and 1: the rows that count for the moments of ``standardize``.
+        eps: added to the variances.
+    """
+    if how == "layer_norm":
+        return F.layer_norm(rows, rows.shape[-1:], eps=eps)
+    if how == "standardize":
+        return standardize(rows, weights, eps)
+    if how == "none":
+        return rows
+    raise ValueError(f"norm is one of {', '.join(get_args(Norm))}, not {how!r}")
+
+
+def smooth_l1(prediction: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Smooth L1 (β = 1), the mean over channels and rows of (R, C)."""
+    if weights is None:
+        return F.smooth_l1_loss(prediction, target)
+    return weighted_mean(F.smooth_l1_loss(prediction, target, reduction="none").mean(1), weights)
+
+
+def cosine_distance(prediction: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
+    """1 - cosine, the mean over the rows of (R, C); in [0, 2]."""
+    # Rounding leaves the cosine of parallel rows a little above 1; a negative loss has no logarithm.
+    distance = (1 - F.cosine_similarity(prediction, target, dim=1)).clamp_min(0)
+    return weighted_mean(distance, weights)
+
+
+def mean_euclidean(prediction: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Euclidean distance of two rows, the mean over the rows of (R, C); its gradient at equal rows is 0."""
+    return weighted_mean(torch.linalg.vector_norm(prediction - target, dim=1), weights)
