@@ -1,0 +1,73 @@
+# `make help` lists the commands. Each sets up what it needs first; what is done is not done again.
+#
+#   VENV=DIR         the environment to use (default .venv). One of your own is kept as it is and only completed.
+#   PY=3.12          the Python to build a new environment with: a version, or the path of an interpreter.
+#   SYSTEM_SITE=1    let a new environment see (and prefer) the packages that this Python already has.
+#   PYTEST_ARGS=...  more options for pytest.
+
+SHELL := /bin/bash
+VENV ?= .venv
+# An environment remembers what it was built with: PY and SYSTEM_SITE need be given once.
+-include $(VENV)/.mokd_det-environment
+PY ?=
+SYSTEM_SITE ?=
+PYTEST_ARGS ?=
+
+PYTHON := $(VENV)/bin/python
+# The slowest part of a test is PyTorch: one thread each, one process per core.
+PYTEST = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PYTHON) -m pytest -n 2 --dist loadfile
+
+# Two stamps, named after what they stand for: the packages in the environment, and this checkout linked into it.
+RECIPE := $(addprefix third_party/detectron2/,pyproject.toml build_backend.py METADATA NOTICE)
+PINS := constraints.txt setup.py tools/setup_venv.sh $(RECIPE)
+digest = $(shell { $(1); } | sha256sum | cut -c1-16)
+PACKAGES_STAMP := $(VENV)/.packages-$(call digest,cat $(PINS); echo '$(PY) $(SYSTEM_SITE)')
+CHECKOUT_STAMP := $(VENV)/.checkout-$(call digest,cat setup.py pyproject.toml mokd_det/__init__.py; pwd)
+
+.PHONY: help setup demo test test-slow test-gpu lint format print-pins clean distclean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
+	@sed -n '/^# *[A-Z_]*=/s/^#/ /p' Makefile
+
+setup: $(CHECKOUT_STAMP) ## make the environment (.venv, 5 GB, minutes)
+
+$(PACKAGES_STAMP): | $(PINS)
+	@rm -f $(VENV)/.packages-* $(VENV)/.checkout-*
+	@tools/setup_venv.sh '$(VENV)' '$(PY)' '$(SYSTEM_SITE)'
+	@touch $@ $(CHECKOUT_STAMP)
+
+$(CHECKOUT_STAMP): | $(PACKAGES_STAMP)
+	@if [ ! -e $@ ]; then rm -f $(VENV)/.checkout-*; \
+	  $(PYTHON) -m pip install --disable-pip-version-check -qq --no-deps --no-build-isolation -e .; touch $@; fi
+
+demo: setup ## the main job on bundled data: teacher, student alone, student with MoKD
+	$(PYTHON) tools/quickstart.py --output output/demo
+
+test: setup ## the tests, without the slow ones
+	$(PYTEST) $(PYTEST_ARGS)
+
+test-slow: setup ## the slow tests
+	$(PYTEST) -m 'slow and not gpu' $(PYTEST_ARGS)
+
+test-gpu: setup ## the tests that need a CUDA device
+	HF_HUB_OFFLINE=1 $(PYTHON) -m pytest -m gpu $(PYTEST_ARGS)
+
+lint: setup ## ruff and mypy
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+
+format: setup ## lay the code out with ruff
+	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) -m ruff format .
+
+print-pins: ## list the files that the environment is made from
+	@echo $(PINS)
+
+clean: ## remove caches and build products
+	rm -rf build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path './$(VENV)/*' -not -path './.venv/*' -prune -exec rm -rf {} +
+
+distclean: clean ## the same and the environment .venv
+	rm -rf .venv

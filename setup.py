@@ -1,0 +1,72 @@
+"""Package metadata. Tool settings: pyproject.toml. The tested version of every package: constraints.txt."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
+
+
+def package_version() -> str:
+    """Returns ``mokd_det.__version__`` without an import, which would need the dependencies."""
+    source = (ROOT / "mokd_det" / "__init__.py").read_text(encoding="utf-8")
+    found = re.search(r'^__version__ = "([^"]+)"$', source, flags=re.MULTILINE)
+    if found is None:
+        raise RuntimeError('mokd_det/__init__.py must hold a line __version__ = "X.Y.Z"')
+    return found.group(1)
+
+
+setup(
+    name="mokd_det",
+    version=package_version(),
+    description="Multi-objective knowledge distillation (MoKD) for detectors, as a Detectron2 extension",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.10,<3.14",
+    packages=find_packages(include=["mokd_det", "mokd_det.*"]),
+    package_data={"mokd_det": ["py.typed"]},
+    install_requires=[
+        # In no registry under its own name: docs/install.md tells the two ways to it.
+        "detectron2",
+        "fvcore>=0.1.5.post20221221",
+        "hydra-core>=1.1",
+        "iopath>=0.1.7",
+        "matplotlib>=3.7",
+        "numpy>=1.24",
+        "omegaconf>=2.1,<2.4",
+        "opencv-python>=4.8",
+        "pillow>=9.5",
+        "pycocotools>=2.0.7",
+        "pyyaml>=5.1",
+        "safetensors>=0.4",
+        "scikit-learn>=1.3",
+        "scipy>=1.10",
+        "tabulate>=0.9",
+        "tidecv>=1.0.1",
+        "timm>=1.0.9",
+        "torch>=2.4",
+        "torchvision>=0.19",
+        "yacs>=0.1.8",
+    ],
+    extras_require={
+        "balancers": ["torchjd>=0.8"],
+        "dev": ["hypothesis>=6.100", "mypy>=1.11", "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.9"],
+    },
+    zip_safe=False,
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+        "Typing :: Typed",
+    ],
+)
