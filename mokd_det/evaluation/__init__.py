@@ -1,0 +1,5 @@
+"""Evaluation: COCO metrics of detectors."""
+
+from mokd_det.evaluation.coco import CocoDetectionEvaluator
+
+__all__ = ["CocoDetectionEvaluator"]
