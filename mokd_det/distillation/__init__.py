@@ -12,7 +12,6 @@ from mokd_det.distillation.methods import (
 from mokd_det.distillation.stiefel import StiefelLinear
 from mokd_det.distillation.subspace import SubspaceHead, common_dimension
 from mokd_det.distillation.taps import TapRecorder, TapSource, TapValue, tap_specs
-from mokd_det.distillation.teacher_checkpoint import load_teacher_weights
 
 __all__ = [
     "DEFAULT_TAPS",
@@ -30,6 +29,5 @@ __all__ = [
     "TokenMatching",
     "VkD",
     "common_dimension",
-    "load_teacher_weights",
     "tap_specs",
 ]

@@ -10,9 +10,9 @@ import torch
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 
+from mokd_det.checkpoint import load_into
 from mokd_det.distillation.methods.base import Method
 from mokd_det.distillation.taps import TapRecorder, TapSource, TapValue, tap_specs
-from mokd_det.distillation.teacher_checkpoint import load_teacher_weights
 from mokd_det.errors import ConfigError, IncompatibleModelsError
 
 __all__ = ["DEFAULT_TAPS", "DistillationBatch", "Distiller"]
@@ -66,8 +66,8 @@ class Distiller(nn.Module):
         method: its modules are built here, for the taps' shapes.
         taps: name → where it is found in both models (a module path, or a mapping; see
             :mod:`mokd_det.distillation.taps`), or ``{"student": …, "teacher": …}`` where they differ.
-        teacher_checkpoint: file with ``{"model": state_dict}`` for the teacher; "": its weights
-            stay as they are.
+        teacher_checkpoint: the teacher's weights, ours or published (see
+            :func:`mokd_det.checkpoint.load_into`); "": they stay as they are.
         ignore_teacher_keys: patterns of tensors in that file that the teacher may lack.
 
     Raises:
@@ -102,7 +102,13 @@ class Distiller(nn.Module):
         self._student_taps: list[Tensor] = []
         if teacher is not None:
             if teacher_checkpoint:
-                load_teacher_weights(teacher, teacher_checkpoint, ignore_teacher_keys)
+                load_into(
+                    teacher,
+                    teacher_checkpoint,
+                    allow_unexpected=ignore_teacher_keys,
+                    allow_classifier=False,
+                    what="teacher checkpoint",
+                )
             teacher.eval().requires_grad_(False)
             teacher_specs = tap_specs(teacher, self._teacher_sources)
         elif teacher_checkpoint:

@@ -225,7 +225,7 @@ def test_the_teachers_checkpoint(tmp_path, fake_detector) -> None:
     trained = fake_detector(channels=12)
     path = str(tmp_path / "teacher.pth")
     torch.save({"model": {**trained.state_dict(), "aux.weight": torch.zeros(2)}}, path)
-    with pytest.raises(CheckpointError, match=r"'aux\.weight'"):
+    with pytest.raises(CheckpointError, match=r"1 unknown to the model \(aux\.weight\)"):
         Distiller(fake_detector(), fake_detector(channels=12), MoKD(), teacher_checkpoint=path)
     model = Distiller(
         fake_detector(),
@@ -235,7 +235,7 @@ def test_the_teachers_checkpoint(tmp_path, fake_detector) -> None:
         ignore_teacher_keys=["aux.*"],
     )
     assert torch.equal(model.teacher.queries, trained.queries)
-    with pytest.raises(CheckpointError, match=r"'queries' has shape \(5, 12\) in the file and \(5, 8\)"):
+    with pytest.raises(CheckpointError, match=r"queries \[5, 12\] instead of \[5, 8\]"):
         Distiller(
             fake_detector(), fake_detector(), MoKD(), teacher_checkpoint=path, ignore_teacher_keys=["aux.*"]
         )

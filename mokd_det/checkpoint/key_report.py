@@ -1,0 +1,97 @@
+"""What fits and what does not between a checkpoint and a model, in one place and one form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from torch import Tensor
+
+__all__ = ["KeyReport", "compare_keys"]
+
+_KEYS_SHOWN = 20
+_KEYS_IN_SUMMARY = 3
+
+
+@dataclass(frozen=True)
+class KeyReport:
+    """The differences between a checkpoint's tensors and a model's.
+
+    Attributes:
+        missing: keys of the model that the checkpoint lacks.
+        unexpected: keys of the checkpoint that the model lacks.
+        mismatched: (key, shape in the checkpoint, shape in the model).
+        matched: number of keys with equal shapes.
+    """
+
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...] = ()
+    matched: int = 0
+
+    @property
+    def is_exact(self) -> bool:
+        return not (self.missing or self.unexpected or self.mismatched)
+
+    def without(self, missing: Sequence[str] = (), unexpected: Sequence[str] = ()) -> KeyReport:
+        """The report less the keys that ``fnmatch`` patterns declare harmless; shapes must always agree."""
+        return KeyReport(
+            missing=tuple(key for key in self.missing if not _matches(key, missing)),
+            unexpected=tuple(key for key in self.unexpected if not _matches(key, unexpected)),
+            mismatched=self.mismatched,
+            matched=self.matched,
+        )
+
+    def summary(self) -> str:
+        """One line: counts, and the first keys of each kind."""
+        shapes = [f"{key} {list(found)} instead of {list(wanted)}" for key, found, wanted in self.mismatched]
+        parts = [f"{self.matched} keys fit"]
+        for label, keys in (
+            ("of another shape", shapes),
+            ("missing from the file", self.missing),
+            ("unknown to the model", self.unexpected),
+        ):
+            if keys:
+                more = ", …" if len(keys) > _KEYS_IN_SUMMARY else ""
+                parts.append(f"{len(keys)} {label} ({', '.join(keys[:_KEYS_IN_SUMMARY])}{more})")
+        return "; ".join(parts)
+
+    def __str__(self) -> str:
+        """Several lines: every kind of difference with its keys, long lists cut."""
+        lines = [f"  {self.matched} keys fit"]
+        shapes = [
+            f"{key}: {list(found)} in the file, {list(wanted)} in the model"
+            for key, found, wanted in self.mismatched
+        ]
+        for label, keys in (
+            ("of another shape", shapes),
+            ("missing from the file", self.missing),
+            ("unknown to the model", self.unexpected),
+        ):
+            if keys:
+                lines.append(f"  {len(keys)} {label}:")
+                lines += [f"    {key}" for key in keys[:_KEYS_SHOWN]]
+                if len(keys) > _KEYS_SHOWN:
+                    lines.append(f"    … and {len(keys) - _KEYS_SHOWN} more")
+        return "\n".join(lines)
+
+
+def compare_keys(checkpoint: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> KeyReport:
+    """Compare two state dicts by key and shape."""
+    common = [key for key in checkpoint if key in model]
+    mismatched = tuple(
+        (key, tuple(checkpoint[key].shape), tuple(model[key].shape))
+        for key in common
+        if checkpoint[key].shape != model[key].shape
+    )
+    return KeyReport(
+        missing=tuple(key for key in model if key not in checkpoint),
+        unexpected=tuple(key for key in checkpoint if key not in model),
+        mismatched=mismatched,
+        matched=len(common) - len(mismatched),
+    )
+
+
+def _matches(key: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(key, pattern) for pattern in patterns)

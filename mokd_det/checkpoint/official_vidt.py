@@ -1,0 +1,97 @@
+"""The published ViDT layout: box heads stand in it twice, class heads have a row per category id of COCO."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from mokd_det.checkpoint.coco_rows import (
+    CATEGORY_ROWS,
+    contiguous_rows,
+    from_category_rows,
+    has_class_rows,
+    to_category_rows,
+)
+from mokd_det.errors import CheckpointError
+
+__all__ = ["from_official", "is_official_layout", "to_official"]
+
+# The decoder refines with the detector's box heads, so the published module holds them in both places.
+_COPY = "transformer.decoder.bbox_embed."
+_HEADS = "bbox_embed."
+
+# ViDT+'s head for mask coefficients: an auxiliary loss of the published training that this package does not
+# have.
+_NOT_OURS = "vector_embed."
+
+_UNPUBLISHED = re.compile(r"transformer\.reference_grid|backbone\.patch_embed\.proj\.\d+\..*")
+
+
+def is_official_layout(weights: Mapping[str, Tensor]) -> bool:
+    """Whether these are weights as the published ViDT saves them."""
+    return any(key.startswith(_COPY) for key in weights)
+
+
+def from_official(
+    weights: Mapping[str, Tensor], source: str, rows: Mapping[str, int]
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Published weights under the names of :class:`mokd_det.modeling.ViDT`.
+
+    Args:
+        weights: as published.
+        source: how error messages name the file.
+        rows: wanted number of rows of each class head's tensor; where that is 80 and the file has 91, the 80
+            categories are picked.
+
+    Returns:
+        The weights, and the published names of those that are left out.
+
+    Raises:
+        CheckpointError: the two copies of a box head differ.
+    """
+    converted: dict[str, Tensor] = {}
+    dropped: list[str] = []
+    for key, value in weights.items():
+        name = _HEADS + key.removeprefix(_COPY) if key.startswith(_COPY) else key
+        if name != key and name in weights:
+            if not torch.equal(weights[name], value):
+                raise CheckpointError(f"{source} is damaged: '{name}' and its copy '{key}' differ")
+            dropped.append(key)
+        elif key.startswith(_NOT_OURS):
+            dropped.append(key)
+        elif has_class_rows(name) and rows.get(name) == contiguous_rows(name) and len(value) == CATEGORY_ROWS:
+            converted[name] = from_category_rows(name, value)
+        else:
+            converted[name] = value
+    return converted, tuple(dropped)
+
+
+def to_official(weights: Mapping[str, Tensor], source: str, *, category_rows: bool) -> dict[str, Tensor]:
+    """Weights of a ViDT as the published code saves and loads them.
+
+    Args:
+        weights: of :class:`mokd_det.modeling.ViDT`.
+        source: how error messages name the file.
+        category_rows: give heads of 80 classes the 91 rows of COCO's category ids; the added classes are
+            never predicted.
+
+    Raises:
+        CheckpointError: the model has parts that the published one lacks.
+    """
+    for key in weights:
+        if _UNPUBLISHED.fullmatch(key):
+            raise CheckpointError(
+                f"{source} has no official layout: its tensor '{key}' belongs to a part that the published "
+                "ViDT lacks"
+            )
+    converted: dict[str, Tensor] = {}
+    for key, value in weights.items():
+        if category_rows and has_class_rows(key) and len(value) == contiguous_rows(key):
+            value = to_category_rows(key, value)
+        converted[key] = value
+        if key.startswith(_HEADS):
+            converted[_COPY + key.removeprefix(_HEADS)] = value
+    return converted
