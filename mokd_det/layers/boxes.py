@@ -37,7 +37,9 @@ def box_iou(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 def generalized_iou(a: Tensor, b: Tensor) -> Tensor:
     """Generalised IoU (Rezatofighi et al. 2019) of corner boxes, broadcast over the leading dimensions."""
     iou, union = box_iou(a, b)
-    hull = (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).clamp(min=0).prod(-1)
+    hull = (
+        (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).clamp(min=0).prod(-1)
+    )
     return iou - (hull - union) / hull
 
 

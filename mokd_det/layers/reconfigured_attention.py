@@ -12,7 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["ReconfiguredAttention", "merge_windows", "partition_windows", "relative_position_index", "shift_mask"]
+__all__ = [
+    "ReconfiguredAttention",
+    "merge_windows",
+    "partition_windows",
+    "relative_position_index",
+    "shift_mask",
+]
 
 
 def partition_windows(x: Tensor, size: int) -> Tensor:
@@ -39,7 +45,9 @@ def relative_position_index(size: int) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def shift_mask(height: int, width: int, size: int, shift: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+def shift_mask(
+    height: int, width: int, size: int, shift: int, device: torch.device, dtype: torch.dtype
+) -> Tensor:
     """Additive mask of shifted windows: -100 between cells that the roll brought together from opposite edges.
 
     Cached, because a training run sees few padded sizes and building one takes longer than using it.
@@ -52,7 +60,9 @@ def shift_mask(height: int, width: int, size: int, shift: int, device: torch.dev
         index = torch.arange(length)
         return (index >= length - size).long() + (index >= length - shift).long()
 
-    with torch.inference_mode(False):  # the cached tensor may first be asked for by an evaluation, then by training
+    with torch.inference_mode(
+        False
+    ):  # the cached tensor may first be asked for by an evaluation, then by training
         regions = bands(height)[:, None] * 3 + bands(width)[None, :]
         regions = partition_windows(regions[None, :, :, None], size).squeeze(-1)
         different = regions[:, None, :] != regions[:, :, None]
@@ -129,12 +139,16 @@ class ReconfiguredAttention(nn.Module):
         bias = None
         if patches is not None:
             dim = det.shape[-1]
-            flat = F.linear(patches.flatten(1, 2), self.qkv.weight[dim:], self.qkv.bias[dim:])  # no queries needed
+            flat = F.linear(
+                patches.flatten(1, 2), self.qkv.weight[dim:], self.qkv.bias[dim:]
+            )  # no queries needed
             patch_key, patch_value = self._split_heads(flat, 2)
             key, value = torch.cat((patch_key, key), 2), torch.cat((patch_value, value), 2)
             if padding_mask is not None:
                 bias = query.new_zeros(len(det), 1, 1, key.shape[2])
-                bias[..., : padding_mask[0].numel()].masked_fill_(padding_mask.flatten(1)[:, None, None], -100.0)
+                bias[..., : padding_mask[0].numel()].masked_fill_(
+                    padding_mask.flatten(1)[:, None, None], -100.0
+                )
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
         return out.transpose(1, 2).flatten(2)
 
@@ -160,4 +174,6 @@ class ReconfiguredAttention(nn.Module):
             Updates of both kinds of token, same shapes as the inputs.
         """
         keys = None if patch_pos is None else patches + patch_pos.to(patches.dtype)
-        return self.proj(self.attend_windows(patches, shift)), self.proj(self.attend_det(det, keys, padding_mask))
+        return self.proj(self.attend_windows(patches, shift)), self.proj(
+            self.attend_det(det, keys, padding_mask)
+        )

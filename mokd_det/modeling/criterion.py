@@ -120,7 +120,9 @@ class SetCriterion(nn.Module):
                 raise ValueError('the loss "iouaware" needs a model with an IoU head')
             iou = box_iou(corners, target_corners)[0]
             predicted = iou_logits[matches.level, matches.image, matches.query, 0].to(logits.dtype)
-            losses["iouaware"] = per_level(F.binary_cross_entropy_with_logits(predicted, iou, reduction="none"))
+            losses["iouaware"] = per_level(
+                F.binary_cross_entropy_with_logits(predicted, iou, reduction="none")
+            )
         named = {}
         for level in range(levels):
             suffix = "" if level == levels - 1 else f"_{level}"
@@ -146,11 +148,13 @@ class SetCriterion(nn.Module):
         weight = (probability**2).index_put(position, logits.new_ones(()))
         return F.binary_cross_entropy_with_logits(logits, target, weight, reduction="none").sum((1, 2, 3))
 
-    def _token_losses(self, token_logits: Sequence[Tensor], targets: Targets, count: Tensor) -> dict[str, Tensor]:
+    def _token_losses(
+        self, token_logits: Sequence[Tensor], targets: Targets, count: Tensor
+    ) -> dict[str, Tensor]:
         """Focal and dice loss of the patch tokens' classes (ViDT+, token labelling), each summed over the levels."""
         if targets.masks is None:
             raise ValueError("the token-label losses need instance masks in the ground truth")
-        canvas = self._label_canvas(targets)
+        canvas = self._label_canvas(targets, token_logits[0].shape[-1])
         focal: Tensor | float = 0.0
         dice: Tensor | float = 0.0
         for logits in token_logits:
@@ -165,21 +169,27 @@ class SetCriterion(nn.Module):
             dice = dice + (1 - overlap / (probability.sum(1) + truth.sum(1) + 1)).sum() / count
         return {"loss_token_focal": focal, "loss_token_dice": dice}
 
-    def _label_canvas(self, targets: Targets) -> Tensor:
-        """One-hot label of the first object that covers each pixel, (B, classes, H, W) float32.
+    def _label_canvas(self, targets: Targets, channels: int) -> Tensor:
+        """One-hot label of the first object that covers each pixel, (B, channels, H, W) float32.
 
-        Channel 0 says "some object": the published model's class 0 never is an object's.
+        Channel 0 says "some object". With one channel more than classes, class c is channel c + 1; with as many, it
+        is channel c, as in published models, whose class 0 (COCO's unused category id) never occurs.
         """
+        shift = channels - self.num_classes
+        if shift not in (0, 1):
+            raise ValueError(
+                f"the token classifier has {channels} outputs; {self.num_classes} classes need one more"
+            )
         assert targets.masks is not None
         height, width = targets.masks[0].shape[-2:]
         canvas = torch.zeros(
-            len(targets.counts), self.num_classes, height, width, device=targets.labels.device
+            len(targets.counts), channels, height, width, device=targets.labels.device
         ).contiguous(memory_format=torch.channels_last)  # also the order in which the published model pools
         for image, (masks, start) in enumerate(zip(targets.masks, targets.offsets)):
             if not len(masks):
                 continue
             covered = masks.any(0)
             labels = targets.labels[start : start + len(masks)][masks.float().argmax(0)]
-            canvas[image].scatter_(0, (labels * covered)[None], 1.0)
+            canvas[image].scatter_(0, ((labels + shift) * covered)[None], 1.0)
             canvas[image, 0] = covered.float()
         return canvas

@@ -34,7 +34,14 @@ class DecoderLayer(nn.Module):
     """Self-attention among DET tokens, deformable attention to the levels, feed-forward; post-norm."""
 
     def __init__(
-        self, embed_dim: int, num_heads: int, ffn_dim: int, num_levels: int, num_points: int, dropout: float, kernel: str
+        self,
+        embed_dim: int,
+        num_heads: int,
+        ffn_dim: int,
+        num_levels: int,
+        num_points: int,
+        dropout: float,
+        kernel: str,
     ) -> None:
         super().__init__()
         self.cross_attn = MultiScaleDeformableAttention(embed_dim, num_heads, num_levels, num_points, kernel)
@@ -61,7 +68,9 @@ class DecoderLayer(nn.Module):
         """(B, N, d) tokens -> (B, N, d); ``reference`` (B, N, levels, 4), ``memory`` (B, S, d)."""
         query = tokens + pos
         update = self.self_attn(query, query, tokens, need_weights=False)[0]
-        tokens = self.norm2(tokens + self._drop(update))  # the published names number the norms the other way round
+        tokens = self.norm2(
+            tokens + self._drop(update)
+        )  # the published names number the norms the other way round
         update = self.cross_attn(tokens + pos, reference, memory, shapes, padding_mask)
         tokens = self.norm1(tokens + self._drop(update))
         update = self.linear2(self._drop(F.relu(self.linear1(tokens))))
@@ -87,7 +96,7 @@ class DeformableTransformer(nn.Module):
         num_queries: N; needed by ``reference_init="grid"`` only.
         reference_init: "learned" (ViDT: a linear layer of the query position alone) or "grid" (the same plus one free
             point per query that starts on a regular grid, so that a short training need not spread the queries first).
-        token_classes: classes of ViDT+'s auxiliary patch-token classifier; None: no such head.
+        token_classes: outputs of ViDT+'s auxiliary patch-token classifier, classes + 1; None: no such head.
         kernel: deformable attention kernel.
     """
 
@@ -123,10 +132,10 @@ class DeformableTransformer(nn.Module):
             self.token_embed = nn.Linear(embed_dim, token_classes)
         self.token_classes = token_classes
         for name, parameter in self.named_parameters():
-            if parameter.dim() > 1 and parameter.requires_grad:
-                # these two keep the deformable attention's own start
-                if "sampling_offsets" not in name and "attention_weights" not in name:
-                    nn.init.xavier_uniform_(parameter)
+            # the deformable attention keeps its own start
+            own_start = "sampling_offsets" in name or "attention_weights" in name
+            if parameter.dim() > 1 and parameter.requires_grad and not own_start:
+                nn.init.xavier_uniform_(parameter)
         self.reference_grid: nn.Parameter | None = None
         if reference_init == "grid":
             if num_queries is None:
@@ -187,7 +196,7 @@ class DeformableTransformer(nn.Module):
         """
         outputs = []
         for index, (feature, mask) in enumerate(zip(maps, padding_masks)):
-            batch, _, height, width = feature.shape
+            height, width = feature.shape[-2:]
             rows = torch.arange(height, dtype=torch.float32, device=feature.device) + 0.5
             columns = torch.arange(width, dtype=torch.float32, device=feature.device) + 0.5
             valid_h, valid_w = (~mask[:, :, 0]).sum(1).float(), (~mask[:, 0, :]).sum(1).float()

@@ -10,7 +10,9 @@ from mokd_det.layers import cxcywh_to_xyxy
 __all__ = ["top_predictions"]
 
 
-def top_predictions(logits: Tensor, boxes: Tensor, sizes: Tensor, count: int = 100) -> tuple[Tensor, Tensor, Tensor]:
+def top_predictions(
+    logits: Tensor, boxes: Tensor, sizes: Tensor, count: int = 100
+) -> tuple[Tensor, Tensor, Tensor]:
     """Best ``count`` of all (query, class) pairs of each image, without suppression or threshold.
 
     Args:

@@ -120,7 +120,9 @@ class ViDT(nn.Module):
 
     # --- tensors in, tensors out -------------------------------------------------------------------------------
 
-    def forward_tensors(self, images: Tensor, padding_mask: Tensor, *, label_tokens: bool = False) -> ViDTOutput:
+    def forward_tensors(
+        self, images: Tensor, padding_mask: Tensor, *, label_tokens: bool = False
+    ) -> ViDTOutput:
         """Predict from normalised images.
 
         Args:
@@ -186,12 +188,18 @@ class ViDT(nn.Module):
             boxes.append(xyxy_to_cxcywh(instances.gt_boxes.tensor) / scale)
             if self.criterion is not None and self.criterion.needs_masks:
                 bits = instances.gt_masks.tensor
-                masks.append(F.pad(bits, (0, canvas[1] - bits.shape[-1], 0, canvas[0] - bits.shape[-2])).to(self.device))
+                masks.append(
+                    F.pad(bits, (0, canvas[1] - bits.shape[-1], 0, canvas[0] - bits.shape[-2])).to(
+                        self.device
+                    )
+                )
         return Targets(
             labels=torch.cat(labels).to(self.device, torch.int64, non_blocking=True),
             boxes=torch.cat(boxes).to(self.device, non_blocking=True),
             counts=tuple(len(x) for x in labels),
-            names=tuple(str(item.get("file_name", item.get("image_id", i))) for i, item in enumerate(batched_inputs)),
+            names=tuple(
+                str(item.get("file_name", item.get("image_id", i))) for i, item in enumerate(batched_inputs)
+            ),
             masks=masks or None,
         )
 
@@ -230,7 +238,10 @@ class ViDT(nn.Module):
             for item in batched_inputs
         ]
         scores, labels, boxes = top_predictions(
-            output.logits[-1].float(), output.boxes[-1].float(), torch.tensor(sizes, device=self.device), self.topk
+            output.logits[-1].float(),
+            output.boxes[-1].float(),
+            torch.tensor(sizes, device=self.device),
+            self.topk,
         )
         results = []
         for size, score, label, box in zip(sizes, scores, labels, boxes):

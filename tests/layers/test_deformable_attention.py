@@ -17,7 +17,9 @@ def _inputs(spread: float = 0.6) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
     cells = sum(h * w for h, w in SHAPES)
     value = torch.randn(2, cells, 2, 3, generator=generator, dtype=torch.float64)
-    locations = 0.5 + spread * torch.randn(2, 4, 2, len(SHAPES), 3, 2, generator=generator, dtype=torch.float64)
+    locations = 0.5 + spread * torch.randn(
+        2, 4, 2, len(SHAPES), 3, 2, generator=generator, dtype=torch.float64
+    )
     weights = torch.rand(2, 4, 2, len(SHAPES), 3, generator=generator, dtype=torch.float64)
     return value, locations, weights
 
@@ -27,7 +29,9 @@ def _by_hand(value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
     batch, queries, heads, levels, points, _ = locations.shape
     channels = value.shape[-1]
     out = torch.zeros(batch, queries, heads, channels, dtype=value.dtype)
-    for index in torch.cartesian_prod(*(torch.arange(n) for n in (batch, queries, heads, levels, points))).tolist():
+    for index in torch.cartesian_prod(
+        *(torch.arange(n) for n in (batch, queries, heads, levels, points))
+    ).tolist():
         b, q, m, level, p = index
         height, width = SHAPES[level]
         start = sum(h * w for h, w in SHAPES[:level])

@@ -22,7 +22,9 @@ def _attend(module: ReconfiguredAttention, query: Tensor, keys: Tensor, bias: Te
     """One query (C,) against keys (K, C) that have been through the qkv layer's input, with bias (heads, K)."""
     dim, heads = len(query), module.num_heads
     q = (module.qkv.weight[:dim] @ query + module.qkv.bias[:dim]).view(heads, -1)
-    k = (keys @ module.qkv.weight[dim : 2 * dim].T + module.qkv.bias[dim : 2 * dim]).view(len(keys), heads, -1)
+    k = (keys @ module.qkv.weight[dim : 2 * dim].T + module.qkv.bias[dim : 2 * dim]).view(
+        len(keys), heads, -1
+    )
     v = (keys @ module.qkv.weight[2 * dim :].T + module.qkv.bias[2 * dim :]).view(len(keys), heads, -1)
     scores = torch.einsum("hd,khd->hk", q, k) / (dim // heads) ** 0.5 + bias
     return torch.einsum("hk,khd->hd", scores.softmax(-1), v).flatten()
@@ -44,7 +46,12 @@ def test_window_attention(attention: ReconfiguredAttention, shift: int) -> None:
 
     for y in range(8):
         for x in range(8):
-            window = [(r, c) for r in range(8) for c in range(8) if r // size == y // size and c // size == x // size]
+            window = [
+                (r, c)
+                for r in range(8)
+                for c in range(8)
+                if r // size == y // size and c // size == x // size
+            ]
             bias = torch.stack([table[y - r + size - 1, x - c + size - 1] for r, c in window], -1)
             if shift:
                 apart = [(region(y), region(x)) != (region(r), region(c)) for r, c in window]
@@ -96,9 +103,13 @@ def test_sine_encoding_spans_the_unpadded_part() -> None:
     encoding = masked_sine_encoding(mask, 8)
     assert encoding.shape == (1, 4, 6, 8) and encoding.dtype == torch.float32
     angle = 2 * torch.pi * torch.arange(1, 5) / 4
-    torch.testing.assert_close(encoding[0, :, 0, 0], angle.sin(), atol=1e-5, rtol=0)  # y: first half of the channels
+    torch.testing.assert_close(
+        encoding[0, :, 0, 0], angle.sin(), atol=1e-5, rtol=0
+    )  # y: first half of the channels
     torch.testing.assert_close(encoding[0, :, 0, 1], angle.cos(), atol=1e-5, rtol=0)
-    torch.testing.assert_close(encoding[0, 0, :4, 4], angle.sin(), atol=1e-5, rtol=0)  # x over 4 unpadded columns
+    torch.testing.assert_close(
+        encoding[0, 0, :4, 4], angle.sin(), atol=1e-5, rtol=0
+    )  # x over 4 unpadded columns
     torch.testing.assert_close(encoding[0, 0, 0, 6], (angle[0] / 100).sin(), atol=1e-6, rtol=0)
     with pytest.raises(ValueError, match="multiple of 4"):
         masked_sine_encoding(mask, 10)

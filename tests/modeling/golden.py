@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import json
 import zlib
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mokd_det.modeling import EPFF, DeformableTransformer, HungarianMatcher, InputProjection, SetCriterion, ViDT
+from mokd_det.modeling import (
+    EPFF,
+    DeformableTransformer,
+    HungarianMatcher,
+    InputProjection,
+    SetCriterion,
+    ViDT,
+)
 from mokd_det.modeling.backbone import DET_BACKBONES
 from mokd_det.modeling.targets import Targets
 
@@ -51,11 +58,13 @@ def stored(name: str, tensor: Tensor, count: int = 256) -> np.ndarray:
     flat = tensor.detach().flatten().numpy()
     if flat.size <= count:
         return flat
-    index = (np.arange(count, dtype=np.uint64) * 2654435761 + zlib.crc32(name.encode())).astype(np.int64) % flat.size
+    index = (np.arange(count, dtype=np.uint64) * 2654435761 + zlib.crc32(name.encode())).astype(
+        np.int64
+    ) % flat.size
     return flat[index]
 
 
-@lru_cache(maxsize=None)
+@cache
 def golden(variant: str) -> dict:
     """The JSON part of a golden, or of the key list ``keys_…``."""
     return json.loads((FOLDER / f"{variant}.json").read_text())

@@ -78,7 +78,9 @@ def test_matching_minimises_the_summed_cost_of_each_image() -> None:
     boxes = torch.rand(2, 3, 9, 4, generator=generator) * 0.5 + 0.2
     counts = (2, 0, 4)
     targets = Targets(
-        torch.randint(0, 5, (6,), generator=generator), torch.rand(6, 4, generator=generator) * 0.5 + 0.2, counts
+        torch.randint(0, 5, (6,), generator=generator),
+        torch.rand(6, 4, generator=generator) * 0.5 + 0.2,
+        counts,
     )
     matcher = HungarianMatcher()
     matches = matcher(logits, boxes, targets)
@@ -140,7 +142,9 @@ def test_weights_choose_losses_and_levels_share_them() -> None:
 
 
 def test_fewer_pairs_than_topk() -> None:
-    scores, labels, boxes = top_predictions(torch.randn(1, 4, 3), torch.rand(1, 4, 4), torch.tensor([[10, 20]]))
+    scores, labels, boxes = top_predictions(
+        torch.randn(1, 4, 3), torch.rand(1, 4, 4), torch.tensor([[10, 20]])
+    )
     assert scores.shape == (1, 12) and labels.shape == (1, 12) and boxes.shape == (1, 12, 4)
     assert (scores.diff() <= 0).all()
 
@@ -149,3 +153,28 @@ def test_boxes_scale_with_the_original_size() -> None:
     box = torch.tensor([[[0.5, 0.25, 0.2, 0.1]]])
     corners = top_predictions(torch.zeros(1, 1, 1), box, torch.tensor([[100, 400]]))[2]
     torch.testing.assert_close(corners, cxcywh_to_xyxy(torch.tensor([[[200.0, 25.0, 80.0, 10.0]]])))
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_token_labels_by_hand(channels: int) -> None:
+    """The first object covering a pixel labels it; channel 0 says that there is one."""
+    masks = torch.zeros(2, 2, 4, dtype=torch.bool)
+    masks[0, :, :2] = True
+    masks[1, :, 1:3] = True
+    targets = Targets(torch.tensor([1, 2]), torch.rand(2, 4), (2, 0), (), [masks, masks[:0]])
+    weights = {"ce": 2.0, "bbox": 5.0, "giou": 2.0, "token_focal": 2.0}
+    canvas = SetCriterion(num_classes=3, matcher=HungarianMatcher(), weights=weights)._label_canvas(
+        targets, channels
+    )
+    shift = channels - 3
+    expected = torch.zeros(2, channels, 2, 4)
+    expected[0, 0, :, :3] = 1
+    expected[0, 1 + shift, :, :2] = 1
+    expected[0, 2 + shift, :, 2] = 1
+    torch.testing.assert_close(canvas, expected)
+
+
+def test_token_classifier_of_the_wrong_size() -> None:
+    targets = Targets(torch.zeros(0, dtype=torch.int64), torch.rand(0, 4), (0,), (), [torch.zeros(0, 2, 2)])
+    with pytest.raises(ValueError, match="has 9 outputs; 3 classes need one more"):
+        SetCriterion(num_classes=3, matcher=HungarianMatcher())._label_canvas(targets, 9)

@@ -11,7 +11,14 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import BitMasks, Boxes, Instances
 from torch import nn
 
-from mokd_det.modeling import EPFF, DeformableTransformer, HungarianMatcher, InputProjection, SetCriterion, ViDT
+from mokd_det.modeling import (
+    EPFF,
+    DeformableTransformer,
+    HungarianMatcher,
+    InputProjection,
+    SetCriterion,
+    ViDT,
+)
 from mokd_det.modeling.backbone import DET_BACKBONES, SwinRAM, register_backbone, swin_nano
 
 
@@ -19,7 +26,13 @@ def small_vidt(**options: object) -> ViDT:
     """A ViDT small enough to train in a test."""
     torch.manual_seed(0)
     classes = options.pop("num_classes", 5)
-    settings = {"num_layers": 2, "ffn_dim": 32, "embed_dim": 64, "num_heads": 4, **options.pop("transformer", {})}
+    settings = {
+        "num_layers": 2,
+        "ffn_dim": 32,
+        "embed_dim": 64,
+        "num_heads": 4,
+        **options.pop("transformer", {}),
+    }
     backbone = {"embed_dim": 8, "depths": (1, 1, 2, 1), "num_heads": (1, 2, 2, 4), "window_size": 4}
     backbone |= {"num_det_tokens": 9, "pos_channels": 64, **options.pop("backbone", {})}
     criterion = SetCriterion(num_classes=classes, matcher=HungarianMatcher(), **options.pop("criterion", {}))
@@ -44,7 +57,13 @@ def item(height: int, width: int, boxes: int = 2, seed: int = 0) -> dict:
     instances.gt_boxes = Boxes(corners * torch.tensor([width, height, width, height]))
     instances.gt_classes = torch.randint(0, 5, (boxes,), generator=generator)
     image = torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
-    return {"image": image, "instances": instances, "height": 2 * height, "width": 2 * width, "image_id": seed}
+    return {
+        "image": image,
+        "instances": instances,
+        "height": 2 * height,
+        "width": 2 * width,
+        "image_id": seed,
+    }
 
 
 def test_registered_and_built_by_lazy_config() -> None:
@@ -72,7 +91,10 @@ def test_training_returns_every_loss_and_trains_every_parameter() -> None:
 def test_vidt_plus_trains_every_parameter() -> None:
     weights = {"ce": 2.0, "bbox": 5.0, "giou": 2.0, "iouaware": 2.0, "token_focal": 2.0, "token_dice": 2.0}
     model = small_vidt(
-        neck=EPFF(hidden_dim=8), iou_head=True, transformer={"token_classes": 5}, criterion={"weights": weights}
+        neck=EPFF(hidden_dim=8),
+        iou_head=True,
+        transformer={"token_classes": 6},
+        criterion={"weights": weights},
     ).train()
     batch = [item(64, 48)]
     batch[0]["instances"].gt_masks = BitMasks(torch.ones(2, 64, 48, dtype=torch.bool))
@@ -90,7 +112,10 @@ def test_inference_output_is_detectron2s() -> None:
     assert first.image_size == (128, 96), "detections are given in the original image"
     assert second.image_size == (40, 72), "without a stated size the input's is the original"
     assert len(first) == 20 and first.pred_boxes.tensor.shape == (20, 4)
-    assert first.pred_classes.dtype == torch.int64 and 0 <= first.pred_classes.min() <= first.pred_classes.max() < 5
+    assert (
+        first.pred_classes.dtype == torch.int64
+        and 0 <= first.pred_classes.min() <= first.pred_classes.max() < 5
+    )
     assert (first.scores.diff() <= 0).all() and 0 < first.scores.max() < 1
 
 
@@ -151,7 +176,9 @@ def test_drop_path_draws_once_per_image_for_both_kinds_of_token() -> None:
 def test_initial_weights() -> None:
     """The published start: prior 0.01, small first boxes, xavier decoder, trunc-normal tokens, learned reference."""
     torch.manual_seed(0)
-    model = ViDT(backbone=swin_nano(), neck=InputProjection(), transformer=DeformableTransformer(), num_classes=91)
+    model = ViDT(
+        backbone=swin_nano(), neck=InputProjection(), transformer=DeformableTransformer(), num_classes=91
+    )
     for level, (classes, boxes) in enumerate(zip(model.class_embed, model.bbox_embed)):
         torch.testing.assert_close(classes.bias.sigmoid(), torch.full((91,), 0.01))
         assert not boxes.layers[-1].weight.any()
@@ -163,17 +190,25 @@ def test_initial_weights() -> None:
     assert not torch.equal(layers[0].linear1.weight, layers[1].linear1.weight)
     limit = (6 / (256 + 1024)) ** 0.5
     assert layers[0].linear1.weight.detach().abs().max() == pytest.approx(limit, rel=1e-3)
-    assert layers[0].linear1.bias.detach().abs().max() == pytest.approx(1 / 16, rel=2e-2)  # torch's default, not zero
+    assert layers[0].linear1.bias.detach().abs().max() == pytest.approx(
+        1 / 16, rel=2e-2
+    )  # torch's default, not zero
     assert model.transformer.reference_points.bias.detach().abs().min() > 0
     assert model.backbone.det_token.detach().std() == pytest.approx(0.02, rel=0.05)
     qkv = model.backbone.layers[0].blocks[0].attn.qkv.weight.detach()
     assert qkv.abs().max() == pytest.approx(48**-0.5, rel=1e-2)  # torch's default, not Swin's 0.02
-    assert model.input_proj[0][0].weight.detach().abs().max() == pytest.approx((6 / (96 + 256)) ** 0.5, rel=1e-2)
+    assert model.input_proj[0][0].weight.detach().abs().max() == pytest.approx(
+        (6 / (96 + 256)) ** 0.5, rel=1e-2
+    )
 
 
 def test_grid_reference_starts_on_a_grid() -> None:
     model = small_vidt(transformer={"reference_init": "grid", "num_queries": 9})
-    pos = model.query_pos_proj(model.backbone.det_pos_embed.transpose(1, 2).unsqueeze(-1)).squeeze(-1).transpose(1, 2)
+    pos = (
+        model.query_pos_proj(model.backbone.det_pos_embed.transpose(1, 2).unsqueeze(-1))
+        .squeeze(-1)
+        .transpose(1, 2)
+    )
     points = model.transformer.initial_reference(pos).sigmoid()[0]
     thirds = torch.tensor([1 / 6, 0.5, 5 / 6])
     expected = torch.stack((thirds.repeat(3), thirds.repeat_interleave(3)), -1)

@@ -22,7 +22,10 @@ TOLERANCE = {
     "f32": {"features": 1e-4, "states": 2e-3, "boxes": 2e-4, "reference": 1e-5},
 }
 LOSS_RTOL = {"f64": 1e-9, "f32": 1e-4}
-GRAD_NORM_RTOL = {"vidt_swin_nano": {"f64": 1e-8, "f32": 2e-2}, "vidtplus_swin_nano_det300": {"f64": 1e-6, "f32": 2e-2}}
+GRAD_NORM_RTOL = {
+    "vidt_swin_nano": {"f64": 1e-8, "f32": 2e-2},
+    "vidtplus_swin_nano_det300": {"f64": 1e-6, "f32": 2e-2},
+}
 GRAD_RTOL = {"f64": 1e-7, "f32": 5e-2}  # of the largest stored value
 
 
@@ -74,7 +77,10 @@ def _run(variant: str, name: str, precision: str) -> Run:
     record(
         "transformer",
         lambda out: tensors.update(
-            {"init_reference": out.init_reference, **{f"inter_references.{i}": b for i, b in enumerate(out.boxes)}}
+            {
+                "init_reference": out.init_reference,
+                **{f"inter_references.{i}": b for i, b in enumerate(out.boxes)},
+            }
         ),
     )
     for i, stage in enumerate(model.backbone.layers):
@@ -83,8 +89,12 @@ def _run(variant: str, name: str, precision: str) -> Run:
         record(f"backbone.layers.{i}.blocks.{len(stage.blocks) - 1}", joined(f"backbone.stage{i}.out"))
     for i in range(len(model.transformer.decoder.layers)):
         path = f"transformer.decoder.layers.{i}"
-        record(f"{path}.self_attn", lambda out, i=i: tensors.__setitem__(f"probe.decoder.{i}.self_attn", out[0]))
-        record(f"{path}.cross_attn", lambda out, i=i: tensors.__setitem__(f"probe.decoder.{i}.cross_attn", out))
+        record(
+            f"{path}.self_attn", lambda out, i=i: tensors.__setitem__(f"probe.decoder.{i}.self_attn", out[0])
+        )
+        record(
+            f"{path}.cross_attn", lambda out, i=i: tensors.__setitem__(f"probe.decoder.{i}.cross_attn", out)
+        )
     output = model.forward_tensors(*golden.images(case, DTYPES[precision]), label_tokens=True)
     for i in range(len(output.logits)):
         tensors[f"pred_logits.{i}"], tensors[f"pred_boxes.{i}"] = output.logits[i], output.boxes[i]
@@ -165,7 +175,9 @@ def test_losses(run: Run, name: str) -> None:
 @pytest.mark.parametrize("name", ["some", "one_empty", "all_empty"])
 def test_matching(run: Run, name: str) -> None:
     rows = golden.golden(f"golden_{run.variant}")["targets"][name]
-    matches = run.model.criterion.matcher(run.output.logits, run.output.boxes, golden.targets(rows, run.dtype))
+    matches = run.model.criterion.matcher(
+        run.output.logits, run.output.boxes, golden.targets(rows, run.dtype)
+    )
     actual = [[[list(map(int, q)), list(map(int, t))] for q, t in level] for level in matches.per_level]
     assert actual == run.case[run.precision][name]["matcher_by_level"]
 
@@ -214,7 +226,9 @@ def test_top_100(run: Run) -> None:
         assert clear.sum() >= (90 if run.precision == "f64" else 5)
         np.testing.assert_array_equal(labels[i].numpy()[clear], run.stored[f"post.{i}.labels"][clear])
         scale = sizes[i].max().item() * TOLERANCE[run.precision]["boxes"]
-        np.testing.assert_allclose(boxes[i].detach().numpy()[clear], run.stored[f"post.{i}.boxes"][clear], atol=scale)
+        np.testing.assert_allclose(
+            boxes[i].detach().numpy()[clear], run.stored[f"post.{i}.boxes"][clear], atol=scale
+        )
 
 
 @pytest.mark.parametrize("variant", ["nano", "tiny", "small", "base_win7_22k"])
@@ -225,7 +239,9 @@ def test_parameter_counts_and_names(variant: str) -> None:
     with torch.device("meta"):
         model = golden.build(name, filled=False)
     state = {key: list(value.shape) for key, value in model.state_dict().items()}
-    official = {k: v for k, v in keys["state_dict"].items() if not k.startswith("transformer.decoder.bbox_embed")}
+    official = {
+        k: v for k, v in keys["state_dict"].items() if not k.startswith("transformer.decoder.bbox_embed")
+    }
     assert state == official
     assert sum(p.numel() for p in model.parameters()) == keys["parameters_unique"]
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
@@ -237,5 +253,7 @@ def test_parameter_count_vidt_plus() -> None:
     model = golden.build("vidtplus_swin_nano_det300", filled=False)
     keys = golden.golden("keys_vidtplus_swin_nano_det300")
     assert sum(p.numel() for p in model.parameters()) == keys["parameters_unique"]
-    official = {k: v for k, v in keys["state_dict"].items() if not k.startswith("transformer.decoder.bbox_embed")}
+    official = {
+        k: v for k, v in keys["state_dict"].items() if not k.startswith("transformer.decoder.bbox_embed")
+    }
     assert {key: list(value.shape) for key, value in model.state_dict().items()} == official

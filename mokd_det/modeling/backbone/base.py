@@ -13,7 +13,9 @@ from torch import Tensor, nn
 __all__ = ["DET_BACKBONES", "DetBackbone", "DetFeatures", "register_backbone"]
 
 DET_BACKBONES = Registry("DET_BACKBONE")
-DET_BACKBONES.__doc__ = "Backbones with DET tokens by name: classes or functions that return a :class:`DetBackbone`."
+DET_BACKBONES.__doc__ = (
+    "Backbones with DET tokens by name: classes or functions that return a :class:`DetBackbone`."
+)
 
 Built = TypeVar("Built", bound=Callable[..., "DetBackbone"])
 

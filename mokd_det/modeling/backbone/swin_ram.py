@@ -7,7 +7,8 @@ are kept, frozen, so that those checkpoints load exactly.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -63,7 +64,7 @@ class ConvStem(nn.Module):
         return self.norm(self.proj(images).permute(0, 2, 3, 1))
 
 
-STEMS = {"patch": PatchEmbed, "conv": ConvStem}
+STEMS: dict[str, Callable[[int], nn.Module]] = {"patch": PatchEmbed, "conv": ConvStem}
 
 
 class FeedForward(nn.Module):
@@ -104,7 +105,14 @@ class Block(nn.Module):
     """Pre-norm transformer block whose attention, norms and MLP serve patch and DET tokens alike."""
 
     def __init__(
-        self, dim: int, pos_dim: int, num_heads: int, window_size: int, shift: int, mlp_ratio: float, drop_path: float
+        self,
+        dim: int,
+        pos_dim: int,
+        num_heads: int,
+        window_size: int,
+        shift: int,
+        mlp_ratio: float,
+        drop_path: float,
     ) -> None:
         super().__init__()
         self.shift, self.drop_path = shift, drop_path
@@ -191,7 +199,9 @@ class SwinRAM(DetBackbone):
     ) -> None:
         super().__init__()
         if len(depths) != 4 or len(num_heads) != 4:
-            raise ValueError(f"Swin has four stages; got depths {tuple(depths)} and num_heads {tuple(num_heads)}")
+            raise ValueError(
+                f"Swin has four stages; got depths {tuple(depths)} and num_heads {tuple(num_heads)}"
+            )
         if stem not in STEMS:
             raise ValueError(f"unknown stem {stem!r}; there are {sorted(STEMS)}")
         dims = [embed_dim * 2**i for i in range(4)]
@@ -208,7 +218,13 @@ class SwinRAM(DetBackbone):
         for i, (dim, depth) in enumerate(zip(dims, depths)):
             blocks = [
                 Block(
-                    dim, pos_channels, num_heads[i], window_size, (j % 2) * (window_size // 2), mlp_ratio, rates.pop(0)
+                    dim,
+                    pos_channels,
+                    num_heads[i],
+                    window_size,
+                    (j % 2) * (window_size // 2),
+                    mlp_ratio,
+                    rates.pop(0),
                 )
                 for j in range(depth)
             ]
@@ -244,25 +260,25 @@ class SwinRAM(DetBackbone):
 
 
 @register_backbone("swin_nano")
-def swin_nano(**kwargs: object) -> SwinRAM:
+def swin_nano(**kwargs: Any) -> SwinRAM:
     """Swin-nano (48 channels, [2, 2, 6, 2] blocks); keyword arguments override :class:`SwinRAM`'s."""
     return SwinRAM(**{"embed_dim": 48, **kwargs})
 
 
 @register_backbone("swin_tiny")
-def swin_tiny(**kwargs: object) -> SwinRAM:
+def swin_tiny(**kwargs: Any) -> SwinRAM:
     """Swin-tiny (96 channels, [2, 2, 6, 2] blocks, drop path 0.2)."""
     return SwinRAM(**{"embed_dim": 96, "drop_path": 0.2, **kwargs})
 
 
 @register_backbone("swin_small")
-def swin_small(**kwargs: object) -> SwinRAM:
+def swin_small(**kwargs: Any) -> SwinRAM:
     """Swin-small (96 channels, [2, 2, 18, 2] blocks, drop path 0.3)."""
     return SwinRAM(**{"embed_dim": 96, "depths": (2, 2, 18, 2), "drop_path": 0.3, **kwargs})
 
 
 @register_backbone("swin_base")
-def swin_base(**kwargs: object) -> SwinRAM:
+def swin_base(**kwargs: Any) -> SwinRAM:
     """Swin-base (128 channels, [2, 2, 18, 2] blocks, window 7, drop path 0.3)."""
-    options = {"embed_dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32), "drop_path": 0.3}
+    options: dict[str, Any] = {"embed_dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32), "drop_path": 0.3}
     return SwinRAM(**{**options, **kwargs})
