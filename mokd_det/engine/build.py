@@ -1,0 +1,208 @@
+"""From a configuration to a finished training or evaluation."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import instantiate
+from detectron2.engine import create_ddp_model, hooks
+from detectron2.engine.defaults import default_writers
+from detectron2.engine.train_loop import HookBase
+from detectron2.utils import comm
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from mokd_det.balancing.objectives import Objectives
+from mokd_det.checkpoint import export_student, load_into, write_file
+from mokd_det.engine.checkpointing import AtomicCheckpointer
+from mokd_det.engine.hooks import (
+    BalancePrinter,
+    BestModel,
+    Evaluation,
+    MethodDiagnostics,
+    PeriodicCheckpointer,
+    PeriodicWriter,
+)
+from mokd_det.engine.run_directory import drop_metrics_from, set_aside_previous_run
+from mokd_det.engine.setup import pick_device
+from mokd_det.engine.testing import evaluate, write_results
+from mokd_det.engine.train_settings import TrainSettings
+from mokd_det.engine.trainer import MoKDTrainer
+from mokd_det.errors import ConfigError
+
+__all__ = ["build_trainer", "do_test", "do_train"]
+
+logger = logging.getLogger(__name__)
+
+
+def build_trainer(cfg: DictConfig, settings: TrainSettings) -> MoKDTrainer:
+    """Model, optimiser, loader, objectives and balancer of a configuration, as a trainer without hooks.
+
+    Raises:
+        ConfigError: the configuration contradicts itself; other :class:`mokd_det.errors.MoKDError` from the
+            parts.
+    """
+    device = pick_device(settings.device)
+    model = instantiate(cfg.model).to(device)
+    cfg.optimizer.params.model = model
+    optimizer = instantiate(cfg.optimizer)
+    # The configuration is kept and may be saved again; the model is no part of it.
+    cfg.optimizer.params.model = None
+    ddp = dict(settings.ddp)
+    if device.type == "cpu":
+        ddp.setdefault("device_ids", None)
+    patterns = OmegaConf.to_container(cfg.objectives, resolve=True)
+    return MoKDTrainer(
+        create_ddp_model(model, **ddp),
+        instantiate(cfg.dataloader.train),
+        optimizer,
+        objectives=Objectives({name: group for name, group in patterns.items() if group is not None}),
+        balancer=instantiate(cfg.balancer),
+        amp=dataclasses.asdict(settings.amp),
+        clip_grad=dataclasses.asdict(settings.clip_grad) if settings.clip_grad is not None else None,
+        accumulate=settings.accumulate,
+        seed=settings.seed,
+    )
+
+
+def do_train(cfg: DictConfig, settings: TrainSettings, *, resume: bool = False) -> MoKDTrainer:
+    """Train to ``max_iter``, with all hooks; ends with ``<output_dir>/student_final.pth``.
+
+    Args:
+        cfg: from :func:`mokd_det.engine.config_file.load_config`.
+        settings: from :func:`mokd_det.engine.setup.default_setup`.
+        resume: continue from the newest checkpoint of the output directory, if there is one. Otherwise what
+            an earlier run left there is set aside.
+
+    Returns:
+        The trainer, after the training.
+    """
+    trainer = build_trainer(cfg, settings)
+    student = getattr(trainer.module, "student", trainer.module)
+    method = getattr(trainer.module, "method", None)
+    parts = {"method": method} if method is not None and method is not trainer.module else {}
+    checkpointer = AtomicCheckpointer(student, settings.output_dir, trainer=trainer, **parts)
+    trainer.register_hooks(_hooks(cfg, settings, checkpointer, student))
+    if settings.diagnostics_period > 0 and hasattr(trainer.module, "diagnostics"):
+        trainer.register_hooks([MethodDiagnostics(settings.diagnostics_period)])
+    start = _restore(trainer, checkpointer, student, settings, resume)
+    # The writers open their files, so those of an earlier run must be dealt with before.
+    if comm.is_main_process():
+        writers = [
+            *default_writers(settings.output_dir, settings.max_iter),
+            BalancePrinter(trainer.objectives.names),
+        ]
+        trainer.register_hooks([PeriodicWriter(writers, period=settings.log_period)])
+    trainer.train(start, settings.max_iter)
+    if comm.is_main_process():
+        final = Path(settings.output_dir) / "student_final.pth"
+        write_file(export_student({"model": student.state_dict()})["model"], final)
+        logger.info("The trained weights are in %s", final)
+    return trainer
+
+
+def do_test(cfg: DictConfig, settings: TrainSettings, *, resume: bool = False) -> dict[str, Any]:
+    """Evaluate ``init_checkpoint``, or with ``resume`` the newest checkpoint; writes
+    ``<output_dir>/results.json``.
+
+    Only the student of a distillation is built: no teacher file is needed.
+
+    Returns:
+        {task: {metric: value}} on the main process.
+
+    Raises:
+        ConfigError: there is nothing to evaluate or nothing to evaluate with.
+        CheckpointError: the weights cannot be used.
+    """
+    if not _can_evaluate(cfg):
+        raise ConfigError("--eval-only needs dataloader.test and dataloader.evaluator in the config file")
+    node = cfg.model.student if "student" in cfg.model else cfg.model
+    student = instantiate(node).to(pick_device(settings.device))
+    if resume:
+        if AtomicCheckpointer(student, settings.output_dir).resume() is None:
+            raise ConfigError(
+                f"--eval-only --resume: no checkpoint in train.output_dir '{settings.output_dir}'"
+            )
+    elif settings.init_checkpoint:
+        _load_initial(student, settings, allow_classifier=False)
+    else:
+        raise ConfigError("--eval-only has nothing to evaluate: give train.init_checkpoint=FILE, or --resume")
+    results = evaluate(cfg.dataloader, student)
+    if comm.is_main_process():
+        write_results(results, Path(settings.output_dir) / "results.json")
+    return results
+
+
+def _can_evaluate(cfg: DictConfig) -> bool:
+    given = [name for name in ("test", "evaluator") if cfg.dataloader.get(name) is not None]
+    if len(given) == 1:
+        raise ConfigError(
+            f"dataloader.{given[0]} is given without its partner; evaluation needs test and evaluator"
+        )
+    return bool(given)
+
+
+def _load_initial(student: nn.Module, settings: TrainSettings, *, allow_classifier: bool = True) -> None:
+    load_into(
+        student,
+        settings.init_checkpoint,
+        allow_missing=settings.init_allow_missing,
+        allow_unexpected=settings.init_allow_unexpected,
+        keep_rows=settings.init_keep_rows,
+        on_class_mismatch=settings.init_on_class_mismatch,
+        allow_classifier=allow_classifier,
+    )
+
+
+def _restore(
+    trainer: MoKDTrainer,
+    checkpointer: AtomicCheckpointer,
+    student: nn.Module,
+    settings: TrainSettings,
+    resume: bool,
+) -> int:
+    """Put the trainer where it starts; returns the first iteration."""
+    if resume and checkpointer.resume() is not None:
+        start = trainer.iter + 1
+        logger.info("Resuming at iteration %d", start)
+        if comm.is_main_process():
+            drop_metrics_from(settings.output_dir, start)
+        comm.synchronize()
+        return start
+    if resume:
+        logger.info("--resume: no checkpoint in %s, starting at iteration 0", settings.output_dir)
+    # All ranks must have looked for checkpoints before the files move.
+    comm.synchronize()
+    if comm.is_main_process():
+        set_aside_previous_run(settings.output_dir)
+    comm.synchronize()
+    if settings.init_checkpoint:
+        _load_initial(student, settings)
+    return 0
+
+
+def _hooks(
+    cfg: DictConfig,
+    settings: TrainSettings,
+    checkpointer: AtomicCheckpointer,
+    student: nn.Module,
+) -> list[HookBase]:
+    registered: list[HookBase] = [
+        hooks.IterationTimer(),
+        hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
+    ]
+    if _can_evaluate(cfg):
+        registered.append(Evaluation(settings.eval_period, lambda: evaluate(cfg.dataloader, student)))
+        if settings.best is not None:
+            best = settings.best
+            directory = str(Path(settings.output_dir) / "best")
+            registered.append(BestModel(student, directory, best.metric, best.mode, settings.eval_period))
+    elif settings.best is not None:
+        raise ConfigError("train.best needs dataloader.test and dataloader.evaluator")
+    if comm.is_main_process():
+        period, keep = settings.checkpointer.period, settings.checkpointer.max_to_keep
+        registered.append(PeriodicCheckpointer(checkpointer, period, max_to_keep=keep))
+    return registered

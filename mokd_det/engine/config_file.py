@@ -1,0 +1,72 @@
+"""Reading a LazyConfig file so that every mistake in it is reported before anything runs."""
+
+from __future__ import annotations
+
+import builtins
+import os
+from collections.abc import Sequence
+
+from detectron2.config import LazyConfig
+from omegaconf import DictConfig, OmegaConf
+
+from mokd_det.engine.call_arguments import check_call_arguments
+from mokd_det.engine.near_keys import did_you_mean
+from mokd_det.engine.overrides import apply_overrides
+from mokd_det.engine.train_settings import TrainSettings, train_defaults
+from mokd_det.errors import ConfigError, MoKDError
+
+__all__ = ["REQUIRED_KEYS", "load_config"]
+
+REQUIRED_KEYS = ("model", "dataloader", "optimizer", "lr_multiplier", "objectives", "balancer", "train")
+"""Top-level names a configuration must define; others (parts that the file builds on) are free."""
+
+
+def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> DictConfig:
+    """Load a LazyConfig file, apply overrides, fill in the defaults of ``train`` and check all keys.
+
+    Args:
+        path: a ``.py`` or ``.yaml`` file.
+        overrides: see :func:`mokd_det.engine.overrides.apply_overrides`.
+
+    Raises:
+        ConfigError: the file is missing or fails to run; a required key is missing; a key of ``train``, an
+            argument of a call or an override does not exist or has the wrong type.
+    """
+    name = os.fspath(path)
+    if not os.path.isfile(name):
+        raise ConfigError(
+            f"config file '{name}' does not exist" if name else "no config file: give --config-file FILE"
+        )
+    if not name.endswith((".py", ".yaml", ".yml")):
+        raise ConfigError(f"config file '{name}' must be a .py or .yaml file")
+    original_import = builtins.__import__
+    try:
+        cfg = LazyConfig.load(name)
+    except MoKDError:
+        raise
+    # A config file is a program: whatever it raises is a mistake in the file.
+    except Exception as error:
+        reason = str(error.__cause__ or error).strip() or type(error).__name__
+        raise ConfigError(
+            f"config file '{name}' fails with {type(error).__name__}: {reason.splitlines()[0]}"
+        ) from error
+    finally:
+        # Detectron2 replaces it while a file runs, and does not put it back when the file fails.
+        builtins.__import__ = original_import
+    if not isinstance(cfg, DictConfig):
+        raise ConfigError(f"config file '{name}' must define named sections, not a list")
+    for key in REQUIRED_KEYS:
+        if key not in cfg:
+            hint = did_you_mean(key, [str(other) for other in cfg])
+            raise ConfigError(f"config file '{name}' does not define '{key}'; {hint}")
+    if not isinstance(cfg.train, DictConfig):
+        raise ConfigError(f"train in config file '{name}' must be a mapping")
+    for key, value in train_defaults().items():
+        if key not in cfg.train:
+            cfg.train[key] = value
+        elif isinstance(value, dict) and isinstance(cfg.train[key], DictConfig):
+            cfg.train[key] = OmegaConf.merge(value, cfg.train[key])
+    apply_overrides(cfg, overrides)
+    TrainSettings.from_config(OmegaConf.to_container(cfg.train, resolve=True))
+    check_call_arguments(cfg)
+    return cfg

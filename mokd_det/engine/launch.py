@@ -1,0 +1,273 @@
+"""Starting the processes of a run, and ending all of them when one fails."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import multiprocessing.connection
+import multiprocessing.process
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from detectron2.utils import comm
+
+from mokd_det.checkpoint.atomic_file import atomic_write
+from mokd_det.errors import ConfigError, MoKDError
+
+__all__ = ["EXIT_BUG", "EXIT_USER_ERROR", "launch"]
+
+EXIT_BUG = 1
+"""Exit status of a failure that is not the input's."""
+
+EXIT_USER_ERROR = 2
+"""Exit status of a :class:`MoKDError`."""
+
+
+def launch(
+    main: Callable[..., Any],
+    num_processes: int = 1,
+    *,
+    num_machines: int = 1,
+    machine_rank: int = 0,
+    dist_url: str = "auto",
+    args: Sequence[Any] = (),
+    timeout: timedelta = timedelta(minutes=30),
+    grace_seconds: float = 5.0,
+) -> int:
+    """Run ``main(*args)`` in ``num_processes`` processes on this machine: one per GPU, or gloo processes on a
+    CPU.
+
+    Like Detectron2's ``launch``, and further: a machine without GPUs shares its cores between the processes
+    (unless OMP_NUM_THREADS is set); when one process fails, the others get ``grace_seconds`` to report and
+    are then ended, whatever they are doing; the first report is printed once; when this process disappears,
+    so do its children.
+
+    Args:
+        main: a function of an importable module.
+        num_processes: on this machine.
+        num_machines: that take part.
+        machine_rank: number of this machine.
+        dist_url: where the processes meet; "auto": a private file, for one machine.
+        args: for ``main``; must be picklable with several processes.
+        timeout: of collective operations.
+        grace_seconds: between a failure and the end of the other processes.
+
+    Returns:
+        Exit status for ``sys.exit``: 0, or ``EXIT_USER_ERROR`` for a :class:`MoKDError`, whose message goes
+        to stderr as "error: …", or ``EXIT_BUG`` for anything else, with its traceback.
+    """
+    try:
+        _check(num_processes, num_machines, machine_rank, dist_url)
+    except ConfigError as error:
+        _print_error(str(error))
+        return EXIT_USER_ERROR
+    if num_processes * num_machines > 1:
+        return _launch_many(
+            main, num_processes, num_machines, machine_rank, dist_url, args, timeout, grace_seconds
+        )
+    try:
+        main(*args)
+    except MoKDError as error:
+        _print_error(str(error))
+        return EXIT_USER_ERROR
+    except Exception:
+        traceback.print_exc()
+        return EXIT_BUG
+    return 0
+
+
+def _check(num_processes: int, num_machines: int, machine_rank: int, dist_url: str) -> None:
+    if num_processes < 1 or num_machines < 1:
+        raise ConfigError(f"--num-gpus {num_processes} and --num-machines {num_machines} must be 1 or more")
+    if not 0 <= machine_rank < num_machines:
+        raise ConfigError(f"--machine-rank {machine_rank} must be between 0 and {num_machines - 1}")
+    if num_machines > 1 and dist_url == "auto":
+        raise ConfigError("several machines need --dist-url, e.g. tcp://HOST:PORT of the first one")
+    if torch.cuda.is_available() and num_processes > torch.cuda.device_count():
+        raise ConfigError(f"--num-gpus {num_processes}, but this machine has {torch.cuda.device_count()}")
+
+
+def _launch_many(
+    main: Callable[..., Any],
+    num_processes: int,
+    num_machines: int,
+    machine_rank: int,
+    dist_url: str,
+    args: Sequence[Any],
+    timeout: timedelta,
+    grace_seconds: float,
+) -> int:
+    context = multiprocessing.get_context("spawn")
+    threads = max(1, len(os.sched_getaffinity(0)) // num_processes)
+    with contextlib.ExitStack() as stack:
+        # Reports go through files: a process killed while writing one cannot block the reader.
+        reports = stack.enter_context(tempfile.TemporaryDirectory(prefix="mokd-"))
+        if dist_url == "auto":
+            # A file cannot be taken by another program between choosing and using it, as a port can.
+            dist_url = f"file://{reports}/store"
+        # OpenMP reads the variable when torch is imported, so it must stand before the process starts.
+        stack.enter_context(_default_environment("OMP_NUM_THREADS", str(threads)))
+        workers = [
+            context.Process(
+                target=_worker,
+                args=(
+                    local_rank,
+                    main,
+                    num_processes,
+                    num_machines,
+                    machine_rank,
+                    dist_url,
+                    args,
+                    timeout,
+                    reports,
+                ),
+                name=f"rank {machine_rank * num_processes + local_rank}",
+            )
+            for local_rank in range(num_processes)
+        ]
+        try:
+            for worker in workers:
+                worker.start()
+            failed = _first_failure(workers)
+            if failed is None:
+                return 0
+            deadline = time.monotonic() + grace_seconds
+            for worker in workers:
+                worker.join(max(0.0, deadline - time.monotonic()))
+        finally:
+            _end(workers)
+        return _report(failed, Path(reports))
+
+
+@contextlib.contextmanager
+def _default_environment(name: str, value: str) -> Iterator[None]:
+    was_set = name in os.environ
+    os.environ.setdefault(name, value)
+    try:
+        yield
+    finally:
+        if not was_set:
+            del os.environ[name]
+
+
+def _first_failure(workers: Sequence[multiprocessing.process.BaseProcess]) -> Any:
+    """Wait until all have ended well (None) or one has failed."""
+    running = list(workers)
+    while running:
+        multiprocessing.connection.wait([worker.sentinel for worker in running])
+        for worker in [worker for worker in running if not worker.is_alive()]:
+            worker.join()
+            if worker.exitcode != 0:
+                return worker
+            running.remove(worker)
+    return None
+
+
+def _end(workers: Sequence[multiprocessing.process.BaseProcess]) -> None:
+    started = [worker for worker in workers if worker.pid is not None]
+    for worker in started:
+        if worker.is_alive():
+            worker.terminate()
+    deadline = time.monotonic() + 3.0
+    for worker in started:
+        worker.join(max(0.0, deadline - time.monotonic()))
+        if worker.is_alive():
+            worker.kill()
+            worker.join()
+
+
+def _write_report(reports: str, rank: int, is_user_error: bool, text: str) -> None:
+    with atomic_write(Path(reports) / f"{rank}.json", "w") as handle:
+        json.dump({"rank": rank, "time": time.time(), "is_user_error": is_user_error, "text": text}, handle)
+
+
+def _report(failed: Any, reports: Path) -> int:
+    found = sorted(
+        (json.loads(file.read_text()) for file in reports.glob("*.json")), key=lambda report: report["time"]
+    )
+    if not found:
+        how = f"with status {failed.exitcode}"
+        if failed.exitcode is not None and failed.exitcode < 0:
+            how = f"by signal {signal.Signals(-failed.exitcode).name}"
+            how += " (often: out of memory)" if -failed.exitcode == signal.SIGKILL else ""
+        _print_error(f"the process of {failed.name} was ended {how}; all others were ended too")
+        return EXIT_BUG
+    # When one rank fails, its partners often fail at the broken connection: the user's error is the cause.
+    first = next((report for report in found if report["is_user_error"]), found[0])
+    if first["is_user_error"]:
+        _print_error(first["text"])
+        return EXIT_USER_ERROR
+    print(
+        f"rank {first['rank']} failed; all others were ended:\n{first['text']}", file=sys.stderr, flush=True
+    )
+    return EXIT_BUG
+
+
+def _worker(
+    local_rank: int,
+    main: Callable[..., Any],
+    num_processes: int,
+    num_machines: int,
+    machine_rank: int,
+    dist_url: str,
+    args: Sequence[Any],
+    timeout: timedelta,
+    reports: str,
+) -> None:
+    rank = machine_rank * num_processes + local_rank
+    _die_with_parent()
+    status = 0
+    try:
+        on_gpu = torch.cuda.is_available()
+        if on_gpu:
+            torch.cuda.set_device(local_rank)
+        dist.init_process_group(
+            "nccl" if on_gpu else "gloo",
+            init_method=dist_url,
+            world_size=num_machines * num_processes,
+            rank=rank,
+            timeout=timeout,
+        )
+        comm.create_local_process_group(num_processes)
+        comm.synchronize()
+        main(*args)
+        comm.synchronize()
+        dist.destroy_process_group()
+    except MoKDError as error:
+        _write_report(reports, rank, True, str(error))
+        status = EXIT_USER_ERROR
+    except Exception:
+        _write_report(reports, rank, False, traceback.format_exc())
+        status = EXIT_BUG
+    if status:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # A normal exit would wait for threads of the process group, which wait for partners.
+        os._exit(status)
+
+
+def _die_with_parent() -> None:
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(EXIT_BUG)
+
+    threading.Thread(target=watch, daemon=True, name="parent watch").start()
+
+
+def _print_error(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr, flush=True)

@@ -1,0 +1,122 @@
+"""What every tool does first: arguments, configuration, output directory, logging, seeds, a record of the
+run."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import platform
+from pathlib import Path
+
+import torch
+from detectron2.config import LazyConfig
+from detectron2.utils import comm
+from detectron2.utils.collect_env import collect_env_info
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.logger import setup_logger
+from omegaconf import DictConfig, OmegaConf
+
+from mokd_det.engine.train_settings import TrainSettings
+from mokd_det.errors import ConfigError
+
+__all__ = ["argument_parser", "default_setup", "pick_device"]
+
+logger = logging.getLogger(__name__)
+
+
+def argument_parser(description: str) -> argparse.ArgumentParser:
+    """The arguments that all tools share."""
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="LazyConfig file")
+    parser.add_argument(
+        "--num-gpus",
+        type=int,
+        default=1,
+        metavar="N",
+        help="processes on this machine: GPUs, or CPU processes without one",
+    )
+    parser.add_argument("--num-machines", type=int, default=1, metavar="N", help="machines that take part")
+    parser.add_argument(
+        "--machine-rank", type=int, default=0, metavar="R", help="number of this machine, from 0"
+    )
+    parser.add_argument(
+        "--dist-url",
+        default="auto",
+        metavar="URL",
+        help="where the processes meet; needed with several machines",
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="continue from the newest checkpoint of the output directory"
+    )
+    parser.add_argument(
+        "--eval-only", action="store_true", help="evaluate train.init_checkpoint, or with --resume the newest"
+    )
+    parser.add_argument(
+        "opts", nargs="*", metavar="key=value", help="overrides of the config file, e.g. train.max_iter=100"
+    )
+    return parser
+
+
+def pick_device(name: str) -> torch.device:
+    """The device ``train.device`` means here.
+
+    Raises:
+        ConfigError: "cuda" without a GPU, or "cpu" for several processes on a machine with GPUs (they were
+            started for the GPUs).
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "train.device is 'cuda', but this machine has no GPU that torch can use; take 'cpu' or 'auto'"
+        )
+    if name == "cpu" and torch.cuda.is_available() and comm.get_world_size() > 1:
+        raise ConfigError(
+            "train.device is 'cpu' with several processes on a machine with GPUs; "
+            "hide the GPUs with CUDA_VISIBLE_DEVICES="
+        )
+    return torch.device("cuda" if torch.cuda.is_available() and name != "cpu" else "cpu")
+
+
+def default_setup(cfg: DictConfig, args: argparse.Namespace) -> TrainSettings:
+    """Make the output directory, start the loggers, log the environment, save the resolved configuration,
+    seed.
+
+    All ranks get the same seed: they build equal models (a teacher without a checkpoint too), and per-rank
+        randomness
+    comes from the data loader and the trainer, which seed for themselves.
+
+    Args:
+        cfg: from :func:`mokd_det.engine.config_file.load_config`.
+        args: from :func:`argument_parser`.
+
+    Returns:
+        The checked ``train`` section.
+
+    Raises:
+        ConfigError: the output directory cannot be made, or see :meth:`TrainSettings.from_config`.
+    """
+    settings = TrainSettings.from_config(OmegaConf.to_container(cfg.train, resolve=True))
+    output_dir = Path(settings.output_dir)
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"train.output_dir '{output_dir}' cannot be made: {error}") from error
+    if not os.access(output_dir, os.W_OK):
+        raise ConfigError(f"train.output_dir '{output_dir}' is not writable")
+    rank = comm.get_rank()
+    for name in ("fvcore", "detectron2", "mokd_det"):
+        setup_logger(str(output_dir), distributed_rank=rank, name=name, abbrev_name=name)
+    logger.info("Rank %d of %d; arguments: %s", rank, comm.get_world_size(), vars(args))
+    if comm.is_main_process():
+        logger.info("Python %s, torch %s, %s", platform.python_version(), torch.__version__, _hardware())
+        (output_dir / "environment.txt").write_text(collect_env_info() + "\n")
+        LazyConfig.save(cfg, str(output_dir / "config.yaml"))
+        logger.info("The resolved configuration and the environment are in %s", output_dir)
+    seed_all_rng(settings.seed)
+    return settings
+
+
+def _hardware() -> str:
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    return f"CPU, {torch.get_num_threads()} threads per process"

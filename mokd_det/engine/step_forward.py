@@ -1,0 +1,83 @@
+"""The forward of one micro-batch as a function that can be called again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any
+
+import torch
+from detectron2.utils.events import EventStorage
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from mokd_det.engine.frozen_buffers import frozen_buffers
+from mokd_det.engine.loss_monitor import LossMonitor
+from mokd_det.engine.seeded_rng import seeded_rng
+
+__all__ = ["StepForward"]
+
+
+class StepForward:
+    """Implements :class:`mokd_det.balancing.base.Forward` for one micro-batch.
+
+    Two calls differ only by the parameters: the batch is augmented already, the teacher's outputs are in it,
+        and the
+    generators are seeded alike (METHOD: dropout and drop-path masks repeat in the second forward). A call
+    without gradients goes to the bare module and leaves its buffers as they were.
+
+    Args:
+        model: the training model, possibly wrapped for data-parallel training; returns a dict of scalar
+            losses.
+        objectives: losses → vector (K,).
+        batch: what the model is called with.
+        micro_batch: position of the micro-batch within the step.
+        seed: see :func:`mokd_det.engine.seeded_rng.step_seed`.
+        autocast: makes the mixed-precision context of the forward.
+        monitor: told the losses of every forward with gradients.
+        iteration: index of the optimiser step.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objectives: Callable[[Mapping[str, Tensor]], Tensor],
+        batch: Any,
+        *,
+        micro_batch: int,
+        seed: int,
+        device: torch.device,
+        autocast: Callable[[], AbstractContextManager[Any]],
+        monitor: LossMonitor,
+        iteration: int,
+    ) -> None:
+        self._model = model
+        self._module = model.module if isinstance(model, DistributedDataParallel) else model
+        self._objectives = objectives
+        self._batch = batch
+        self._micro_batch = micro_batch
+        self._seed = seed
+        self._device = device
+        self._autocast = autocast
+        self._monitor = monitor
+        self._iteration = iteration
+
+    def __call__(self, *, sync: bool = True) -> Tensor:
+        """The objectives (K,), float32; see :class:`mokd_det.balancing.base.Forward`."""
+        with_gradients = torch.is_grad_enabled()
+        model = self._model if with_gradients else self._module
+        with ExitStack() as stack:
+            if not with_gradients:
+                stack.enter_context(frozen_buffers(self._module))
+                # Models that log from their forward would count the batch twice.
+                stack.enter_context(EventStorage(self._iteration))
+            elif not sync and isinstance(model, DistributedDataParallel):
+                stack.enter_context(model.no_sync())
+            stack.enter_context(seeded_rng(self._seed, self._device))
+            stack.enter_context(self._autocast())
+            losses = model(self._batch)
+        if isinstance(losses, Tensor):
+            losses = {"loss": losses}
+        if with_gradients:
+            self._monitor.watch(losses, self._micro_batch, self._batch)
+        return self._objectives(losses)

@@ -1,0 +1,336 @@
+"""The training loop for models with several losses that are balanced against each other."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from detectron2.engine.train_loop import SimpleTrainer
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from mokd_det.balancing.base import Balancer, StepContext
+from mokd_det.balancing.objectives import Objectives
+from mokd_det.engine.host_copy import HostCopy
+from mokd_det.engine.loss_monitor import LossMonitor
+from mokd_det.engine.seeded_rng import step_seed
+from mokd_det.engine.step_forward import StepForward
+from mokd_det.engine.time_split import TimeSplit
+from mokd_det.errors import ConfigError, MoKDError
+
+__all__ = ["MoKDTrainer"]
+
+logger = logging.getLogger(__name__)
+
+_AUTOCAST_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class _StepScalars:
+    """Device scalars of one step on their way to the storage."""
+
+    def __init__(self, iteration: int, scalars: Mapping[str, Tensor | float], times: TimeSplit) -> None:
+        self.iteration = iteration
+        on_device = {
+            name: value for name, value in scalars.items() if isinstance(value, Tensor) and value.is_cuda
+        }
+        self._numbers = {name: float(value) for name, value in scalars.items() if name not in on_device}
+        self._names = tuple(on_device)
+        stacked = [value.detach().reshape(()).double() for value in on_device.values()]
+        self._copy = HostCopy(torch.stack(stacked)) if stacked else None
+        self._times = times
+
+    def read(self) -> dict[str, float]:
+        scalars = dict(self._numbers)
+        if self._copy is not None:
+            scalars.update(zip(self._names, self._copy.read().tolist(), strict=True))
+        seconds = self._times.seconds()
+        scalars.update((f"{name}_time", value) for name, value in seconds.items())
+        return scalars
+
+
+class MoKDTrainer(SimpleTrainer):
+    """Trains any model that returns a dict of losses, balancing groups of them (METHOD section 4).
+
+    The model is an ordinary Detectron2 model. Some optional methods let it take part in more:
+
+    - ``prepare_batch(batch)``: what can be computed once per batch, before and apart from the student's
+      forwards (the frozen teacher); its result is what the model is then called with, as often as the
+      balancer wants.
+    - ``shared_parameters()`` and ``private_parameters()``: which parameters the objectives share (default:
+      all trainable ones), and which belong to one objective only (default: none).
+    - ``last_student_taps()``: tensors, with their graph, for balancers that work on features.
+    - ``after_step()``: runs after every optimiser step that was taken (retraction to a manifold).
+
+    One step: the next ``accumulate`` batches → ``prepare_batch`` → ``balancer.backward`` over forwards that
+        can be
+    repeated exactly → unscaling → a check of every loss → clipping → optimiser step → ``model.after_step`` →
+    ``balancer.after_step`` → scalars. A loss that is NaN or infinite stops the training before anything is
+    stepped; a step that the GradScaler skips changes neither the balancer nor the model.
+
+    Negative losses stop the training only where the balancer ``requires_positive``.
+
+    Scalars, per iteration: every loss (mean over ranks and micro-batches), ``total_loss``, what the balancer
+        returns
+    (``pi/<objective>``, …), ``grad_norm`` (before clipping, where clipping is on), ``grad_scale`` (float16),
+    and ``data_time``, ``teacher_time`` (``prepare_batch``), ``student_time`` (``balancer.backward`` and the
+    optimiser step), ``balance_time`` (``balancer.after_step``: the second forward of the amortised mode). On
+    CUDA the times are the device's, from events. Nothing synchronises the device: on CUDA a step waits only
+    for its own forward, and its remaining scalars are stored one step later, under the iteration they belong
+    to (:meth:`flush_scalars`).
+
+    Args:
+        model: the model, or its ``DistributedDataParallel`` wrapper.
+        data_loader: endless iterable of batches. If it has ``start_from(batch_index)``, a resumed training
+            continues with the batch after the last one that was trained on.
+        optimizer: over the model's trainable parameters.
+        objectives: groups the losses into a vector (K,).
+        balancer: turns the objectives into a gradient; set up here.
+        amp: ``dict(enabled=True, dtype="bfloat16" | "float16")``; float16 adds a GradScaler. None: full
+            precision.
+        clip_grad: ``dict(max_norm=0.1, norm_type=2.0)``: clip the norm of all gradients together. None: no
+            clipping.
+        accumulate: micro-batches per optimiser step.
+        seed: with iteration, micro-batch and rank it determines every random mask.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data_loader: Iterable[Any],
+        optimizer: torch.optim.Optimizer,
+        *,
+        objectives: Objectives,
+        balancer: Balancer,
+        amp: Mapping[str, Any] | None = None,
+        clip_grad: Mapping[str, Any] | None = None,
+        accumulate: int = 1,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(model, data_loader, optimizer)
+        if accumulate < 1:
+            raise ConfigError(f"train.accumulate is {accumulate}; it must be 1 or more")
+        self.module: nn.Module = model.module if isinstance(model, DistributedDataParallel) else model
+        self.device = next(self.module.parameters()).device
+        self.objectives = objectives
+        self.balancer = balancer
+        self.accumulate = accumulate
+        self.seed = seed
+        self.completed = False
+        self._autocast, self.grad_scaler = self._mixed_precision(amp)
+        self._clip = dict(clip_grad) if clip_grad else None
+        self._pending: list[_StepScalars] = []
+        self.balancer.setup(objectives.names, self.device)
+
+    def _mixed_precision(
+        self, amp: Mapping[str, Any] | None
+    ) -> tuple[Callable[[], AbstractContextManager[Any]], torch.amp.GradScaler | None]:
+        if not amp or not amp.get("enabled", True):
+            return nullcontext, None
+        name = amp.get("dtype", "bfloat16")
+        if name not in _AUTOCAST_DTYPES:
+            raise ConfigError(f"train.amp.dtype is '{name}'; it must be one of {', '.join(_AUTOCAST_DTYPES)}")
+        autocast = functools.partial(torch.autocast, self.device.type, dtype=_AUTOCAST_DTYPES[name])
+        scaler = torch.amp.GradScaler(self.device.type) if name == "float16" else None
+        return autocast, scaler
+
+    def train(self, start_iter: int, max_iter: int) -> None:
+        """Run iterations ``start_iter`` … ``max_iter - 1`` with the hooks around them.
+
+        ``completed`` tells the hooks' ``after_train`` whether all of them were done; after an error it stays
+        False.
+        """
+        logger.info("Training iterations %d to %d", start_iter, max_iter - 1)
+        self.iter = self.start_iter = start_iter
+        self.max_iter = max_iter
+        self.completed = False
+        if self._data_loader_iter_obj is None and hasattr(self.data_loader, "start_from"):
+            self.data_loader.start_from(start_iter * self.accumulate)
+        with EventStorage(start_iter) as self.storage:
+            try:
+                self.before_train()
+                for self.iter in range(start_iter, max_iter):
+                    self.before_step()
+                    self.run_step()
+                    self.after_step()
+                self.iter = max_iter
+                self.completed = True
+            except MoKDError:
+                raise
+            except Exception:
+                logger.exception("Training failed at iteration %d", self.iter)
+                raise
+            finally:
+                self.after_train()
+
+    def run_step(self) -> None:
+        """One optimiser step; see the class.
+
+        Raises:
+            InvalidLossError: a loss is NaN, infinite or, where a logarithm is taken, negative.
+        """
+        if not self.model.training:
+            raise RuntimeError(
+                "the model was left in evaluation mode; call model.train() after evaluating it"
+            )
+        times = TimeSplit(self.device)
+        with times.part("data", host_only=True):
+            batches = [self._next_batch() for _ in range(self.accumulate)]
+        prepare = getattr(self.module, "prepare_batch", None)
+        with times.part("teacher"):
+            if prepare is not None:
+                with self._autocast():
+                    batches = [prepare(batch) for batch in batches]
+
+        monitor = LossMonitor(self.iter, allow_negative=not self.balancer.requires_positive)
+        context = self._context()
+        forwards = [self._forward(batch, index, monitor) for index, batch in enumerate(batches)]
+
+        with times.part("student"):
+            self.optimizer.zero_grad(set_to_none=True)
+            scalars = dict(self.balancer.backward(forwards, context))
+            self.after_backward()
+            if self.grad_scaler is not None:
+                self.grad_scaler.unscale_(self.optimizer)
+            losses = monitor.check()
+            if self._clip is not None:
+                scalars["grad_norm"] = nn.utils.clip_grad_norm_(self._trained_parameters(), **self._clip)
+            stepped = self._optimizer_step(scalars)
+        with times.part("balance"):
+            if stepped:
+                after_step = getattr(self.module, "after_step", None)
+                if after_step is not None:
+                    after_step()
+                scalars.update(self.balancer.after_step(forwards, context))
+        self._store(losses, scalars, times)
+
+    def _next_batch(self) -> Any:
+        try:
+            return next(self._data_loader_iter)
+        except StopIteration:
+            raise ConfigError(
+                f"the training data loader ended at iteration {self.iter}; dataloader.train must be endless"
+            ) from None
+
+    def _context(self) -> StepContext:
+        shared = getattr(self.module, "shared_parameters", self.module.parameters)()
+        private: Iterable[nn.Parameter] = getattr(self.module, "private_parameters", tuple)()
+        scale: float | Tensor = 1.0
+        if self.grad_scaler is not None:
+            scale = self.grad_scaler.scale(torch.ones((), device=self.device))
+        return StepContext(
+            shared_parameters=[parameter for parameter in shared if parameter.requires_grad],
+            private_parameters=[parameter for parameter in private if parameter.requires_grad],
+            loss_scale=scale,
+            iteration=self.iter,
+            taps=getattr(self.module, "last_student_taps", tuple),
+        )
+
+    def _forward(self, batch: Any, index: int, monitor: LossMonitor) -> StepForward:
+        return StepForward(
+            self.model,
+            self.objectives,
+            batch,
+            micro_batch=index,
+            seed=step_seed(self.seed, self.iter, index, comm.get_rank()),
+            device=self.device,
+            autocast=self._autocast,
+            monitor=monitor,
+            iteration=self.iter,
+        )
+
+    def _trained_parameters(self) -> list[nn.Parameter]:
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    def _optimizer_step(self, scalars: dict[str, Tensor | float]) -> bool:
+        if self.grad_scaler is None:
+            self.optimizer.step()
+            return True
+        scale = self.grad_scaler.get_scale()
+        self.grad_scaler.step(self.optimizer)
+        self.grad_scaler.update()
+        scalars["grad_scale"] = scale
+        # The scale falls exactly when the step was skipped because a gradient overflowed.
+        return self.grad_scaler.get_scale() >= scale
+
+    def _store(
+        self, losses: Mapping[str, float], scalars: Mapping[str, Tensor | float], times: TimeSplit
+    ) -> None:
+        self.flush_scalars()
+        if comm.is_main_process():
+            self.storage.put_scalar("total_loss", sum(losses.values()))
+            self.storage.put_scalars(**losses)
+            self._pending.append(_StepScalars(self.iter, scalars, times))
+        if self.device.type == "cpu":
+            self.flush_scalars()
+
+    def flush_scalars(self) -> None:
+        """Store the scalars of earlier steps that were left on the device, waiting for them if need be."""
+        for pending in self._pending:
+            self.storage.put_scalars(cur_iter=pending.iteration, **pending.read())
+        self._pending.clear()
+
+    def after_train(self) -> None:
+        """Store what is left, then let every hook finish."""
+        if self.completed:
+            self.flush_scalars()
+        super().after_train()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a bit-exact continuation needs besides the model: plain tensors, numbers and strings."""
+        state = super().state_dict()
+        state["balancer"] = {
+            "type": type(self.balancer).__qualname__,
+            "objectives": list(self.objectives.names),
+            "state": self.balancer.state_dict(),
+        }
+        if self.grad_scaler is not None:
+            state["grad_scaler"] = self.grad_scaler.state_dict()
+        state["run"] = self._run_identity()
+        return state
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take over a state; warns about every setting with which the continuation is not that of the old
+        run.
+
+        Raises:
+            ValueError: the optimiser's groups differ from the stored ones.
+        """
+        super().load_state_dict(state_dict)
+        stored, own = state_dict["balancer"], self.state_dict()["balancer"]
+        if (stored["type"], stored["objectives"]) == (own["type"], own["objectives"]):
+            self.balancer.load_state_dict(stored["state"])
+        else:
+            logger.warning(
+                "The balancer starts afresh: the checkpoint has %s over %s, this run %s over %s",
+                stored["type"],
+                stored["objectives"],
+                own["type"],
+                own["objectives"],
+            )
+        if self.grad_scaler is not None and "grad_scaler" in state_dict:
+            self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
+        for name, value in self._run_identity().items():
+            if state_dict["run"].get(name) != value:
+                logger.warning(
+                    "%s was %s and is now %s: this run goes on, but differs from an uninterrupted one",
+                    name,
+                    state_dict["run"].get(name),
+                    value,
+                )
+
+    def _run_identity(self) -> dict[str, Any]:
+        precision = "float32"
+        if self._autocast is not nullcontext:
+            precision = "float16" if self.grad_scaler is not None else "bfloat16"
+        return {
+            "seed": self.seed,
+            "accumulate": self.accumulate,
+            "world_size": comm.get_world_size(),
+            "precision": precision,
+        }
