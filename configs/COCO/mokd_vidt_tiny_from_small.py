@@ -1,0 +1,23 @@
+"""MoKD: ViDT-tiny from ViDT-small on COCO, 50 epochs, batch 16."""
+
+from detectron2.config import LazyCall as L
+
+from mokd_det.distillation import Distiller, MoKD
+
+from ..common.coco import dataloader
+from ..common.objectives import mokd
+from ..common.schedule import lr_multiplier, optimizer, train
+from ..common.vidt import small as teacher
+from ..common.vidt import tiny as student
+
+model = L(Distiller)(
+    student=student,
+    teacher=teacher,
+    teacher_checkpoint="checkpoints/vidt_small_50.pth",
+    method=L(MoKD)(high_dimensional=True, learn_teacher_subspace=True, norm="layer_norm", loss="regression"),
+)
+objectives, balancer = mokd["objectives"], mokd["balancer"]
+train["init_checkpoint"] = (
+    "checkpoints/swin_tiny_patch4_window7_224.pth"  # ImageNet weights of the student's backbone
+)
+train["output_dir"] = "output/mokd_vidt_tiny_from_small"
