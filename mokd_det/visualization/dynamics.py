@@ -1,0 +1,158 @@
+"""How objectives pull at a model, of several runs side by side: losses, weights, conflict, dominance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import cycle, permutations
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from mokd_det.visualization.figure_style import LINE_COLOURS, MUTED, figure_style, new_figure, plain_axes
+from mokd_det.visualization.run_metrics import RunMetrics, Series
+
+__all__ = ["dynamics_figure"]
+
+_PANEL_WIDTH, _PANEL_HEIGHT = 3.6, 1.9
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One quantity of every run, with a common scale."""
+
+    title: str
+    unit: str
+    lines: Sequence[dict[str, Series]]
+    limits: tuple[float, float] | None = None
+    logarithmic: bool = False
+    reference: float | None = None
+    note: bool = False
+
+
+def dynamics_figure(runs: Sequence[RunMetrics], *, title: str = "") -> Figure:
+    """One column per run, one row per quantity, with equal scales along a row.
+
+    Rows: the losses of the objectives, their weights π, the conflict cos(g_a, g_b) of their gradients, and
+    the dominance ‖g_a‖ / ‖g_b‖ (scalars ``cosine/…`` and ``norm_ratio/…``, per parameter group where they are
+    logged so). A row that no run has logged is left out; the axes of a run that lacks one say so.
+
+    Args:
+        runs: from :func:`~mokd_det.visualization.run_metrics.read_run`.
+        title: above everything.
+
+    Raises:
+        ValueError: no runs, or none with anything to draw.
+    """
+    rows = [row for row in _rows(runs) if any(row.lines)]
+    if not rows:
+        raise ValueError("none of the runs has logged losses, weights, conflict or dominance")
+    names = [name for row in rows for lines in row.lines for name in lines]
+    colours = dict(zip(dict.fromkeys(names), cycle(LINE_COLOURS[1:])))
+    with figure_style():
+        head = 0.35 if title else 0.05
+        height = _PANEL_HEIGHT * len(rows) + 0.3 + head
+        figure = new_figure(max(_PANEL_WIDTH * len(runs) + 0.4, 4.5), height)
+        if title:
+            figure.text(0.012, 1 - 0.08 / height, title, fontsize=12, fontweight="bold", va="top")
+        grid = figure.subplots(len(rows), len(runs), squeeze=False, sharex=True)
+        end = max(int(run.records[-1]["iteration"]) for run in runs)
+        for i, row in enumerate(rows):
+            for j, run in enumerate(runs):
+                axes = grid[i, j]
+                _draw(
+                    axes,
+                    row,
+                    row.lines[j],
+                    colours,
+                    "one objective" if len(run.objectives) == 1 else "not logged",
+                )
+                axes.set_xlim(0, end * 1.02)
+                axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
+                if i == 0:
+                    axes.set_title(run.label, fontsize=11, fontweight="bold", pad=8)
+                if i == len(rows) - 1:
+                    axes.set_xlabel("iteration")
+                if j == 0:
+                    axes.set_ylabel(f"{row.title}\n{row.unit}")
+                else:
+                    axes.tick_params(which="both", labelleft=False)
+        figure.align_ylabels(grid[:, 0])
+        figure.set_layout_engine(
+            "constrained", rect=(0, 0, 1, 1 - head / height), w_pad=0.07, h_pad=0.06, wspace=0.02, hspace=0.02
+        )
+    return figure
+
+
+def _rows(runs: Sequence[RunMetrics]) -> list[_Row]:
+    losses = [_losses(run) for run in runs]
+    # The weight of a single objective is always 1 and tells nothing.
+    weights = [run.weights() if len(run.weights()) > 1 else {} for run in runs]
+    cosines = [_prefixed(run, "cosine/") for run in runs]
+    ratios = [_prefixed(run, "norm_ratio/") for run in runs]
+    return [
+        _Row("Losses", "sum per objective", losses, _log_limits(losses), logarithmic=True),
+        _Row("Weights", "π", weights, (0.0, 1.03)),
+        _Row("Conflict", "cos(g₁, g₂)", cosines, (-1.03, 1.03), reference=0.0, note=True),
+        _Row(
+            "Dominance",
+            "‖g₁‖ / ‖g₂‖",
+            ratios,
+            _log_limits(ratios, around=1.0),
+            logarithmic=True,
+            reference=1.0,
+        ),
+    ]
+
+
+def _losses(run: RunMetrics) -> dict[str, Series]:
+    grouped = {name: run.losses(name) for name in run.objectives}
+    grouped = {name: losses for name, losses in grouped.items() if losses} or run.terms()
+    return {name: run.series(*losses) for name, losses in grouped.items()}
+
+
+def _prefixed(run: RunMetrics, prefix: str) -> dict[str, Series]:
+    pairs = {f"{first}_{second}": f"{first} ↔ {second}" for first, second in permutations(run.weights(), 2)}
+    lines = {}
+    for name in run.names():
+        if name.startswith(prefix):
+            pair, _, group = name.removeprefix(prefix).partition("/")
+            lines[pairs.get(pair, pair) + (f", {group}" if group else "")] = run.series(name)
+    return lines
+
+
+def _log_limits(
+    lines: Sequence[dict[str, Series]], around: float | None = None
+) -> tuple[float, float] | None:
+    values = np.concatenate([np.zeros(0), *(series[1] for run in lines for series in run.values())])
+    values = values[np.isfinite(values) & (values > 0)]
+    if len(values) == 0:
+        return None
+    low, high = float(values.min()), float(values.max())
+    if around is not None:
+        low, high = min(low, around), max(high, around)
+    return low / 1.3, high * 1.3
+
+
+def _draw(axes: Axes, row: _Row, lines: dict[str, Series], colours: dict[str, str], absent: str) -> None:
+    plain_axes(axes)
+    if row.logarithmic:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    if row.limits is not None:
+        axes.set_ylim(row.limits)
+    if not lines:
+        axes.text(0.5, 0.5, absent, transform=axes.transAxes, ha="center", va="center", color=MUTED)
+        return
+    if row.reference is not None:
+        axes.axhline(row.reference, color=MUTED, linewidth=0.9, linestyle="--")
+    for name, (iterations, values) in lines.items():
+        label = name
+        if row.note:
+            label += f": negative in {np.mean(values < 0):.0%} of the records"
+        axes.plot(iterations, values, color=colours[name], linewidth=1.4, label=label)
+    axes.legend(loc="best", handlelength=1.6, labelspacing=0.3)

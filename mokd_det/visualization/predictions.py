@@ -1,0 +1,294 @@
+"""A grid of pictures: what is there, and what each of several models finds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from detectron2.structures import BoxMode, Instances
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import RendererAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from matplotlib.patheffects import Stroke, withStroke
+from matplotlib.transforms import Bbox
+
+from mokd_det.visualization.figure_style import INK, LIGHT_COLOURS, MUTED, figure_style, new_figure
+
+__all__ = ["BoxSet", "predictions_figure"]
+
+_CELL = 2.1
+_MATCHING_IOU = 0.5
+_RIGHT, _WRONG, _MISSED = "-", (0, (3, 1.6)), (0, (1, 1.6))
+
+
+@dataclass(frozen=True)
+class BoxSet:
+    """Boxes of one image.
+
+    Attributes:
+        boxes: (N, 4) absolute xyxy in pixels of the original image.
+        classes: (N,) contiguous class indices.
+        scores: (N,) in [0, 1], or None for the truth.
+    """
+
+    boxes: np.ndarray
+    classes: np.ndarray
+    scores: np.ndarray | None = None
+
+    @classmethod
+    def from_annotations(cls, annotations: Sequence[dict]) -> BoxSet:
+        """The truth in Detectron2's standard dicts, without crowds."""
+        kept = [annotation for annotation in annotations if not annotation.get("iscrowd", 0)]
+        boxes = [BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYXY_ABS) for a in kept]
+        return cls(
+            np.array(boxes, dtype=np.float64).reshape(-1, 4),
+            np.array([a["category_id"] for a in kept], dtype=np.int64),
+        )
+
+    @classmethod
+    def from_instances(cls, instances: Instances) -> BoxSet:
+        """A detector's output, best score first."""
+        order = instances.scores.argsort(descending=True)
+        instances = instances[order].to("cpu")
+        return cls(
+            instances.pred_boxes.tensor.detach().double().numpy(),
+            instances.pred_classes.numpy(),
+            instances.scores.detach().double().numpy(),
+        )
+
+    def above(self, score: float) -> BoxSet:
+        """Those with at least this score; the truth stays as it is."""
+        if self.scores is None:
+            return self
+        kept = self.scores >= score
+        return replace(self, boxes=self.boxes[kept], classes=self.classes[kept], scores=self.scores[kept])
+
+
+def predictions_figure(
+    images: Sequence[np.ndarray],
+    truth: Sequence[BoxSet],
+    predictions: Sequence[tuple[str, Sequence[BoxSet]]],
+    class_names: Sequence[str],
+    *,
+    min_score: float,
+    title: str = "",
+    row_names: Sequence[str] = (),
+) -> Figure:
+    """One row per image; the columns are the truth and each model's confident predictions.
+
+    A prediction with a solid frame has a true box of its class with IoU ≥ 0.5 (each true box counts once, for
+    the best score, as in COCO's AP50); a dashed one, with a dark label, has none. A dotted frame marks a true
+    box that the model did not find. The label, not the colour alone, tells the class.
+
+    Args:
+        images: uint8 (H, W, 3) RGB each, of any size; small ones are enlarged without smoothing.
+        truth: per image.
+        predictions: (model's name, per image).
+        class_names: by contiguous index.
+        min_score: predictions below it are not drawn.
+        title: above everything.
+        row_names: text left of each row; empty: none.
+
+    Raises:
+        ValueError: no images, or lists of different lengths.
+    """
+    columns = [("truth", truth), *predictions]
+    if not images or any(len(found) != len(images) for _, found in columns):
+        raise ValueError(f"{len(images)} images with {[len(found) for _, found in columns]} sets of boxes")
+    with figure_style():
+        left = 0.28 if row_names else 0.06
+        head, foot, gap = (0.62 if title else 0.34), 0.36, 0.05
+        tall = [_CELL * min(max(image.shape[0] / image.shape[1], 0.4), 2.0) for image in images]
+        width = left + len(columns) * (_CELL + gap)
+        height = head + sum(tall) + gap * len(images) + foot
+        figure = new_figure(width, height)
+        renderer = figure.canvas.get_renderer()
+        if title:
+            figure.text(left / width, 1 - 0.08 / height, title, fontsize=12, fontweight="bold", va="top")
+        y = height - head
+        for i, image in enumerate(images):
+            y -= tall[i]
+            for j, (name, found) in enumerate(columns):
+                x = left + j * (_CELL + gap)
+                axes = figure.add_axes((x / width, y / height, _CELL / width, tall[i] / height))
+                _show_image(axes, image)
+                _draw_boxes(axes, renderer, found[i].above(min_score), truth[i], class_names)
+                if i == 0:
+                    axes.set_title(name, fontsize=11, fontweight="bold", pad=5)
+                if j == 0 and row_names:
+                    axes.set_ylabel(row_names[i], color=MUTED, fontsize=8, labelpad=3)
+            y -= gap
+        _draw_key(figure, min_score, left / width, 0.06 / height)
+    return figure
+
+
+def _show_image(axes: Axes, image: np.ndarray) -> None:
+    height, width = image.shape[:2]
+    axes.imshow(image, interpolation="nearest", extent=(0, width, height, 0), aspect="equal")
+    axes.set_xlim(0, width)
+    axes.set_ylim(height, 0)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)
+
+
+def _draw_boxes(
+    axes: Axes, renderer: RendererAgg, found: BoxSet, truth: BoxSet, class_names: Sequence[str]
+) -> None:
+    right, missed = (
+        _match(found, truth) if found.scores is not None else (np.ones(len(found.boxes), bool), [])
+    )
+    frames = [_frame(axes, truth.boxes[i], "#FFFFFF", _MISSED) for i in missed]
+    frames += [
+        _frame(axes, box, _colour(label), _RIGHT if good else _WRONG)
+        for box, label, good in zip(found.boxes, found.classes, right, strict=True)
+    ]
+    taken: list[Bbox] = []
+    outlines = [frame.get_window_extent(renderer) for frame in frames]
+    for i, (box, label) in enumerate(zip(found.boxes, found.classes, strict=True)):
+        text = class_names[int(label)]
+        if found.scores is not None:
+            text += f"  {found.scores[i]:.2f}"
+        # On equal boxes only the labels tell which prediction is the right one.
+        ink, fill = ("black", _colour(label)) if right[i] else (_colour(label), "#1c1c1c")
+        _place_label(axes, renderer, text, box, ink, fill, taken, outlines)
+
+
+def _frame(axes: Axes, box: np.ndarray, colour: str, style: object) -> Rectangle:
+    x0, y0, x1, y1 = box
+    frame = Rectangle(
+        (x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=1.5, linestyle=style
+    )
+    # A dark seam keeps the line visible on bright images; it has the dashes of its line.
+    frame.set_path_effects([Stroke(linewidth=3.0, foreground="#00000099"), withStroke(linewidth=0)])
+    axes.add_patch(frame)
+    return frame
+
+
+def _place_label(
+    axes: Axes,
+    renderer: RendererAgg,
+    text: str,
+    box: np.ndarray,
+    ink: str,
+    fill: str,
+    taken: list[Bbox],
+    outlines: Sequence[Bbox],
+) -> None:
+    """Write a label at the corner of its box where it covers least, and on no other label if possible."""
+    x0, y0, x1, y1 = box
+    corners = [
+        (x0, y0, "left", "bottom"),
+        (x0, y1, "left", "top"),
+        (x1, y0, "right", "bottom"),
+        (x1, y1, "right", "top"),
+        (x1, y0, "left", "top"),
+        (x0, y0, "right", "top"),
+        (x1, y1, "left", "bottom"),
+        (x0, y1, "right", "bottom"),
+        (x0, y0, "left", "top"),
+        (x0, y1, "left", "bottom"),
+    ]
+    label = axes.text(
+        x0,
+        y0,
+        text,
+        fontsize=7,
+        fontweight="bold",
+        color=ink,
+        bbox={"facecolor": fill, "edgecolor": "none", "pad": 1.0},
+    )
+    view = axes.get_window_extent(renderer)
+    best: tuple[float, tuple[float, float, str, str], Bbox] | None = None
+    to_data = axes.transData.inverted()
+    for rank, (x, y, horizontal, vertical) in enumerate(corners):
+        label.set(x=x, y=y, horizontalalignment=horizontal, verticalalignment=vertical)
+        label.update_bbox_position_size(renderer)
+        extent = label.get_bbox_patch().get_window_extent(renderer)
+        shift = _shift_into(extent, view)
+        extent = extent.translated(*shift)
+        x, y = to_data.transform(axes.transData.transform((x, y)) + shift)
+        # Weights: a label on a label cannot be read; one on a box, its own included, hides what it names.
+        cost = 1000 * sum(_shared(extent, other) for other in taken) + 0.1 * rank
+        # That little is the line it stands on.
+        cost += 10 * sum(max(0.0, _shared(extent, outline) - 0.2) for outline in outlines)
+        if best is None or cost < best[0]:
+            best = (cost, (x, y, horizontal, vertical), extent)
+    assert best is not None
+    x, y, horizontal, vertical = best[1]
+    label.set(x=x, y=y, horizontalalignment=horizontal, verticalalignment=vertical)
+    taken.append(best[2])
+
+
+def _shift_into(extent: Bbox, view: Bbox) -> np.ndarray:
+    """Pixels (x, y) by which to move a label so that the picture's edge does not cut it."""
+    low = np.maximum(view.min - extent.min, 0)
+    return low + np.minimum(view.max - (extent.max + low), 0)
+
+
+def _shared(a: Bbox, b: Bbox) -> float:
+    """Share of ``a`` that lies in ``b``."""
+    overlap = Bbox.intersection(a, b)
+    return 0.0 if overlap is None else overlap.width * overlap.height / max(a.width * a.height, 1e-9)
+
+
+def _match(found: BoxSet, truth: BoxSet) -> tuple[np.ndarray, list[int]]:
+    """Which predictions (best first) hit a true box of their class, and which true boxes none hits."""
+    assert found.scores is not None
+    overlap = _iou(found.boxes, truth.boxes)
+    overlap[found.classes[:, None] != truth.classes[None, :]] = 0.0
+    right = np.zeros(len(found.boxes), dtype=bool)
+    free = np.ones(len(truth.boxes), dtype=bool)
+    for i in np.argsort(-found.scores, kind="stable"):
+        candidates = np.where(free, overlap[i], 0.0)
+        if candidates.max(initial=0.0) >= _MATCHING_IOU:
+            free[candidates.argmax()] = False
+            right[i] = True
+    return right, np.flatnonzero(free).tolist()
+
+
+def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(N, M) intersection over union of xyxy boxes."""
+    low = np.maximum(a[:, None, :2], b[None, :, :2])
+    high = np.minimum(a[:, None, 2:], b[None, :, 2:])
+    inner = np.clip(high - low, 0, None).prod(axis=2)
+    areas = [np.clip(boxes[:, 2:] - boxes[:, :2], 0, None).prod(axis=1) for boxes in (a, b)]
+    return inner / np.maximum(areas[0][:, None] + areas[1][None, :] - inner, 1e-9)
+
+
+def _colour(label: int) -> str:
+    return LIGHT_COLOURS[int(label) % len(LIGHT_COLOURS)]
+
+
+def _draw_key(figure: Figure, min_score: float, x: float, y: float) -> None:
+    entries = [
+        (_RIGHT, "right: class and place (IoU ≥ 0.5)"),
+        (_WRONG, "wrong, or found twice (dark label)"),
+        (_MISSED, "missed"),
+    ]
+    handles = [
+        Line2D([], [], color=INK, linestyle=style, linewidth=1.5, label=label)  # type: ignore[arg-type]
+        for style, label in entries
+    ]
+    figure.text(
+        1 - 0.06 / figure.get_figwidth(),
+        y,
+        f"drawn: score ≥ {min_score:.2g}",
+        fontsize=8.5,
+        ha="right",
+        va="bottom",
+    )
+    figure.legend(
+        handles=handles,
+        loc="lower left",
+        bbox_to_anchor=(x, y),
+        ncols=len(handles),
+        fontsize=8.5,
+        borderaxespad=0.0,
+        borderpad=0.0,
+        columnspacing=1.6,
+        handlelength=2.6,
+    )

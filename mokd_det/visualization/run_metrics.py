@@ -1,0 +1,129 @@
+"""What a run has logged: ``metrics.json`` as series over iterations, losses summed by objective and term."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from mokd_det.errors import ConfigError
+
+__all__ = ["RunMetrics", "Series", "read_run"]
+
+Series = tuple[np.ndarray, np.ndarray]
+"""Iterations (N,) int64, ascending, and values (N,) float64; NaN where a value is not a number."""
+
+
+@dataclass(frozen=True)
+class RunMetrics:
+    """The scalars of one run.
+
+    Attributes:
+        label: its name in legends; runs with the same label are drawn alike (seeds of one model).
+        records: one mapping per logged iteration, ascending, each with "iteration".
+        objectives: objective → patterns of its losses; empty if the run left no configuration.
+    """
+
+    label: str
+    records: Sequence[Mapping[str, Any]]
+    objectives: Mapping[str, Sequence[str]]
+
+    def names(self) -> list[str]:
+        """Every scalar that occurs, in the order of appearance."""
+        return list(dict.fromkeys(name for record in self.records for name in record if name != "iteration"))
+
+    def series(self, *names: str) -> Series:
+        """Sum of the given scalars where all of them were logged."""
+        found = [record for record in self.records if all(name in record for name in names)]
+        iterations = np.array([record["iteration"] for record in found], dtype=np.int64)
+        values = np.array([[_number(record[name]) for name in names] for record in found], dtype=np.float64)
+        return iterations, values.reshape(len(found), len(names)).sum(axis=1)
+
+    def losses(self, objective: str | None = None) -> list[str]:
+        """Names of all losses, or of those of one objective."""
+        losses = [name for name in self.names() if name.startswith("loss_")]
+        if objective is None:
+            return losses
+        patterns = self.objectives.get(objective, ())
+        return [name for name in losses if any(fnmatchcase(name, pattern) for pattern in patterns)]
+
+    def terms(self, objective: str | None = None) -> dict[str, list[str]]:
+        """Term → its losses: ``loss_ce`` and ``loss_ce_0`` … of the auxiliary levels are the term "ce"."""
+        terms: dict[str, list[str]] = {}
+        for name in self.losses(objective):
+            terms.setdefault(re.sub(r"_\d+$", "", name).removeprefix("loss_"), []).append(name)
+        return terms
+
+    def weights(self) -> dict[str, Series]:
+        """Objective → its weight π over iterations."""
+        return {
+            name.removeprefix("pi/"): self.series(name) for name in self.names() if name.startswith("pi/")
+        }
+
+
+def read_run(directory: str | os.PathLike[str], label: str | None = None) -> RunMetrics:
+    """Read the metrics of a run, finished or still running.
+
+    Losses and weights in them are Detectron2's medians over the last 20 iterations.
+
+    Args:
+        directory: a run's output directory, with ``metrics.json`` and, for the objectives, ``config.yaml``.
+        label: name in legends; None: the directory's name.
+
+    Raises:
+        ConfigError: there is no ``metrics.json``, nothing is logged in it yet, or it is not what a
+            run writes.
+    """
+    directory = Path(directory)
+    path = directory / "metrics.json"
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (FileNotFoundError, NotADirectoryError):
+        raise ConfigError(f"{directory} is no run's output directory: it has no metrics.json") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+    # What follows the last line break is a line that a running process has not finished.
+    merged: dict[int, dict[str, Any]] = {}
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            record = json.loads(line)
+            merged.setdefault(int(record["iteration"]), {}).update(record)
+        except (json.JSONDecodeError, KeyError, TypeError, ValueError):
+            raise ConfigError(f"{path}, line {number}: not a JSON object with a number 'iteration'") from None
+    if not merged:
+        raise ConfigError(f"{path} has no complete line: the run has not logged anything yet")
+    records = [merged[iteration] for iteration in sorted(merged)]
+    name = label if label is not None else directory.resolve().name
+    return RunMetrics(name, records, _read_objectives(directory / "config.yaml"))
+
+
+def _read_objectives(path: Path) -> dict[str, list[str]]:
+    if not path.is_file():
+        return {}
+    try:
+        groups = yaml.safe_load(path.read_text(encoding="utf-8"))["objectives"]
+        return {
+            str(name): [str(pattern) for pattern in group]
+            for name, group in groups.items()
+            if group is not None
+        }
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    except (KeyError, TypeError, AttributeError):
+        raise ConfigError(
+            f"{path} does not define 'objectives' as names with lists of loss patterns"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, (int, float)) else float("nan")
