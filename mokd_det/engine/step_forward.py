@@ -21,10 +21,9 @@ __all__ = ["StepForward"]
 class StepForward:
     """Implements :class:`mokd_det.balancing.base.Forward` for one micro-batch.
 
-    Two calls differ only by the parameters: the batch is augmented already, the teacher's outputs are in it,
-        and the
-    generators are seeded alike (METHOD: dropout and drop-path masks repeat in the second forward). A call
-    without gradients goes to the bare module and leaves its buffers as they were.
+    Two calls differ only by the parameters: the batch is augmented already, the teacher's outputs are in it, and
+    the generators are seeded alike, so that dropout and drop-path masks repeat. A call without gradients goes to
+    the bare module and leaves its buffers as they were.
 
     Args:
         model: the training model, possibly wrapped for data-parallel training; returns a dict of scalar

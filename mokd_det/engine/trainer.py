@@ -55,7 +55,7 @@ class _StepScalars:
 
 
 class MoKDTrainer(SimpleTrainer):
-    """Trains any model that returns a dict of losses, balancing groups of them (METHOD section 4).
+    """Trains any model that returns a dict of losses, balancing groups of them.
 
     The model is an ordinary Detectron2 model. Some optional methods let it take part in more:
 

@@ -1,0 +1,155 @@
+"""Amortised balancing: weights learned from what each step did to the losses (FAMO, NeurIPS 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from mokd_det.errors import ConfigError
+
+from .base import Balancer, Forward, StepContext
+from .log_objective import LogObjective
+from .single_backward import adaptive_backward, mean_losses
+from .vector_adam import VectorAdam
+
+__all__ = ["Amortized"]
+
+
+class Amortized(Balancer):
+    """One backward pass per step; π follows the min-norm weights over time.
+
+    With logits w (0 at the start) and π = softmax(w), each step
+
+    1. minimises Σ (π_i / c) log D_i, c = Σ π_i / D_i held constant: the gradient is Σ a_i ∇L_i with
+       a_i = (π_i / D_i) / c, a convex combination of the raw gradients;
+    2. lets the trainer's optimiser step;
+    3. evaluates the same batch again, without gradients and with the same random masks: L';
+    4. moves w along (∂π/∂w)ᵀ δ, δ_i = log D_i − log D'_i: an objective that improved more loses weight. To
+       first order δ is the step's gain along ∇log L_i, so this descends ½ ‖Σ π_i ∇log L_i‖².
+
+    Data-parallel: L and L' are averaged over the ranks before any logarithm, so π is the same everywhere and
+    the gradient is that of one process with the joint batch. A step the GradScaler refuses leaves w alone, as
+    do losses that are not finite.
+
+    Accumulation over m micro-batches: with ``accumulation="exact"`` an additional forward of every
+    micro-batch without gradients finds the mean losses first, and the step equals one big batch (up to what
+    depends on the batch itself, such as BatchNorm); step 3 evaluates all micro-batches. ``"micro"`` takes a
+    from each micro-batch's own losses (a first-order error in their spread) and δ from the last one only: m
+    forwards less in step 1 and m − 1 less in step 3. With m = 1 both are the same and neither costs anything.
+
+    Args:
+        pi_optimizer: "adamw": decoupled weight decay, as the MoKD text says; "adam": the decay joins the
+            gradient, as in FAMO's code. The choice matters: with "adam" the decay outweighs a typical δ of
+            1e-3 and π stays near its start (``docs/theory.md``).
+        lr: step size of the logits.
+        weight_decay: decay of the logits.
+        update_every: steps 3 and 4 run in one of this many steps; the forward of step 3 is saved in the
+            others.
+        min_losses: floors L_i^min, see :class:`LogObjective`.
+        eps: see :class:`LogObjective`.
+        pi_min: least weight of an objective, 0 ≤ pi_min < 1/K: π = pi_min + (1 − K · pi_min) softmax(w).
+        total: sum of the raw weights a. 1 is FAMO's; K makes a plain SGD step comparable to the sum of the
+            losses (AdamW does not notice).
+        accumulation: "exact" or "micro", see above.
+
+    Raises:
+        ConfigError: a value that is out of range.
+    """
+
+    requires_positive = True
+
+    def __init__(
+        self,
+        pi_optimizer: Literal["adamw", "adam"] = "adamw",
+        lr: float = 0.025,
+        weight_decay: float = 0.01,
+        update_every: int = 1,
+        min_losses: Mapping[str, float] | Sequence[float] | float = 0.0,
+        eps: float = 1e-8,
+        pi_min: float = 0.0,
+        total: float = 1.0,
+        accumulation: Literal["exact", "micro"] = "exact",
+    ) -> None:
+        super().__init__(update_every)
+        if pi_optimizer not in ("adamw", "adam"):
+            raise ConfigError(f"balancer.pi_optimizer must be 'adamw' or 'adam', not {pi_optimizer!r}")
+        if accumulation not in ("exact", "micro"):
+            raise ConfigError(f"balancer.accumulation must be 'exact' or 'micro', not {accumulation!r}")
+        if not total > 0:
+            raise ConfigError(f"balancer.total must be positive, not {total!r}")
+        self._decoupled = pi_optimizer == "adamw"
+        self._lr, self._weight_decay = lr, weight_decay
+        self._log = LogObjective(min_losses, eps)
+        self.pi_min, self.total, self.accumulation = pi_min, total, accumulation
+        self._before: Tensor | None = None
+        self._optimizer = self._new_optimizer(torch.zeros(0, dtype=torch.float64))
+
+    def setup(self, objectives: Sequence[str], device: Any = "cpu") -> None:
+        super().setup(objectives, device)
+        count = len(self.objectives)
+        if not 0 <= self.pi_min * count < 1:
+            raise ConfigError(
+                f"balancer.pi_min must lie in [0, 1/{count}) for {count} objectives, not {self.pi_min!r}"
+            )
+        self._log.setup(self.objectives, device)
+        self._optimizer = self._new_optimizer(torch.zeros(count, dtype=torch.float64, device=device))
+
+    def _new_optimizer(self, logits: Tensor) -> VectorAdam:
+        return VectorAdam(logits, self._lr, self._weight_decay, self._decoupled)
+
+    @property
+    def pi(self) -> Tensor:
+        """Weights of the objectives' logarithms (K,), on the simplex, float64."""
+        free = 1 - len(self.objectives) * self.pi_min
+        return self.pi_min + free * torch.softmax(self._optimizer.value, 0)
+
+    def backward(self, forwards: Sequence[Forward], context: StepContext) -> Mapping[str, Tensor | float]:
+        pi = self.pi
+        losses, applied = adaptive_backward(
+            forwards,
+            context,
+            lambda means: self._log.raw_weights(pi, means, self.total),
+            each_micro_batch=self.accumulation == "micro",
+        )
+        self._before = losses
+        shifted = self._log.shifted(losses)
+        scalars: dict[str, Tensor | float] = {
+            "balanced_loss": self.total * (pi * shifted.log()).sum() / (pi / shifted).sum()
+        }
+        for name, weight, raw in zip(self.objectives, pi.unbind(), applied.unbind(), strict=True):
+            scalars[f"pi/{name}"] = weight
+            scalars[f"raw_weight/{name}"] = raw
+        return scalars
+
+    def after_step(self, forwards: Sequence[Forward], context: StepContext) -> Mapping[str, Tensor | float]:
+        before, self._before = self._before, None
+        if before is None:
+            raise RuntimeError("after_step() follows a backward() whose optimiser step was taken")
+        if (context.iteration + 1) % self.update_every:
+            return {}
+        gradient, scalars = self._logit_gradient(before, forwards)
+        self._optimizer.step(gradient)
+        return scalars
+
+    def _logit_gradient(
+        self, before: Tensor, forwards: Sequence[Forward]
+    ) -> tuple[Tensor, Mapping[str, Tensor | float]]:
+        """Descent gradient of w (K,) from the losses before the step (global means), and scalars to log."""
+        after = mean_losses(forwards if self.accumulation == "exact" else forwards[-1:])
+        gain = self._log.shifted(before).log() - self._log.shifted(after).log()
+        share = torch.softmax(self._optimizer.value, 0)
+        gradient = share * (gain - (share * gain).sum())
+        return gradient, {
+            f"log_gain/{name}": value for name, value in zip(self.objectives, gain.unbind(), strict=True)
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"objectives": list(self.objectives), "logits": self._optimizer.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore w and its moments; other objectives start anew, with a warning."""
+        if self._is_own_state(state):
+            self._optimizer.load_state_dict(state["logits"])
