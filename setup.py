@@ -54,7 +54,7 @@ setup(
         "yacs>=0.1.8",
     ],
     extras_require={
-        "balancers": ["torchjd>=0.8"],
+        "balancers": ["torchjd[cagrad,fairgrad,quadprog-projector]>=0.18"],
         "dev": ["hypothesis>=6.100", "mypy>=1.11", "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.9"],
     },
     zip_safe=False,
