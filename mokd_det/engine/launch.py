@@ -146,6 +146,8 @@ def _launch_many(
             deadline = time.monotonic() + grace_seconds
             for worker in workers:
                 worker.join(max(0.0, deadline - time.monotonic()))
+            # A partner may notice the broken connection before this process sees that the other one was killed.
+            failed = next((w for w in workers if w.exitcode is not None and w.exitcode < 0), failed)
         finally:
             _end(workers)
         return _report(failed, Path(reports))
@@ -197,9 +199,11 @@ def _report(failed: Any, reports: Path) -> int:
     found = sorted(
         (json.loads(file.read_text()) for file in reports.glob("*.json")), key=lambda report: report["time"]
     )
-    if not found:
+    is_user_error = any(report["is_user_error"] for report in found)
+    was_killed = failed.exitcode is not None and failed.exitcode < 0
+    if not found or (was_killed and not is_user_error):
         how = f"with status {failed.exitcode}"
-        if failed.exitcode is not None and failed.exitcode < 0:
+        if was_killed:
             how = f"by signal {signal.Signals(-failed.exitcode).name}"
             how += " (often: out of memory)" if -failed.exitcode == signal.SIGKILL else ""
         _print_error(f"the process of {failed.name} was ended {how}; all others were ended too")

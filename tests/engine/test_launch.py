@@ -74,6 +74,12 @@ def test_the_users_error_is_reported_before_its_consequences(tmp_path, capsys):
     assert capsys.readouterr().err == "error: image 7 cannot be decoded\n"
 
 
+def test_a_killed_rank_is_named_even_if_its_partner_reported_first(tmp_path, capsys):
+    _write_report(str(tmp_path), 1, False, "Traceback: connection closed by peer")
+    assert _report(SimpleNamespace(name="rank 0", exitcode=-9), tmp_path) == EXIT_BUG
+    assert "rank 0 was ended by signal SIGKILL" in capsys.readouterr().err
+
+
 def test_a_bug_is_reported_with_its_traceback(tmp_path, capsys):
     _write_report(str(tmp_path), 1, False, "Traceback: first")
     _write_report(str(tmp_path), 0, False, "Traceback: second")
