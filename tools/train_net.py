@@ -15,7 +15,7 @@ from mokd_det.engine import argument_parser, default_setup, do_test, do_train, l
 
 
 def main(args: argparse.Namespace) -> None:
-    cfg = load_config(args.config_file, args.opts)
+    cfg = load_config(args.config_file, args.opts, training=not args.eval_only)
     settings = default_setup(cfg, args)
     if args.eval_only:
         do_test(cfg, settings, resume=args.resume)

@@ -16,7 +16,7 @@ from mokd_det.data.boxes import annotation_boxes, clip_boxes
 from mokd_det.data.coco_format import CocoFormatSource, load_coco_format, publish_categories
 from mokd_det.errors import DatasetError
 
-__all__ = ["check_dataset_dicts", "has_boxes", "load_classes", "load_dataset_dicts"]
+__all__ = ["check_dataset_dicts", "coco_source", "has_boxes", "load_classes", "load_dataset_dicts"]
 
 logger = logging.getLogger(__name__)
 
@@ -135,24 +135,33 @@ def _require_registered(name: str) -> None:
         raise DatasetError(f"unknown data set {name!r}{suggestion}")
 
 
-def _load(name: str) -> list[dict[str, Any]]:
+def coco_source(name: str) -> CocoFormatSource | None:
+    """Where a registered data set lies and how it is read; None for one that another loader makes.
+
+    Raises:
+        DatasetError: unknown name.
+    """
     _require_registered(name)
     if name in _COCO_SPLITS:
         metadata = MetadataCatalog.get(name)
-        return load_coco_format(
-            CocoFormatSource(
-                name,
-                metadata.json_file,
-                metadata.image_root,
-                on_bad_box="drop",
-                has_annotations="image_info" not in metadata.json_file,
-                # COCO 2014's (valminus)minival files are known to repeat ids
-                unique_annotation_ids="minival" not in name,
-                hint=_COCO_HINT,
-            )
+        return CocoFormatSource(
+            name,
+            metadata.json_file,
+            metadata.image_root,
+            on_bad_box="drop",
+            has_annotations="image_info" not in metadata.json_file,
+            # COCO 2014's (valminus)minival files are known to repeat ids
+            unique_annotation_ids="minival" not in name,
+            hint=_COCO_HINT,
         )
-    if isinstance(DatasetCatalog[name], CocoFormatSource):
-        return DatasetCatalog.get(name)
+    source = DatasetCatalog[name]
+    return source if isinstance(source, CocoFormatSource) else None
+
+
+def _load(name: str) -> list[dict[str, Any]]:
+    source = coco_source(name)
+    if source is not None:
+        return load_coco_format(source)
     try:
         records = DatasetCatalog.get(name)
     except DatasetError:

@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.data import detection_utils
 from detectron2.data import transforms as T
 from detectron2.structures import Boxes, Instances
 
 from mokd_det.data.boxes import annotation_boxes
+from mokd_det.data.image_file import read_image_of
 from mokd_det.data.transforms import detr_test_augmentation, detr_train_augmentation
-from mokd_det.errors import DatasetError
 
 __all__ = ["DetrDatasetMapper"]
 
@@ -54,7 +53,7 @@ class DetrDatasetMapper:
                 says.
         """
         sample = {key: value for key, value in record.items() if key != "annotations"}
-        image = _read_image(sample)
+        image = read_image_of(sample)
         annotations = record.get("annotations", ()) if self.is_train else ()
         annotations = [annotation for annotation in annotations if not annotation.get("iscrowd", 0)]
         aug_input = T.AugInput(image, boxes=annotation_boxes(annotations))
@@ -68,23 +67,3 @@ class DetrDatasetMapper:
             instances.gt_classes = torch.tensor([a["category_id"] for a in annotations], dtype=torch.int64)
             sample["instances"] = instances[instances.gt_boxes.nonempty()]
         return sample
-
-
-def _read_image(sample: Mapping[str, Any]) -> np.ndarray:
-    """The image as uint8 (H, W, 3), RGB."""
-    name = f"image {sample['file_name']} (image id {sample.get('image_id')})"
-    try:
-        image = detection_utils.read_image(sample["file_name"], format="RGB")
-    except FileNotFoundError:
-        raise DatasetError(f"{name} does not exist") from None
-    except Exception as error:
-        # Decoders meet broken files with nearly any exception class; whichever it is, the file is the cause.
-        raise DatasetError(f"{name} cannot be decoded: {type(error).__name__}: {error}") from error
-    height, width = image.shape[:2]
-    expected = sample.get("height", height), sample.get("width", width)
-    if (height, width) != expected:
-        raise DatasetError(
-            f"{name} has height {height} and width {width}, but its annotation says height "
-            f"{expected[0]} and width {expected[1]}"
-        )
-    return image

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from mokd_det.engine.call_arguments import check_call_arguments
 from mokd_det.engine.near_keys import did_you_mean
 from mokd_det.engine.overrides import apply_overrides
+from mokd_det.engine.own_data import fill_from_data
 from mokd_det.engine.train_settings import TrainSettings, train_defaults
 from mokd_det.errors import ConfigError, MoKDError
 
@@ -21,16 +22,21 @@ REQUIRED_KEYS = ("model", "dataloader", "optimizer", "lr_multiplier", "objective
 """Top-level names a configuration must define; others (parts that the file builds on) are free."""
 
 
-def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> DictConfig:
+def load_config(
+    path: str | os.PathLike[str], overrides: Sequence[str] = (), *, training: bool = True
+) -> DictConfig:
     """Load a LazyConfig file, apply overrides, fill in the defaults of ``train`` and check all keys.
 
     Args:
         path: a ``.py`` or ``.yaml`` file.
         overrides: see :func:`mokd_det.engine.overrides.apply_overrides`.
+        training: whether a training follows, and not only an evaluation (which needs less of a user's own
+            data, see :func:`mokd_det.engine.own_data.fill_from_data`).
 
     Raises:
         ConfigError: the file is missing or fails to run; a required key is missing; a key of ``train``, an
             argument of a call or an override does not exist or has the wrong type.
+        DatasetError: own data (:class:`mokd_det.data.OwnData`) that cannot be used.
     """
     name = os.fspath(path)
     if not os.path.isfile(name):
@@ -67,6 +73,7 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
         elif isinstance(value, dict) and isinstance(cfg.train[key], DictConfig):
             cfg.train[key] = OmegaConf.merge(value, cfg.train[key])
     apply_overrides(cfg, overrides)
+    fill_from_data(cfg, overrides, training=training)
     TrainSettings.from_config(OmegaConf.to_container(cfg.train, resolve=True))
     check_call_arguments(cfg)
     return cfg

@@ -17,6 +17,7 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig, OmegaConf
 
+from mokd_det.engine.own_data import own_data_summary
 from mokd_det.engine.train_settings import TrainSettings
 from mokd_det.errors import ConfigError
 
@@ -112,6 +113,8 @@ def default_setup(cfg: DictConfig, args: argparse.Namespace) -> TrainSettings:
         (output_dir / "environment.txt").write_text(collect_env_info() + "\n")
         LazyConfig.save(cfg, str(output_dir / "config.yaml"))
         logger.info("The resolved configuration and the environment are in %s", output_dir)
+    for line in own_data_summary(cfg):
+        logger.info("%s", line)
     seed_all_rng(settings.seed)
     return settings
 

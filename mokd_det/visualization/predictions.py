@@ -11,11 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import RendererAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Rectangle
-from matplotlib.patheffects import Stroke, withStroke
 from matplotlib.transforms import Bbox
 
-from mokd_det.visualization.figure_style import INK, LIGHT_COLOURS, MUTED, figure_style, new_figure
+from mokd_det.visualization.box_drawing import class_colour, draw_frame, place_label, show_image
+from mokd_det.visualization.figure_style import INK, MUTED, figure_style, new_figure
 
 __all__ = ["BoxSet", "predictions_figure"]
 
@@ -114,7 +113,7 @@ def predictions_figure(
             for j, (name, found) in enumerate(columns):
                 x = left + j * (_CELL + gap)
                 axes = figure.add_axes((x / width, y / height, _CELL / width, tall[i] / height))
-                _show_image(axes, image)
+                show_image(axes, image)
                 _draw_boxes(axes, renderer, found[i].above(min_score), truth[i], class_names)
                 if i == 0:
                     axes.set_title(name, fontsize=11, fontweight="bold", pad=5)
@@ -125,25 +124,15 @@ def predictions_figure(
     return figure
 
 
-def _show_image(axes: Axes, image: np.ndarray) -> None:
-    height, width = image.shape[:2]
-    axes.imshow(image, interpolation="nearest", extent=(0, width, height, 0), aspect="equal")
-    axes.set_xlim(0, width)
-    axes.set_ylim(height, 0)
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.spines[:].set_visible(False)
-
-
 def _draw_boxes(
     axes: Axes, renderer: RendererAgg, found: BoxSet, truth: BoxSet, class_names: Sequence[str]
 ) -> None:
     right, missed = (
         _match(found, truth) if found.scores is not None else (np.ones(len(found.boxes), bool), [])
     )
-    frames = [_frame(axes, truth.boxes[i], "#FFFFFF", _MISSED) for i in missed]
+    frames = [draw_frame(axes, truth.boxes[i], "#FFFFFF", _MISSED) for i in missed]
     frames += [
-        _frame(axes, box, _colour(label), _RIGHT if good else _WRONG)
+        draw_frame(axes, box, class_colour(label), _RIGHT if good else _WRONG)
         for box, label, good in zip(found.boxes, found.classes, right, strict=True)
     ]
     taken: list[Bbox] = []
@@ -153,86 +142,8 @@ def _draw_boxes(
         if found.scores is not None:
             text += f"  {found.scores[i]:.2f}"
         # On equal boxes only the labels tell which prediction is the right one.
-        ink, fill = ("black", _colour(label)) if right[i] else (_colour(label), "#1c1c1c")
-        _place_label(axes, renderer, text, box, ink, fill, taken, outlines)
-
-
-def _frame(axes: Axes, box: np.ndarray, colour: str, style: object) -> Rectangle:
-    x0, y0, x1, y1 = box
-    frame = Rectangle(
-        (x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=1.5, linestyle=style
-    )
-    # A dark seam keeps the line visible on bright images; it has the dashes of its line.
-    frame.set_path_effects([Stroke(linewidth=3.0, foreground="#00000099"), withStroke(linewidth=0)])
-    axes.add_patch(frame)
-    return frame
-
-
-def _place_label(
-    axes: Axes,
-    renderer: RendererAgg,
-    text: str,
-    box: np.ndarray,
-    ink: str,
-    fill: str,
-    taken: list[Bbox],
-    outlines: Sequence[Bbox],
-) -> None:
-    """Write a label at the corner of its box where it covers least, and on no other label if possible."""
-    x0, y0, x1, y1 = box
-    corners = [
-        (x0, y0, "left", "bottom"),
-        (x0, y1, "left", "top"),
-        (x1, y0, "right", "bottom"),
-        (x1, y1, "right", "top"),
-        (x1, y0, "left", "top"),
-        (x0, y0, "right", "top"),
-        (x1, y1, "left", "bottom"),
-        (x0, y1, "right", "bottom"),
-        (x0, y0, "left", "top"),
-        (x0, y1, "left", "bottom"),
-    ]
-    label = axes.text(
-        x0,
-        y0,
-        text,
-        fontsize=7,
-        fontweight="bold",
-        color=ink,
-        bbox={"facecolor": fill, "edgecolor": "none", "pad": 1.0},
-    )
-    view = axes.get_window_extent(renderer)
-    best: tuple[float, tuple[float, float, str, str], Bbox] | None = None
-    to_data = axes.transData.inverted()
-    for rank, (x, y, horizontal, vertical) in enumerate(corners):
-        label.set(x=x, y=y, horizontalalignment=horizontal, verticalalignment=vertical)
-        label.update_bbox_position_size(renderer)
-        extent = label.get_bbox_patch().get_window_extent(renderer)
-        shift = _shift_into(extent, view)
-        extent = extent.translated(*shift)
-        x, y = to_data.transform(axes.transData.transform((x, y)) + shift)
-        # Weights: a label on a label cannot be read; one on a box, its own included, hides what it names.
-        cost = 1000 * sum(_shared(extent, other) for other in taken) + 0.1 * rank
-        # That little is the line it stands on.
-        cost += 10 * sum(max(0.0, _shared(extent, outline) - 0.2) for outline in outlines)
-        if best is None or cost < best[0]:
-            best = (cost, (x, y, horizontal, vertical), extent)
-    assert best is not None
-    x, y, horizontal, vertical = best[1]
-    label.set(x=x, y=y, horizontalalignment=horizontal, verticalalignment=vertical)
-    taken.append(best[2])
-
-
-def _shift_into(extent: Bbox, view: Bbox) -> np.ndarray:
-    """Pixels (x, y) by which to move a label so that the picture's edge does not cut it."""
-    low = np.maximum(view.min - extent.min, 0)
-    return low + np.minimum(view.max - (extent.max + low), 0)
-
-
-def _shared(a: Bbox, b: Bbox) -> float:
-    """Share of ``a`` that lies in ``b``."""
-    overlap = Bbox.intersection(a, b)
-    return 0.0 if overlap is None else overlap.width * overlap.height / max(a.width * a.height, 1e-9)
+        ink, fill = ("black", class_colour(label)) if right[i] else (class_colour(label), "#1c1c1c")
+        place_label(axes, renderer, text, box, ink, fill, taken, outlines)
 
 
 def _match(found: BoxSet, truth: BoxSet) -> tuple[np.ndarray, list[int]]:
@@ -257,10 +168,6 @@ def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     inner = np.clip(high - low, 0, None).prod(axis=2)
     areas = [np.clip(boxes[:, 2:] - boxes[:, :2], 0, None).prod(axis=1) for boxes in (a, b)]
     return inner / np.maximum(areas[0][:, None] + areas[1][None, :] - inner, 1e-9)
-
-
-def _colour(label: int) -> str:
-    return LIGHT_COLOURS[int(label) % len(LIGHT_COLOURS)]
 
 
 def _draw_key(figure: Figure, min_score: float, x: float, y: float) -> None:

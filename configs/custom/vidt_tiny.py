@@ -1,0 +1,10 @@
+"""ViDT-tiny alone, on your own data."""
+
+from ..common.objectives import alone
+from ..common.vidt import tiny as model
+from .common import data, dataloader, from_data, lr_multiplier, optimizer, train, with_own_classes
+
+with_own_classes(model)
+objectives, balancer = alone["objectives"], alone["balancer"]
+train["init_checkpoint"] = "checkpoints/vidt_tiny_50.pth"  # or ImageNet weights of the backbone
+train["output_dir"] = "output/custom/vidt_tiny"

@@ -1,0 +1,118 @@
+"""What checks find: raised at once where data is about to be used, collected where data is being examined."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import numpy as np
+
+from mokd_det.errors import DatasetError
+
+__all__ = ["CollectFindings", "Findings", "Problem", "RaiseFirst", "Severity"]
+
+logger = logging.getLogger(__name__)
+
+Severity = Literal["error", "warning"]
+
+
+class Findings(Protocol):
+    """Where a check reports the entries that do not pass it."""
+
+    def add(
+        self,
+        kind: str,
+        rows: Sequence[int] | np.ndarray,
+        message: Callable[[int], str],
+        *,
+        severity: Severity = "error",
+        hint: str = "",
+    ) -> None:
+        """Report entries of one kind.
+
+        Args:
+            kind: short name of the kind, e.g. "unknown-category".
+            rows: the entries, in order; not empty.
+            message: sentence about one of them, with file and id; only called for those that are shown.
+            severity: "error" if training must not start, "warning" if it is merely suspicious.
+            hint: what to do about it, for a message that stands alone.
+        """
+
+
+class RaiseFirst:
+    """The first error ends it; warnings go to the log."""
+
+    def add(
+        self,
+        kind: str,
+        rows: Sequence[int] | np.ndarray,
+        message: Callable[[int], str],
+        *,
+        severity: Severity = "error",
+        hint: str = "",
+    ) -> None:
+        """See :meth:`Findings.add`.
+
+        Raises:
+            DatasetError: for an error, with the first entry's message and the number of others.
+        """
+        more = f" (and {len(rows) - 1} more like it)" if len(rows) > 1 else ""
+        text = f"{message(int(rows[0]))}{more}{f'; {hint}' if hint else ''}"
+        if severity == "error":
+            raise DatasetError(text)
+        logger.warning("%s", text)
+
+
+@dataclass
+class Problem:
+    """All entries with one kind of problem.
+
+    Attributes:
+        kind: short name.
+        severity: "error" or "warning".
+        count: how many entries have it.
+        examples: messages about the first of them.
+    """
+
+    kind: str
+    severity: Severity
+    count: int = 0
+    examples: list[str] = field(default_factory=list)
+
+
+class CollectFindings:
+    """Counts everything and keeps the first messages of each kind, so that its size is bounded."""
+
+    def __init__(self, max_examples: int = 10) -> None:
+        """
+        Args:
+            max_examples: messages kept per kind.
+        """
+        self.max_examples = max_examples
+        self._problems: dict[tuple[str, Severity], Problem] = {}
+
+    @property
+    def problems(self) -> list[Problem]:
+        """Errors first, otherwise in the order of discovery."""
+        return sorted(self._problems.values(), key=lambda problem: problem.severity != "error")
+
+    def count(self, severity: Severity) -> int:
+        """Entries with a problem of this severity."""
+        return sum(problem.count for problem in self._problems.values() if problem.severity == severity)
+
+    def add(
+        self,
+        kind: str,
+        rows: Sequence[int] | np.ndarray,
+        message: Callable[[int], str],
+        *,
+        severity: Severity = "error",
+        hint: str = "",
+    ) -> None:
+        """See :meth:`Findings.add`; hints are for messages that stand alone, and not kept."""
+        problem = self._problems.setdefault((kind, severity), Problem(kind, severity))
+        room = max(self.max_examples - len(problem.examples), 0)
+        problem.examples += [message(int(row)) for row in rows[:room]]
+        problem.count += len(rows)

@@ -1,0 +1,89 @@
+"""Image files against what the annotations say of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from detectron2.data import detection_utils
+from detectron2.utils.file_io import PathManager
+from PIL import Image
+
+from mokd_det.errors import DatasetError
+
+__all__ = ["image_size", "read_image", "read_image_of", "size_difference"]
+
+_EXIF_ORIENTATION = 0x0112
+_QUARTER_TURNS = (5, 6, 7, 8)
+
+
+def read_image_of(record: Mapping[str, Any]) -> np.ndarray:
+    """The image of a standard dict, with the size that the dict says, if it does.
+
+    Returns:
+        uint8 (H, W, 3), RGB.
+
+    Raises:
+        DatasetError: a file that is missing, cannot be decoded or has another size than the record says.
+    """
+    name = f"image {record['file_name']} (image id {record.get('image_id')})"
+    image = read_image(record["file_name"], name)
+    height, width = image.shape[:2]
+    difference = size_difference((width, height), (record.get("width", width), record.get("height", height)))
+    if difference:
+        raise DatasetError(f"{name} {difference}")
+    return image
+
+
+def read_image(file_name: str, name: str) -> np.ndarray:
+    """An image file as Detectron2 reads it: grayscale, palette and CMYK become RGB, EXIF orientation applied.
+
+    Args:
+        file_name: path.
+        name: what messages call it.
+
+    Returns:
+        uint8 (H, W, 3), RGB.
+
+    Raises:
+        DatasetError: a file that is missing or cannot be decoded.
+    """
+    try:
+        return detection_utils.read_image(file_name, format="RGB")
+    except FileNotFoundError:
+        raise DatasetError(f"{name} does not exist") from None
+    except Exception as error:
+        # Decoders meet broken files with nearly any exception class; whichever it is, the file is the cause.
+        raise DatasetError(f"{name} cannot be decoded: {type(error).__name__}: {error}") from error
+
+
+def image_size(file_name: str, name: str) -> tuple[int, int]:
+    """(width, height) that :func:`read_image` will give, from the file's header alone.
+
+    Raises:
+        DatasetError: a file that is missing or no image.
+    """
+    try:
+        with PathManager.open(file_name, "rb") as file:
+            image = Image.open(file)
+            width, height = image.size
+            # To find this block behind the pixels of a PNG, PIL would decode them.
+            has_exif = image.format != "PNG" or "exif" in image.info
+            turned = has_exif and image.getexif().get(_EXIF_ORIENTATION) in _QUARTER_TURNS
+    except FileNotFoundError:
+        raise DatasetError(f"{name} does not exist") from None
+    # As in read_image
+    except Exception as error:
+        raise DatasetError(f"{name} cannot be decoded: {type(error).__name__}: {error}") from error
+    return (height, width) if turned else (width, height)
+
+
+def size_difference(found: tuple[int, int], expected: tuple[int, int]) -> str:
+    """Half a sentence about (width, height) of a file that differ from its annotation's; "" if they are equal."""
+    if found == expected:
+        return ""
+    return (
+        f"has height {found[1]} and width {found[0]}, but its annotation says height {expected[1]} and width "
+        f"{expected[0]}"
+    )

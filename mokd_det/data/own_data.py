@@ -1,0 +1,213 @@
+"""A user's own training and validation files, and what follows from them for model and schedule."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from mokd_det.data.coco_format import (
+    BadBoxPolicy,
+    CocoFormatSource,
+    load_coco_format,
+    read_classes,
+    register_coco_format,
+)
+from mokd_det.errors import ConfigError, DatasetError
+
+__all__ = ["OwnData", "OwnDataFacts"]
+
+_REFERENCE_BATCH = 16
+_DEFAULT_EPOCHS = 50
+_MIN_ITERATIONS = 6_000
+_MAX_ITERATIONS = 370_000
+_EVALUATIONS = 50
+
+
+@dataclass(frozen=True)
+class OwnDataFacts:
+    """What the files say; a configuration refers to it as ``${from_data.<name>}``.
+
+    Attributes:
+        num_classes: categories of the files.
+        class_names: their names, by ascending category id.
+        train_dataset: registered name of the training data; None: not given.
+        val_dataset: registered name of the validation data; None: not given.
+        train_images: images of the training data.
+        epochs: how often training shows each of them.
+        max_iter: optimiser steps.
+        eval_period: optimiser steps between evaluations and between checkpoints.
+        lr: learning rate for the batch size.
+    """
+
+    num_classes: int
+    class_names: list[str]
+    train_dataset: str | None
+    val_dataset: str | None
+    train_images: int
+    epochs: int
+    max_iter: int
+    eval_period: int
+    lr: float
+
+
+@dataclass
+class OwnData:
+    """The section ``data`` of a configuration.
+
+    The schedule: ``epochs`` if it is given; otherwise 50, but as many as make at least 6,000 and at most
+    370,000 iterations (COCO's 50 epochs). The learning rate grows with the square root of the images per
+    step, as suits Adam: ``lr`` is meant for 16 of them. An evaluation and a checkpoint come after every epoch,
+    but 50 times at most.
+
+    Attributes:
+        train: ``json``, an annotation file in COCO format, and ``images``, the folder that its file names are
+            relative to.
+        val: the same for evaluation; None: train without evaluation.
+        total_batch_size: images per batch over all processes.
+        accumulate: batches per optimiser step.
+        epochs: passes over the training data; None: from its size.
+        lr: learning rate for 16 images per step.
+        on_bad_box: "error", or "drop" to leave out boxes without area inside their image.
+    """
+
+    train: Mapping[str, str | None] = field(default_factory=dict)
+    val: Mapping[str, str | None] | None = field(default_factory=dict)
+    total_batch_size: int = _REFERENCE_BATCH
+    accumulate: int = 1
+    epochs: int | None = None
+    lr: float = 1e-4
+    on_bad_box: BadBoxPolicy = "error"
+
+    def __post_init__(self) -> None:
+        for name, section in (("train", self.train), ("val", self.val)):
+            if section is None and name == "val":
+                continue
+            if not isinstance(section, Mapping) or not set(section) <= {"json", "images"}:
+                raise ConfigError(f"data.{name} is {section!r}; it must have the keys json and images")
+            for key, value in section.items():
+                if not isinstance(value, (str, type(None))):
+                    raise ConfigError(f"data.{name}.{key} is {value!r}; it must be a path")
+        for name in ("total_batch_size", "accumulate", "epochs"):
+            value = getattr(self, name)
+            if value is None and name == "epochs":
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ConfigError(f"data.{name} is {value!r}; it must be an integer of 1 or more")
+        if not isinstance(self.lr, (int, float)) or not 0 <= self.lr < math.inf:
+            raise ConfigError(f"data.lr is {self.lr!r}; it must be a number of 0 or more")
+        if self.on_bad_box not in ("error", "drop"):
+            raise ConfigError(f"data.on_bad_box is {self.on_bad_box!r}; it must be 'error' or 'drop'")
+
+    def read(self, *, training: bool = True) -> OwnDataFacts:
+        """Check the paths, register both data sets and say what follows from them.
+
+        The validation data is checked completely here, since a mistake in it would show only at the first
+        evaluation; the training data when its loader is built.
+
+        Args:
+            training: False where only an evaluation follows: the validation data is enough then.
+
+        Raises:
+            ConfigError: paths that are not given, that do not exist, or a batch larger than the data set.
+            DatasetError: files that cannot be used, or classes that differ between the two.
+        """
+        self._check_paths(training)
+        read = {name: self._read_classes(name) for name in ("train", "val") if self._is_given(name)}
+        if len(read) == 2:
+            self._check_same_classes(read["train"][0], read["val"][0])
+        classes = next(iter(read.values()))[0]
+        images = read["train"][1] if "train" in read else 0
+        if training and images < self.total_batch_size:
+            raise ConfigError(
+                f"data.total_batch_size is {self.total_batch_size}, but data.train.json lists {images} images; "
+                f"give data.total_batch_size={images} or less"
+            )
+        names = {name: self._register(name) for name in read}
+        if training and "val" in read:
+            load_coco_format(self._source("val"))
+        batches = max(images // self.total_batch_size, 1)
+        epochs = self.epochs if self.epochs is not None else self._default_epochs(batches)
+        max_iter = max(round(epochs * batches / self.accumulate), 1)
+        per_epoch = math.ceil(batches / self.accumulate)
+        return OwnDataFacts(
+            num_classes=len(classes),
+            class_names=classes,
+            train_dataset=names.get("train"),
+            val_dataset=names.get("val"),
+            train_images=images,
+            epochs=epochs,
+            max_iter=max_iter,
+            eval_period=min(max(per_epoch, math.ceil(max_iter / _EVALUATIONS)), max_iter),
+            lr=self.lr * math.sqrt(self.total_batch_size * self.accumulate / _REFERENCE_BATCH),
+        )
+
+    def _default_epochs(self, batches_per_epoch: int) -> int:
+        per_epoch = batches_per_epoch / self.accumulate
+        wanted = max(_DEFAULT_EPOCHS, math.ceil(_MIN_ITERATIONS / per_epoch))
+        return max(min(wanted, int(_MAX_ITERATIONS / per_epoch)), 1)
+
+    def _path(self, name: str, key: str) -> str:
+        section = self.train if name == "train" else self.val
+        return os.path.expanduser((section or {}).get(key) or "")
+
+    def _is_given(self, name: str) -> bool:
+        return bool(self._path(name, "json") or self._path(name, "images"))
+
+    def _check_paths(self, training: bool) -> None:
+        needed = ["train"] if training else []
+        if self.val is not None or not training:
+            needed.append("val")
+        asked = [*needed, *(name for name in ("train", "val") if name not in needed and self._is_given(name))]
+        absent = [f"data.{n}.{k}" for n in asked for k in ("json", "images") if not self._path(n, k)]
+        if absent:
+            hint = ""
+            if training and {"data.val.json", "data.val.images"} <= set(absent):
+                hint = "; data.val=null trains without evaluation"
+            raise ConfigError(
+                f"{', '.join(absent)} {'is' if len(absent) == 1 else 'are'} not given: json is an annotation "
+                f"file in COCO format, images the folder of its images{hint}"
+            )
+        for name in asked:
+            json_file, images = self._path(name, "json"), self._path(name, "images")
+            if "://" not in json_file and not os.path.isfile(json_file):
+                raise ConfigError(f"data.{name}.json: there is no file '{json_file}'")
+            if "://" not in images and not os.path.isdir(images):
+                raise ConfigError(f"data.{name}.images: there is no folder '{images}'")
+
+    def _source(self, name: str) -> CocoFormatSource:
+        json_file, images = self._path(name, "json"), self._path(name, "images")
+        # The name says it all, so one name never stands for two data sets.
+        dropped = ", bad boxes dropped" if self.on_bad_box == "drop" else ""
+        return CocoFormatSource(f"{json_file} in {images}{dropped}", json_file, images, self.on_bad_box)
+
+    def _register(self, name: str) -> str:
+        source = self._source(name)
+        assert source.name is not None
+        register_coco_format(source.name, source.json_file, source.image_root, on_bad_box=source.on_bad_box)
+        return source.name
+
+    def _read_classes(self, name: str) -> tuple[list[str], int]:
+        """Class names and number of images."""
+        _, names, images = read_classes(self._path(name, "json"))
+        return names, images
+
+    def _check_same_classes(self, train: Sequence[str], val: Sequence[str]) -> None:
+        if train == val:
+            return
+        differences: list[str] = [
+            f"only in {name}: {', '.join(map(repr, only))}"
+            for name, only in (
+                ("train", [c for c in train if c not in val]),
+                ("val", [c for c in val if c not in train]),
+            )
+            if only
+        ]
+        if not differences:
+            i = next(i for i, pair in enumerate(zip(train, val, strict=True)) if pair[0] != pair[1])
+            differences = [f"by ascending id, number {i + 1} is {train[i]!r} in train and {val[i]!r} in val"]
+        raise DatasetError(
+            f"the categories of data.train.json ({self._path('train', 'json')}) and data.val.json "
+            f"({self._path('val', 'json')}) differ; {'; '.join(differences)}"
+        )
