@@ -2,6 +2,7 @@
 
 from .boxes import box_iou, cxcywh_to_xyxy, generalized_iou, inverse_sigmoid, xyxy_to_cxcywh
 from .deformable_attention import KERNELS, MultiScaleDeformableAttention, register_kernel
+from .det_attention import attend_det_tokens
 from .mlp import MLP
 from .position_encoding import masked_sine_encoding
 from .reconfigured_attention import ReconfiguredAttention
@@ -15,6 +16,7 @@ __all__ = [
     "ReconfiguredAttention",
     "TapPoint",
     "TapSpec",
+    "attend_det_tokens",
     "box_iou",
     "cxcywh_to_xyxy",
     "generalized_iou",

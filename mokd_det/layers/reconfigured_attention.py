@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .det_attention import attend_det_tokens, split_heads
+
 __all__ = [
     "ReconfiguredAttention",
     "merge_windows",
@@ -90,11 +92,6 @@ class ReconfiguredAttention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
-    def _split_heads(self, x: Tensor, parts: int) -> list[Tensor]:
-        """(B, N, parts·C) -> ``parts`` tensors (B, heads, N, C/heads)."""
-        batch, tokens, _ = x.shape
-        return list(x.view(batch, tokens, parts, self.num_heads, -1).permute(2, 0, 3, 1, 4))
-
     def _window_bias(self) -> Tensor:
         """Relative position bias, (1, heads, window², window²)."""
         area = self.window_size**2
@@ -115,7 +112,7 @@ class ReconfiguredAttention(nn.Module):
         if shift:
             patches = patches.roll((-shift, -shift), dims=(1, 2))
         full_h, full_w = height + pad_h, width + pad_w
-        query, key, value = self._split_heads(self.qkv(partition_windows(patches, size)), 3)
+        query, key, value = split_heads(self.qkv(partition_windows(patches, size)), 3, self.num_heads)
         bias = self._window_bias().to(query.dtype)
         if shift:
             mask = shift_mask(full_h, full_w, size, shift, query.device, query.dtype)
@@ -127,30 +124,8 @@ class ReconfiguredAttention(nn.Module):
         return out[:, :height, :width]
 
     def attend_det(self, det: Tensor, patches: Tensor | None, padding_mask: Tensor | None) -> Tensor:
-        """DET attention before the output projection, (B, N, C) -> (B, N, C).
-
-        Args:
-            det: normalised DET tokens with their position added (it enters q, k and v).
-            patches: (B, H, W, C) normalised patch tokens with their position added, to be attended as well; None:
-                DET tokens see each other only.
-            padding_mask: (B, H, W) bool, True on image padding; such keys get -100.
-        """
-        query, key, value = self._split_heads(self.qkv(det), 3)
-        bias = None
-        if patches is not None:
-            dim = det.shape[-1]
-            flat = F.linear(
-                patches.flatten(1, 2), self.qkv.weight[dim:], self.qkv.bias[dim:]
-            )  # no queries needed
-            patch_key, patch_value = self._split_heads(flat, 2)
-            key, value = torch.cat((patch_key, key), 2), torch.cat((patch_value, value), 2)
-            if padding_mask is not None:
-                bias = query.new_zeros(len(det), 1, 1, key.shape[2])
-                bias[..., : padding_mask[0].numel()].masked_fill_(
-                    padding_mask.flatten(1)[:, None, None], -100.0
-                )
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
-        return out.transpose(1, 2).flatten(2)
+        """:func:`attend_det_tokens` with the projections that the patches use too."""
+        return attend_det_tokens(self.qkv, self.num_heads, det, patches, padding_mask)
 
     def forward(
         self,

@@ -116,7 +116,7 @@ class DeformableTransformer(nn.Module):
         kernel: str = "grid_sample",
     ) -> None:
         super().__init__()
-        self.embed_dim, self.num_layers = embed_dim, num_layers
+        self.embed_dim, self.num_layers, self.num_levels = embed_dim, num_layers, num_levels
         # Part of published checkpoints, never used by the model.
         self.level_embed = nn.Parameter(torch.randn(num_levels, embed_dim), requires_grad=False)
         self.decoder = _Decoder(

@@ -7,10 +7,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+import torch.nn.functional as F
 from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
-__all__ = ["DET_BACKBONES", "DetBackbone", "DetFeatures", "register_backbone"]
+from mokd_det.errors import ConfigError
+
+__all__ = [
+    "DET_BACKBONES",
+    "DetBackbone",
+    "DetFeatures",
+    "check_declaration",
+    "check_output",
+    "register_backbone",
+    "resize_mask",
+]
 
 DET_BACKBONES = Registry("DET_BACKBONE")
 DET_BACKBONES.__doc__ = (
@@ -70,3 +81,76 @@ class DetBackbone(nn.Module, ABC):
             images: (B, 3, H, W), normalised, zero on padding.
             padding_mask: (B, H, W) bool, True on padding.
         """
+
+
+def resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """Nearest-neighbour resize of a (B, H, W) bool mask, by floor(i · in / out) as ViDT does everywhere."""
+    return F.interpolate(mask[None].float(), size=size, mode="nearest")[0].bool()
+
+
+def check_declaration(backbone: nn.Module) -> None:
+    """Refuse a backbone that does not say what it delivers.
+
+    Raises:
+        ConfigError: not a :class:`DetBackbone`, an attribute of its protocol is missing, or there is not one channel
+            count per stride.
+    """
+    name = type(backbone).__name__
+    if not isinstance(backbone, DetBackbone):
+        raise ConfigError(
+            f"the backbone {name} is no DetBackbone: derive it from mokd_det.modeling.backbone.DetBackbone"
+        )
+    wanted = ("strides", "channels", "num_det_tokens", "det_channels", "pos_channels")
+    missing = [attribute for attribute in wanted if not hasattr(backbone, attribute)]
+    if missing:
+        raise ConfigError(f"the backbone {name} does not declare {', '.join(missing)}")
+    if len(backbone.strides) != len(backbone.channels):
+        raise ConfigError(
+            f"the backbone {name} declares {len(backbone.strides)} strides {tuple(backbone.strides)} but "
+            f"{len(backbone.channels)} channel counts {tuple(backbone.channels)}"
+        )
+
+
+def check_output(backbone: DetBackbone, features: DetFeatures, images: Tensor) -> None:
+    """Refuse an output that contradicts what the backbone declares.
+
+    A map of stride s must have H/s by W/s cells, rounded down or up: cells beyond the image (of a backbone that pads
+    its input, say) would shift every box.
+
+    Args:
+        backbone: declares its output.
+        features: what it returned.
+        images: for these, (B, 3, H, W).
+
+    Raises:
+        ConfigError: names what was declared and what came.
+    """
+    batch, _, height, width = images.shape
+    name, found = type(backbone).__name__, [tuple(level.shape) for level in features.patch_features]
+    declared = [
+        f"(B, {channels}, H/{stride}, W/{stride})"
+        for channels, stride in zip(backbone.channels, backbone.strides)
+    ]
+    fits = len(found) == len(declared) and all(
+        len(shape) == 4
+        and shape[:2] == (batch, channels)
+        and all(
+            max(side // s, 1) <= cells <= -(-side // s) for side, cells in zip((height, width), shape[2:])
+        )
+        for shape, channels, s in zip(found, backbone.channels, backbone.strides)
+    )
+    if not fits:
+        raise ConfigError(
+            f"the backbone {name} declares the maps {', '.join(declared)}, but for images of shape "
+            f"{tuple(images.shape)} it gave {', '.join(map(str, found)) or 'none'}"
+        )
+    tokens = {
+        "det_tokens": (batch, backbone.num_det_tokens, backbone.det_channels),
+        "det_pos": (1, backbone.num_det_tokens, backbone.pos_channels),
+    }
+    for attribute, expected in tokens.items():
+        shape = tuple(getattr(features, attribute).shape)
+        if shape != expected:
+            raise ConfigError(
+                f"the backbone {name} declares {attribute} of shape {expected} for a batch of {batch}, but gave {shape}"
+            )

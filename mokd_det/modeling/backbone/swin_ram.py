@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mokd_det.layers import ReconfiguredAttention, masked_sine_encoding
 
-from .base import DetBackbone, DetFeatures, register_backbone
+from .base import DetBackbone, DetFeatures, register_backbone, resize_mask
 
 __all__ = ["SwinRAM", "swin_base", "swin_nano", "swin_small", "swin_tiny"]
 
@@ -162,11 +162,6 @@ class Stage(nn.Module):
         self.downsample = downsample
 
 
-def _resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
-    """Nearest-neighbour resize of a (B, H, W) bool mask, by floor(i · in / out) as ViDT does everywhere."""
-    return F.interpolate(mask[None].float(), size=size, mode="nearest")[0].bool()
-
-
 class SwinRAM(DetBackbone):
     """Swin with DET tokens.
 
@@ -238,7 +233,7 @@ class SwinRAM(DetBackbone):
         # Resized first to this size and only then, if it differs, to the last stage's: the two roundings are part of
         # the published model (one step moves boxes by up to 0.17).
         coarse = tuple(max(side // 8, 1) for side in patches.shape[1:3])
-        padding_mask = _resize_mask(padding_mask, coarse)
+        padding_mask = resize_mask(padding_mask, coarse)
         det = self.det_token.expand(len(images), -1, -1)
         features: list[Tensor] = []
         for i, stage in enumerate(self.layers):
@@ -246,7 +241,7 @@ class SwinRAM(DetBackbone):
             if i == 3:
                 size = tuple(patches.shape[1:3])
                 if size != coarse:
-                    padding_mask = _resize_mask(padding_mask, size)
+                    padding_mask = resize_mask(padding_mask, size)
                 patch_pos = masked_sine_encoding(padding_mask, patches.shape[-1])
             for block in stage.blocks:
                 patches, det = block(patches, det, self.det_pos_embed, patch_pos, padding_mask)
@@ -280,5 +275,10 @@ def swin_small(**kwargs: Any) -> SwinRAM:
 @register_backbone("swin_base")
 def swin_base(**kwargs: Any) -> SwinRAM:
     """Swin-base (128 channels, [2, 2, 18, 2] blocks, window 7, drop path 0.3)."""
-    options: dict[str, Any] = {"embed_dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32), "drop_path": 0.3}
+    options: dict[str, Any] = {
+        "embed_dim": 128,
+        "depths": (2, 2, 18, 2),
+        "num_heads": (4, 8, 16, 32),
+        "drop_path": 0.3,
+    }
     return SwinRAM(**{**options, **kwargs})

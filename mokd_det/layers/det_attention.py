@@ -1,0 +1,42 @@
+"""Attention of DET tokens to each other and, where asked for, to patch tokens (ViDT, section 3.1)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["attend_det_tokens", "split_heads"]
+
+
+def split_heads(x: Tensor, parts: int, num_heads: int) -> list[Tensor]:
+    """(B, N, parts·C) -> ``parts`` tensors (B, heads, N, C/heads)."""
+    batch, tokens, _ = x.shape
+    return list(x.view(batch, tokens, parts, num_heads, -1).permute(2, 0, 3, 1, 4))
+
+
+def attend_det_tokens(
+    qkv: nn.Linear, num_heads: int, det: Tensor, patches: Tensor | None, padding_mask: Tensor | None
+) -> Tensor:
+    """DET attention before the output projection, (B, N, C) -> (B, N, C).
+
+    Args:
+        qkv: C -> 3·C, of DET and patch tokens alike.
+        num_heads: attention heads.
+        det: normalised DET tokens with their position added (it enters q, k and v).
+        patches: (B, H, W, C) normalised patch tokens with their position added, to be attended as well; None:
+            DET tokens see each other only.
+        padding_mask: (B, H, W) bool, True on image padding; such keys get -100.
+    """
+    query, key, value = split_heads(qkv(det), 3, num_heads)
+    bias = None
+    if patches is not None:
+        dim = det.shape[-1]
+        flat = F.linear(patches.flatten(1, 2), qkv.weight[dim:], qkv.bias[dim:])  # no queries needed
+        patch_key, patch_value = split_heads(flat, 2, num_heads)
+        key, value = torch.cat((patch_key, key), 2), torch.cat((patch_value, value), 2)
+        if padding_mask is not None:
+            bias = query.new_zeros(len(det), 1, 1, key.shape[2])
+            bias[..., : padding_mask[0].numel()].masked_fill_(padding_mask.flatten(1)[:, None, None], -100.0)
+    out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+    return out.transpose(1, 2).flatten(2)
