@@ -14,3 +14,21 @@ mokd = dict(
     objectives=dict(distill=["loss_distill_*"], task=task_losses),
     balancer=L(Amortized)(pi_optimizer="adamw", lr=0.025, weight_decay=0.01, update_every=1),
 )
+
+# the same with classification and localisation as objectives of their own
+mokd_three_objectives = dict(
+    objectives=dict(distill=["loss_distill_*"], cls=["loss_ce*"], box=["loss_bbox*", "loss_giou*"]),
+    balancer=mokd["balancer"],
+)
+
+# token matching and VkD as published: the plain sum with distillation's coefficient 4
+published = dict(objectives=mokd["objectives"], balancer=L(FixedWeights)(weights=dict(distill=4.0, task=1.0)))
+
+# MoKD for the convolutional detectors of Detectron2 and torchvision: all their losses are the task
+mokd_convolutional = dict(
+    objectives=dict(
+        distill=["loss_distill_*"],
+        task=["loss_cls*", "loss_classif*", "loss_box_reg*", "loss_bbox*", "loss_rpn_*", "loss_objectness"],
+    ),
+    balancer=mokd["balancer"],
+)

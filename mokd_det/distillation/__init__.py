@@ -12,11 +12,13 @@ from mokd_det.distillation.methods import (
 from mokd_det.distillation.stiefel import StiefelLinear
 from mokd_det.distillation.subspace import SubspaceHead, common_dimension
 from mokd_det.distillation.taps import TapRecorder, TapSource, TapValue, tap_specs
+from mokd_det.distillation.token_matching import HungarianTokenMatching
 
 __all__ = [
     "DEFAULT_TAPS",
     "DistillationBatch",
     "Distiller",
+    "HungarianTokenMatching",
     "Method",
     "MoKD",
     "NoDistillation",

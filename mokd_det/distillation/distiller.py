@@ -11,8 +11,17 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 
 from mokd_det.checkpoint import load_into
+from mokd_det.distillation.map_alignment import align_maps, image_sizes
 from mokd_det.distillation.methods.base import Method
 from mokd_det.distillation.taps import TapRecorder, TapSource, TapValue, tap_specs
+from mokd_det.distillation.token_matching import (
+    PREDICTION_TAPS,
+    HungarianTokenMatching,
+    TokenMatchingChoice,
+    matched_spec,
+    parse_token_matching,
+    take_queries,
+)
 from mokd_det.errors import ConfigError, IncompatibleModelsError
 
 __all__ = ["DEFAULT_TAPS", "DistillationBatch", "Distiller"]
@@ -28,10 +37,12 @@ class DistillationBatch:
     Attributes:
         inputs: Detectron2's batch, ``list[dict]``.
         teacher_taps: name → value of the teacher's tap, without a graph.
+        teacher_predictions: "logits" and "boxes" of the teacher's queries, where tokens are matched by them.
     """
 
     inputs: list[dict[str, Any]]
     teacher_taps: dict[str, TapValue] = field(default_factory=dict)
+    teacher_predictions: dict[str, TapValue] = field(default_factory=dict)
 
 
 def _for_model(taps: Mapping[str, Any], who: str) -> dict[str, TapSource]:
@@ -69,6 +80,14 @@ class Distiller(nn.Module):
         teacher_checkpoint: the teacher's weights, ours or published (see
             :func:`mokd_det.checkpoint.load_into`); "": they stay as they are.
         ignore_teacher_keys: patterns of tensors in that file that the teacher may lack.
+        token_matching: which query of the teacher a student's is compared with: "index", the one of the same
+            index; "hungarian" (or a :class:`~mokd_det.distillation.token_matching.HungarianTokenMatching` with
+            costs of its own), the one that predicts the most similar object, whatever the numbers of queries.
+        prediction_taps: where that matching finds "logits" (B, N, classes) and "boxes" (B, N, 4), spelled as
+            ``taps`` are; None: as a ViDT offers them.
+
+    Maps of equal stride that differ in size, because the models pad differently, are cropped to the cells that both
+    have (:func:`mokd_det.distillation.map_alignment.align_maps`).
 
     Raises:
         IncompatibleModelsError: a tap that one of the models lacks, or that cannot be compared.
@@ -84,11 +103,21 @@ class Distiller(nn.Module):
         taps: Mapping[str, str | Mapping[str, Any] | TapSource] | None = None,
         teacher_checkpoint: str = "",
         ignore_teacher_keys: Sequence[str] = (),
+        token_matching: TokenMatchingChoice | HungarianTokenMatching = "index",
+        prediction_taps: Mapping[str, str | Mapping[str, Any] | TapSource] | None = None,
     ) -> None:
         super().__init__()
         taps = DEFAULT_TAPS if taps is None else taps
+        self._matching = parse_token_matching(token_matching)
+        if prediction_taps is not None and (
+            self._matching is None or set(prediction_taps) != set(PREDICTION_TAPS)
+        ):
+            raise ConfigError(
+                f"prediction_taps gives {sorted(prediction_taps)}; it needs 'logits' and 'boxes', and is for "
+                f"token_matching='hungarian' only"
+            )
         if not method.needs_teacher:
-            taps = {}
+            taps, self._matching = {}, None
         elif teacher is None:
             raise ConfigError(f"{type(method).__name__} needs a teacher, but teacher is None")
         if teacher is student:
@@ -97,6 +126,9 @@ class Distiller(nn.Module):
         self.method = method
         self._student_sources = _for_model(taps, "student")
         self._teacher_sources = _for_model(taps, "teacher")
+        predictions = {} if self._matching is None else prediction_taps or PREDICTION_TAPS
+        self._student_predictions = _for_model(predictions, "student")
+        self._teacher_predictions = _for_model(predictions, "teacher")
         # A tuple hides the teacher from nn.Module's bookkeeping of submodules.
         self._teacher = (teacher,)
         self._student_taps: list[Tensor] = []
@@ -115,7 +147,16 @@ class Distiller(nn.Module):
             raise ConfigError(f"teacher_checkpoint={teacher_checkpoint!r} is given, but teacher is None")
         else:
             teacher_specs = {}
-        method.setup(tap_specs(student, self._student_sources), teacher_specs)
+        student_specs = tap_specs(student, self._student_sources)
+        if self._matching is not None and teacher is not None:
+            numbers = self._matching.check(
+                tap_specs(student, self._student_predictions), tap_specs(teacher, self._teacher_predictions)
+            )
+            student_specs, teacher_specs = (
+                {name: matched_spec(name, spec, number, min(numbers)) for name, spec in specs.items()}
+                for specs, number in zip((student_specs, teacher_specs), numbers, strict=True)
+            )
+        method.setup(student_specs, teacher_specs)
         reference = next(student.parameters(), None)
         if reference is not None:
             method.to(reference.device)
@@ -145,9 +186,12 @@ class Distiller(nn.Module):
         teacher = self.teacher
         if teacher is None or not self.method.needs_teacher:
             return DistillationBatch(batched_inputs)
-        with TapRecorder(teacher, self._teacher_sources) as recorder:
+        with (
+            TapRecorder(teacher, self._teacher_sources) as taps,
+            TapRecorder(teacher, self._teacher_predictions) as predictions,
+        ):
             teacher(batched_inputs)
-        return DistillationBatch(batched_inputs, recorder.values)
+        return DistillationBatch(batched_inputs, taps.values, predictions.values)
 
     def forward(self, batch: list[dict[str, Any]] | DistillationBatch) -> Any:
         """Losses in training, the student's predictions in evaluation.
@@ -166,7 +210,10 @@ class Distiller(nn.Module):
         if not self.training:
             return self.student(batch.inputs if isinstance(batch, DistillationBatch) else batch)
         prepared = batch if isinstance(batch, DistillationBatch) else self.prepare_batch(batch)
-        with TapRecorder(self.student, self._student_sources) as recorder:
+        with (
+            TapRecorder(self.student, self._student_sources) as recorder,
+            TapRecorder(self.student, self._student_predictions) as predictions,
+        ):
             losses = self.student(prepared.inputs)
         if not isinstance(losses, Mapping):
             raise IncompatibleModelsError(
@@ -175,7 +222,14 @@ class Distiller(nn.Module):
             )
         student_taps = recorder.values
         self._student_taps = _tensors_with_graph(student_taps)
-        terms = {f"loss_distill_{k}": v for k, v in self.method(student_taps, prepared.teacher_taps).items()}
+        teacher_taps = prepared.teacher_taps
+        if self._matching is not None:
+            queries = self._matching.assign(predictions.values, prepared.teacher_predictions)
+            student_taps, teacher_taps = map(take_queries, (student_taps, teacher_taps), queries)
+        sizes = image_sizes(prepared.inputs)
+        if sizes is not None:
+            student_taps, teacher_taps = align_maps(student_taps, teacher_taps, sizes)
+        terms = {f"loss_distill_{k}": v for k, v in self.method(student_taps, teacher_taps).items()}
         taken = sorted(set(terms) & set(losses))
         if taken:
             raise IncompatibleModelsError(

@@ -6,9 +6,9 @@ modules under ``taps``; of any other model every module can be read:
 * a string is a module path (``"backbone.fpn_output3"``), or the name of an offered tap (``"patch"`` for
   ``"taps.patch"``);
 * a mapping adds what the path does not tell: ``{"path": "backbone.body", "strides": [8, 16], "channels":
-  [128, 256]}`` describes the output of a module; without ``channels``, ``strides`` selects levels of an
-  output whose description is known (from a tap point, or from the ``output_shape()`` of Detectron2's
-  backbones).
+  [128, 256]}`` describes the output of a module, and ``"keep": [16]`` selects levels of it; without
+  ``channels``, ``strides`` selects levels of an output whose description is known (from a tap point, or from
+  the ``output_shape()`` of Detectron2's backbones).
 
 Outputs that are a list are read in their order. Outputs that are a dict are read in theirs, unless a
 Detectron2 backbone names its levels.
@@ -63,7 +63,7 @@ class TapSource:
         if not isinstance(value, Mapping):
             raise ConfigError(f"a tap is a module path or a mapping with the key 'path', not {value!r}")
         fields = dict(value)
-        known = ("path", "kind", "channels", "strides", "num_tokens", "num_levels")
+        known = ("path", "kind", "channels", "strides", "keep", "num_tokens", "num_levels")
         unknown = sorted(set(fields) - set(known))
         if unknown or "path" not in fields:
             problem = f"unknown key {unknown[0]!r}" if unknown else "no key 'path'"
@@ -87,7 +87,8 @@ class TapSource:
             )
         except ValueError as error:
             raise ConfigError(f"tap {fields['path']!r}: {error}") from error
-        return cls(str(fields["path"]), spec)
+        keep = tuple(fields["keep"]) if "keep" in fields else None
+        return cls(str(fields["path"]), spec, keep)
 
 
 @dataclass(frozen=True)

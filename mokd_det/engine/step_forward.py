@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mokd_det.engine.frozen_buffers import frozen_buffers
 from mokd_det.engine.loss_monitor import LossMonitor
+from mokd_det.engine.module_numbers import ModuleNumbers
 from mokd_det.engine.seeded_rng import seeded_rng
 
 __all__ = ["StepForward"]
@@ -22,8 +23,8 @@ class StepForward:
     """Implements :class:`mokd_det.balancing.base.Forward` for one micro-batch.
 
     Two calls differ only by the parameters: the batch is augmented already, the teacher's outputs are in it, and
-    the generators are seeded alike, so that dropout and drop-path masks repeat. A call without gradients goes to
-    the bare module and leaves its buffers as they were.
+    the generators are seeded alike, so that dropout and drop-path masks repeat. A call without gradients is a
+    :meth:`replay`.
 
     Args:
         model: the training model, possibly wrapped for data-parallel training; returns a dict of scalar
@@ -33,7 +34,7 @@ class StepForward:
         micro_batch: position of the micro-batch within the step.
         seed: see :func:`mokd_det.engine.seeded_rng.step_seed`.
         autocast: makes the mixed-precision context of the forward.
-        monitor: told the losses of every forward with gradients.
+        monitor: told the losses of every forward with gradients that is no replay.
         iteration: index of the optimiser step.
     """
 
@@ -60,23 +61,33 @@ class StepForward:
         self._autocast = autocast
         self._monitor = monitor
         self._iteration = iteration
+        self._numbers: ModuleNumbers | None = None
 
     def __call__(self, *, sync: bool = True) -> Tensor:
         """The objectives (K,), float32; see :class:`mokd_det.balancing.base.Forward`."""
-        with_gradients = torch.is_grad_enabled()
-        model = self._model if with_gradients else self._module
+        if not torch.is_grad_enabled():
+            return self.replay()
+        self._numbers = ModuleNumbers(self._module)
         with ExitStack() as stack:
-            if not with_gradients:
-                stack.enter_context(frozen_buffers(self._module))
-                # Models that log from their forward would count the batch twice.
-                stack.enter_context(EventStorage(self._iteration))
-            elif not sync and isinstance(model, DistributedDataParallel):
-                stack.enter_context(model.no_sync())
-            stack.enter_context(seeded_rng(self._seed, self._device))
-            stack.enter_context(self._autocast())
-            losses = model(self._batch)
-        if isinstance(losses, Tensor):
-            losses = {"loss": losses}
-        if with_gradients:
-            self._monitor.watch(losses, self._micro_batch, self._batch)
+            if not sync and isinstance(self._model, DistributedDataParallel):
+                stack.enter_context(self._model.no_sync())
+            losses = self._losses(self._model)
+        self._monitor.watch(losses, self._micro_batch, self._batch)
         return self._objectives(losses)
+
+    def replay(self, *, sync: bool = False) -> Tensor:
+        """The objectives (K,) once more, with a graph where gradients are on, leaving no trace.
+
+        It goes to the bare module, so the data-parallel wrapper averages nothing in its backward, whatever
+        ``sync`` says; buffers and running numbers stay as they were, nothing is logged and nothing monitored.
+        """
+        numbers = self._numbers or ModuleNumbers(self._module)
+        # Models that log from their forward would count the batch twice.
+        with frozen_buffers(self._module), numbers.restored(), EventStorage(self._iteration):
+            losses = self._losses(self._module)
+        return self._objectives(losses)
+
+    def _losses(self, model: nn.Module) -> dict[str, Tensor]:
+        with seeded_rng(self._seed, self._device), self._autocast():
+            losses = model(self._batch)
+        return {"loss": losses} if isinstance(losses, Tensor) else losses

@@ -5,6 +5,7 @@ from .decoder import DeformableTransformer
 from .matcher import HungarianMatcher
 from .neck import EPFF, InputProjection
 from .postprocess import top_predictions
+from .torchvision_detector import TorchvisionDetector
 from .vidt import ViDT
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "HungarianMatcher",
     "InputProjection",
     "SetCriterion",
+    "TorchvisionDetector",
     "ViDT",
     "top_predictions",
 ]

@@ -13,9 +13,10 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
+from mokd_det.errors import ConfigError
 from mokd_det.layers import MLP, FeatureMap, TapPoint, TapSpec, xyxy_to_cxcywh
 
-from .backbone.base import DetBackbone
+from .backbone.base import DetBackbone, check_declaration, check_output
 from .criterion import SetCriterion
 from .decoder import DeformableTransformer
 from .neck import EPFF, InputProjection, projection
@@ -48,7 +49,7 @@ class ViDT(nn.Module):
 
     Parameter names are those of the published checkpoints. Tap points (``taps.*``), in MoKD's names: ``patch``, the
     projected feature levels; ``neck``, the projected DET tokens that enter the decoder; ``head``, the DET tokens of
-    every decoder level, the input included.
+    every decoder level, the input included; ``logits`` and ``boxes``, what the last level predicts.
 
     Args:
         backbone: any backbone with DET tokens.
@@ -78,6 +79,12 @@ class ViDT(nn.Module):
         dim, levels = transformer.embed_dim, transformer.num_layers + 1
         if criterion is not None and criterion.num_classes != num_classes:
             raise ValueError(f"the model has {num_classes} classes, its criterion {criterion.num_classes}")
+        check_declaration(backbone)
+        if len(backbone.strides) != transformer.num_levels:
+            raise ConfigError(
+                f"the backbone {type(backbone).__name__} delivers {len(backbone.strides)} levels (strides "
+                f"{tuple(backbone.strides)}), but transformer.num_levels is {transformer.num_levels}"
+            )
         self.num_classes, self.num_queries, self.topk = num_classes, backbone.num_det_tokens, topk
         self.transformer = transformer
         class_head = nn.Linear(dim, num_classes)
@@ -93,6 +100,7 @@ class ViDT(nn.Module):
             iou_mlp = MLP(dim, dim, 1, 3)
             self.iou_embed = nn.ModuleList(copy.deepcopy(iou_mlp) for _ in range(levels))
         self.backbone = backbone
+        self._backbone_checked = False
         neck.setup(backbone.channels, backbone.strides, dim)
         self._neck_name = neck.published_name
         self.add_module(self._neck_name, neck)
@@ -104,6 +112,8 @@ class ViDT(nn.Module):
                 "patch": TapPoint(TapSpec("maps", (dim,) * len(neck.strides), tuple(neck.strides))),
                 "neck": TapPoint(TapSpec("tokens", (dim,), num_tokens=self.num_queries)),
                 "head": TapPoint(TapSpec("tokens", (dim,), num_tokens=self.num_queries, num_levels=levels)),
+                "logits": TapPoint(TapSpec("tokens", (num_classes,), num_tokens=self.num_queries)),
+                "boxes": TapPoint(TapSpec("tokens", (4,), num_tokens=self.num_queries)),
             }
         )
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(3, 1, 1), persistent=False)
@@ -131,6 +141,10 @@ class ViDT(nn.Module):
             label_tokens: classify the patch tokens too, if the model has a head for it (its loss alone needs them).
         """
         features = self.backbone(images, padding_mask)
+        # not while compiling: the flag would become a guard, and its change a second compilation
+        if not self._backbone_checked and not torch.compiler.is_compiling():
+            check_output(self.backbone, features, images)
+            self._backbone_checked = True
         maps = self.neck(features.patch_features)
         masks = [F.interpolate(padding_mask[None].float(), size=m.shape[-2:])[0].bool() for m in maps]
         maps = [
@@ -152,6 +166,8 @@ class ViDT(nn.Module):
         )
         states = self.taps["head"](decoded.states)
         logits = torch.stack([head(state) for head, state in zip(self.class_embed, states)])
+        self.taps["logits"](logits[-1])
+        self.taps["boxes"](decoded.boxes[-1])
         iou_logits = token_logits = None
         if self.iou_embed is not None:
             iou_logits = torch.stack([head(state) for head, state in zip(self.iou_embed, states)])

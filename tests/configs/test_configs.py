@@ -20,7 +20,9 @@ from mokd_det.engine.train_settings import TrainSettings
 
 ROOT = Path(__file__).parents[2] / "configs"
 CONFIGS = sorted(path for folder in ("COCO", "quickstart") for path in (ROOT / folder).glob("*.py"))
-CONFIGS = [path for path in CONFIGS if path.name != "common.py"]
+# test_method_configs.py has those that differ from mokd_vidt_nano.py by method and balancer only
+OTHER_METHODS = ("token_matching", "vkd", "projector")
+CONFIGS = [path for path in CONFIGS if path.name != "common.py" and not path.stem.startswith(OTHER_METHODS)]
 # of students with 80 classes: the published counts less 11 rows of 257 numbers in each of seven class heads
 COUNTS = {"nano": 15_728_677, "tiny": 37_962_901, "small": 60_465_061, "base": 99_959_635}
 
@@ -71,7 +73,7 @@ def test_config(path: Path) -> None:
     assert len(moved) > 0.9 * len(before)
     if distills:
         assert {"loss_distill_patch", "loss_distill_neck", "loss_distill_head"} <= set(latest)
-        assert latest["pi/distill"] + latest["pi/task"] == pytest.approx(1.0)
+        assert sum(latest[f"pi/{name}"] for name in cfg.objectives) == pytest.approx(1.0)
     multiplier = instantiate(cfg.lr_multiplier)
     assert multiplier(1.0 - 1e-6) < 0.05 and multiplier(0.5) > multiplier(1.0 - 1e-6)
 

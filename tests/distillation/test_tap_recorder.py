@@ -118,6 +118,21 @@ def test_described_modules_of_any_model() -> None:
     assert recorder.values["tokens"].shape == (1, 128, 6)
 
 
+def test_levels_of_a_described_output_can_be_kept() -> None:
+    model = Foreign()
+    output = {"path": "backbone", "strides": [16, 8], "channels": [4, 4]}  # in the order of the dict
+    taps = {"one": {**output, "keep": [8]}, "both": {**output, "keep": [8, 16]}}
+    assert tap_specs(model, taps)["one"] == TapSpec("maps", (4,), (8,))
+    with TapRecorder(model, taps) as recorder:
+        model(torch.rand(1, 3, 32, 64))
+    maps = {name: [(m.stride, tuple(m.tensor.shape[2:])) for m in v] for name, v in recorder.values.items()}
+    assert maps == {"one": [(8, (4, 8))], "both": [(8, (4, 8)), (16, (2, 4))]}
+    with pytest.raises(IncompatibleModelsError, match=r"no map of stride 4, only \(16, 8\)"):
+        tap_specs(model, {"tap": {**output, "keep": [4]}})
+    with pytest.raises(ConfigError, match="'keep' describes an output only with 'channels'"):
+        TapSource.parse({"path": "backbone", "keep": [8]})
+
+
 def test_undescribed_modules_are_recorded_but_have_no_specification() -> None:
     model = Foreign()
     with TapRecorder(model, {"map": "conv", "tokens": "encoder"}) as recorder:

@@ -1,0 +1,117 @@
+"""Feature maps of two models that pad the same batch differently, brought to the same cells."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from mokd_det.distillation.taps import TapValue
+from mokd_det.errors import IncompatibleModelsError
+from mokd_det.layers.tap_point import FeatureMap
+
+__all__ = ["align_maps", "image_sizes"]
+
+LARGEST_PADDING = 128
+"""Models pad a batch to a multiple of at most so many pixels; a larger map has another cause."""
+
+ImageSizes = Sequence[tuple[int, int]]
+
+
+def image_sizes(batched_inputs: object) -> list[tuple[int, int]] | None:
+    """(height, width) of the images of Detectron2's batch; None for a batch of another kind."""
+    if not isinstance(batched_inputs, Sequence) or not batched_inputs:
+        return None
+    sizes = []
+    for item in batched_inputs:
+        image = item.get("image") if isinstance(item, Mapping) else None
+        if not isinstance(image, Tensor) or image.ndim != 3:
+            return None
+        sizes.append((int(image.shape[1]), int(image.shape[2])))
+    return sizes
+
+
+def align_maps(
+    student: Mapping[str, TapValue], teacher: Mapping[str, TapValue], sizes: ImageSizes
+) -> tuple[dict[str, TapValue], dict[str, TapValue]]:
+    """Crop maps of equal stride to the cells that both models have, and tell which of them are padding.
+
+    Both models put an image at the top left of its batch and pad at the right and at the bottom, so cell (i, j) of
+    both shows the same pixels, and a map is longer only by cells of padding: cutting these off is exact, where
+    interpolation would shift cells. Maps that come without a padding mask (those of foreign models) get one
+    from the sizes of the images.
+
+    Args:
+        student: taps; tokens stay as they are.
+        teacher: the same names; its maps are found by stride.
+        sizes: (height, width) of each image, in pixels of the batch.
+
+    Returns:
+        The taps of both, those of the student in its order of maps.
+
+    Raises:
+        IncompatibleModelsError: maps whose sizes differ by more than padding; the message has both shapes.
+    """
+    aligned_s, aligned_t = dict(student), dict(teacher)
+    for name, maps_s in student.items():
+        maps_t = teacher[name]
+        if not isinstance(maps_s, list) or not isinstance(maps_t, list):
+            continue
+        by_stride = {level.stride: level for level in maps_t}
+        pairs = [_align(name, level, by_stride[level.stride], sizes) for level in maps_s]
+        aligned_s[name], aligned_t[name] = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    return aligned_s, aligned_t
+
+
+def _align(
+    name: str, student: FeatureMap, teacher: FeatureMap, sizes: ImageSizes
+) -> tuple[FeatureMap, FeatureMap]:
+    shape_s, shape_t = tuple(student.tensor.shape), tuple(teacher.tensor.shape)
+    largest = tuple(max(side) for side in zip(*sizes, strict=True))
+    plausible = all(
+        _covers(cells, side, student.stride)
+        for shape in (shape_s, shape_t)
+        for cells, side in zip(shape[2:], largest, strict=True)
+    )
+    if shape_s[2:] != shape_t[2:]:
+        if not plausible or shape_s[0] != shape_t[0]:
+            raise IncompatibleModelsError(
+                f"tap {name!r}, stride {student.stride}: map of shape {shape_s} in the student and {shape_t} in the "
+                f"teacher, for images of up to {largest[0]} × {largest[1]} pixels; they differ by more than padding "
+                f"(does a model resize its input, or is a stride wrong?)"
+            )
+        height, width = (min(pair) for pair in zip(shape_s[2:], shape_t[2:], strict=True))
+        student, teacher = (_crop(level, height, width) for level in (student, teacher))
+    # A model whose maps do not follow from the images' sizes resizes them; then only it knows its padding.
+    if plausible and len(sizes) == shape_s[0]:
+        return _masked(student, sizes), _masked(teacher, sizes)
+    return student, teacher
+
+
+def _covers(cells: int, side: int, stride: int) -> bool:
+    """Whether ``cells`` show all of ``side`` pixels (but for a rest below one cell) and else only padding."""
+    padded = -(-side // LARGEST_PADDING) * LARGEST_PADDING
+    return side // stride <= cells <= -(-padded // stride)
+
+
+def _crop(level: FeatureMap, height: int, width: int) -> FeatureMap:
+    mask = level.padding_mask
+    return FeatureMap(
+        level.tensor[:, :, :height, :width],
+        None if mask is None else mask[:, :height, :width],
+        level.stride,
+    )
+
+
+def _masked(level: FeatureMap, sizes: ImageSizes) -> FeatureMap:
+    height, width = level.tensor.shape[2:]
+    shortest = [min(side) for side in zip(*sizes, strict=True)]
+    ends = ((height - 1) * level.stride, (width - 1) * level.stride)
+    if level.padding_mask is not None or all(end < side for end, side in zip(ends, shortest, strict=True)):
+        return level
+    starts_y = torch.arange(height) * level.stride
+    starts_x = torch.arange(width) * level.stride
+    extent = torch.tensor(sizes)
+    padding = (starts_y >= extent[:, :1])[:, :, None] | (starts_x >= extent[:, 1:])[:, None, :]
+    return FeatureMap(level.tensor, padding.to(level.tensor.device, non_blocking=True), level.stride)
