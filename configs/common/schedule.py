@@ -26,6 +26,7 @@ train = dict(
     eval_period=iterations_per_epoch,
     log_period=50,
     diagnostics_period=1000,
+    conflict_period=500,
 )
 
 optimizer = L(torch.optim.AdamW)(

@@ -72,6 +72,7 @@ train = dict(
     eval_period=200,
     log_period=20,
     diagnostics_period=100,
+    conflict_period=20,
 )
 
 optimizer = L(torch.optim.AdamW)(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -69,25 +69,48 @@ class ObjectiveGradients:
             self._average(row, 0, self._num_shared)
         return all_reduce_mean(torch.stack(seen).mean(0))
 
+    @property
+    def shared_parameters(self) -> list[nn.Parameter]:
+        """The trainable ones of the context's shared parameters, in order."""
+        return self._parameters[: self._num_shared]
+
     def gram(self) -> Tensor:
         """⟨∇L_i, ∇L_j⟩ over the shared parameters, without the loss scale: (K, K) float64."""
+        return self.partial_gram(range(self._num_shared))
+
+    def partial_gram(
+        self, positions: Iterable[int], further: Sequence[Sequence[Tensor | None]] = ()
+    ) -> Tensor:
+        """The Gram matrix over some of the shared parameters.
+
+        Args:
+            positions: of those parameters in :attr:`shared_parameters`.
+            further: M more vectors to multiply with, each a tensor (or None: zeros) per shared parameter. Their
+                products are divided by the loss scale like those of the gradients, so it must be in them too,
+                unless only their direction matters.
+
+        Returns:
+            (K + M, K + M) float64.
+        """
         total: Tensor | None = None
-        used = [
-            index for index in range(self._num_shared) if any(row[index] is not None for row in self._rows)
-        ]
+        rows = [*self._rows, *further]
+        used = [index for index in positions if any(row[index] is not None for row in rows)]
         for bucket in _buckets([self._parameters[index] for index in used]):
             members = [used[place] for place in bucket]
-            flat = [self._flatten(row, members) for row in self._rows]
+            flat = [self._flatten(row, members) for row in rows]
             for columns in zip(*(row.split(_WIDE) for row in flat), strict=True):
                 wide = torch.stack(columns).double()
                 part = wide @ wide.T
                 total = part if total is None else total + part
         if total is None:
-            total = torch.zeros(
-                len(self._rows), len(self._rows), dtype=torch.float64, device=self._parameters[0].device
-            )
+            total = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=self._parameters[0].device)
         scale = torch.as_tensor(self._loss_scale, dtype=torch.float64, device=total.device)
         return total / scale.square()
+
+    def restore(self) -> None:
+        """Put back the ``.grad`` that were there at the beginning, the very same tensors; the rows are kept."""
+        for parameter, earlier in zip(self._parameters, self._earlier, strict=True):
+            parameter.grad = earlier
 
     def release(self, weights: Tensor) -> None:
         """Leave Σ w_i ∇L_i (times the loss scale) in ``.grad`` and forget the rows.

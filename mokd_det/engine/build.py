@@ -18,6 +18,7 @@ from torch import nn
 from mokd_det.balancing.objectives import Objectives
 from mokd_det.checkpoint import export_student, load_into, write_file
 from mokd_det.engine.checkpointing import AtomicCheckpointer
+from mokd_det.engine.gradient_conflict import GradientConflict
 from mokd_det.engine.hooks import (
     BalancePrinter,
     BestModel,
@@ -88,6 +89,9 @@ def do_train(cfg: DictConfig, settings: TrainSettings, *, resume: bool = False) 
     trainer.register_hooks(_hooks(cfg, settings, checkpointer, student))
     if settings.diagnostics_period > 0 and hasattr(trainer.module, "diagnostics"):
         trainer.register_hooks([MethodDiagnostics(settings.diagnostics_period)])
+    # A single objective has nothing to be in conflict with.
+    if settings.conflict_period > 0 and len(trainer.objectives.names) > 1:
+        trainer.register_hooks([GradientConflict(settings.conflict_period, settings.conflict_groups)])
     start = _restore(trainer, checkpointer, student, settings, resume)
     # The writers open their files, so those of an earlier run must be dealt with before.
     if comm.is_main_process():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -84,6 +84,10 @@ class TrainSettings:
         log_period: iterations between lines of the log and the writers.
         diagnostics_period: iterations between looks into the distillation method (signature of D, rank of the
             target, orthogonality error); 0: never.
+        conflict_period: iterations between measurements of how the objectives' gradients relate
+            (:class:`mokd_det.engine.gradient_conflict.GradientConflict`); 0: never.
+        conflict_groups: name → ``fnmatch`` patterns of the student's parameter names: which parts of it are
+            measured apart (:func:`mokd_det.engine.parameter_groups.group_parameters`); {}: its default groups.
     """
 
     max_iter: int
@@ -110,6 +114,8 @@ class TrainSettings:
     eval_period: int = 5000
     log_period: int = 20
     diagnostics_period: int = 500
+    conflict_period: int = 0
+    conflict_groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @classmethod
     def from_config(cls, section: Mapping[str, Any]) -> TrainSettings:
@@ -136,7 +142,7 @@ class TrainSettings:
         return settings
 
     def _check(self) -> None:
-        for name in ("max_iter", "seed", "accumulate", "eval_period", "log_period", "diagnostics_period"):
+        for name in ("max_iter", "seed", "accumulate", "eval_period", "log_period"):
             _require_type(getattr(self, name), int, f"train.{name}")
         for name in ("output_dir", "init_checkpoint", "device"):
             _require_type(getattr(self, name), str, f"train.{name}")
@@ -153,7 +159,13 @@ class TrainSettings:
         _require(self.accumulate >= 1, "train.accumulate", self.accumulate, "1 or more")
         _require(self.eval_period >= 0, "train.eval_period", self.eval_period, "0 or more")
         _require(self.log_period >= 1, "train.log_period", self.log_period, "1 or more")
-        _require(self.diagnostics_period >= 0, "train.diagnostics_period", self.diagnostics_period, "0 or more")
+        for name in ("diagnostics_period", "conflict_period"):
+            _require_type(getattr(self, name), int, f"train.{name}")
+            _require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "0 or more")
+        if not isinstance(self.conflict_groups, Mapping):
+            raise ConfigError(f"train.conflict_groups is {self.conflict_groups!r}; it must be a mapping")
+        for group, patterns in self.conflict_groups.items():
+            _patterns(patterns, f"train.conflict_groups.{group}")
 
         _require_type(self.amp.enabled, bool, "train.amp.enabled")
         dtypes = ("float16", "bfloat16")
@@ -214,7 +226,8 @@ def _nested(section_type: Any, value: Any, path: str, optional: bool) -> Any:
 
 
 def _patterns(value: Any, path: str) -> tuple[str, ...]:
-    if isinstance(value, str) or not all(isinstance(pattern, str) for pattern in value or ()):
+    is_list = value is None or isinstance(value, (list, tuple))
+    if not is_list or not all(isinstance(pattern, str) for pattern in value or ()):
         raise ConfigError(f"{path} is {value!r}; it must be a list of patterns such as ['class_embed.*']")
     return tuple(value or ())
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -84,6 +84,10 @@ class MoKDTrainer(SimpleTrainer):
     for its own forward, and its remaining scalars are stored one step later, under the iteration they belong
     to (:meth:`flush_scalars`).
 
+    Hooks' ``after_backward`` runs when the gradients are in ``.grad``, still times the loss scale and unclipped.
+    While it does, ``step_forwards`` can be replayed and ``step_context`` tells what the balancer was told; the time
+    it takes is in none of the above.
+
     Args:
         model: the model, or its ``DistributedDataParallel`` wrapper.
         data_loader: endless iterable of batches. If it has ``start_from(batch_index)``, a resumed training
@@ -125,6 +129,8 @@ class MoKDTrainer(SimpleTrainer):
         self._autocast, self.grad_scaler = self._mixed_precision(amp)
         self._clip = dict(clip_grad) if clip_grad else None
         self._pending: list[_StepScalars] = []
+        self.step_forwards: Sequence[StepForward] = ()
+        self.step_context: StepContext | None = None
         self.balancer.setup(objectives.names, self.device)
 
     def _mixed_precision(
@@ -194,7 +200,10 @@ class MoKDTrainer(SimpleTrainer):
         with times.part("student"):
             self.optimizer.zero_grad(set_to_none=True)
             scalars = dict(self.balancer.backward(forwards, context))
-            self.after_backward()
+        self.step_forwards, self.step_context = forwards, context
+        self.after_backward()
+        self.step_forwards, self.step_context = (), None
+        with times.part("student"):
             if self.grad_scaler is not None:
                 self.grad_scaler.unscale_(self.optimizer)
             losses = monitor.check()

@@ -36,8 +36,8 @@ def dynamics_figure(runs: Sequence[RunMetrics], *, title: str = "") -> Figure:
     """One column per run, one row per quantity, with equal scales along a row.
 
     Rows: the losses of the objectives, their weights π, the conflict cos(g_a, g_b) of their gradients, and
-    the dominance ‖g_a‖ / ‖g_b‖ (scalars ``cosine/…`` and ``norm_ratio/…``, per parameter group where they are
-    logged so). A row that no run has logged is left out; the axes of a run that lacks one say so.
+    the dominance ‖g_a‖ / ‖g_b‖ (scalars ``cosine/…`` and ``norm_ratio/…``), with a row for each parameter group
+    where they are logged so. A row that no run has logged is left out; the axes of a run that lacks one say so.
 
     Args:
         runs: from :func:`~mokd_det.visualization.run_metrics.read_run`.
@@ -90,21 +90,16 @@ def _rows(runs: Sequence[RunMetrics]) -> list[_Row]:
     losses = [_losses(run) for run in runs]
     # The weight of a single objective is always 1 and tells nothing.
     weights = [run.weights() if len(run.weights()) > 1 else {} for run in runs]
-    cosines = [_prefixed(run, "cosine/") for run in runs]
-    ratios = [_prefixed(run, "norm_ratio/") for run in runs]
-    return [
+    rows = [
         _Row("Losses", "sum per objective", losses, _log_limits(losses), logarithmic=True),
         _Row("Weights", "π", weights, (0.0, 1.03)),
-        _Row("Conflict", "cos(g₁, g₂)", cosines, (-1.03, 1.03), reference=0.0, note=True),
-        _Row(
-            "Dominance",
-            "‖g₁‖ / ‖g₂‖",
-            ratios,
-            _log_limits(ratios, around=1.0),
-            logarithmic=True,
-            reference=1.0,
-        ),
     ]
+    for title, cosines in _by_group("Conflict", "cosine/", runs).items():
+        rows.append(_Row(title, "cos(g₁, g₂)", cosines, (-1.03, 1.03), reference=0.0, note=True))
+    for title, ratios in _by_group("Dominance", "norm_ratio/", runs).items():
+        limits = _log_limits(ratios, around=1.0)
+        rows.append(_Row(title, "‖g₁‖ / ‖g₂‖", ratios, limits, logarithmic=True, reference=1.0))
+    return rows
 
 
 def _losses(run: RunMetrics) -> dict[str, Series]:
@@ -113,13 +108,29 @@ def _losses(run: RunMetrics) -> dict[str, Series]:
     return {name: run.series(*losses) for name, losses in grouped.items()}
 
 
-def _prefixed(run: RunMetrics, prefix: str) -> dict[str, Series]:
-    pairs = {f"{first}_{second}": f"{first} ↔ {second}" for first, second in permutations(run.weights(), 2)}
+def _by_group(title: str, prefix: str, runs: Sequence[RunMetrics]) -> dict[str, list[dict[str, Series]]]:
+    """Title of a row → its lines, run by run: a row for each parameter group."""
+    found = [_prefixed(run, prefix) for run in runs]
+    # Those of the balancer itself, without a group, come first.
+    groups = sorted(dict.fromkeys(group for lines in found for _, group in lines), key=bool)
+    return {
+        f"{title}, {group}" if group else title: [
+            {pair: series for (pair, of_group), series in lines.items() if of_group == group}
+            for lines in found
+        ]
+        for group in groups
+    }
+
+
+def _prefixed(run: RunMetrics, prefix: str) -> dict[tuple[str, str], Series]:
+    """(pair of objectives, parameter group or "") → its values."""
+    objectives = dict.fromkeys([*run.objectives, *run.weights()])
+    pairs = {f"{first}_{second}": f"{first} ↔ {second}" for first, second in permutations(objectives, 2)}
     lines = {}
     for name in run.names():
         if name.startswith(prefix):
             pair, _, group = name.removeprefix(prefix).partition("/")
-            lines[pairs.get(pair, pair) + (f", {group}" if group else "")] = run.series(name)
+            lines[pairs.get(pair, pair), group] = run.series(name)
     return lines
 
 

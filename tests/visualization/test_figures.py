@@ -153,11 +153,23 @@ def test_dynamics_leave_out_what_no_run_has_logged():
     assert [axes.texts[0].get_text() for axes in figure.axes[2::2]] == ["not logged"] * 3
 
 
-def test_dynamics_per_parameter_group_are_lines_of_their_own():
-    records = [{**record, "cosine/distill_task/backbone": 0.1} for record in mokd().records]
-    figure = dynamics_figure([RunMetrics("MoKD", records, mokd().objectives)])
-    names = [text.get_text().partition(":")[0] for text in figure.axes[2].get_legend().get_texts()]
-    assert names == ["distill ↔ task", "distill ↔ task, backbone"]
+def test_dynamics_of_parameter_groups_have_rows_of_their_own():
+    objectives = {name: [f"loss_{name}"] for name in ("distill", "cls", "box")}
+    pairs = ("distill_cls", "distill_box", "cls_box")
+    values = {f"cosine/{pair}{group}": 0.1 for pair in pairs for group in ("/all", "/backbone", "")}
+    # Fixed weights log no π; their lines have the names and colours of the other run's all the same.
+    fixed = RunMetrics("fixed", [{"iteration": i, **values} for i in range(3)], objectives)
+    weights = {f"pi/{name}": 1 / 3 for name in objectives}
+    balanced = RunMetrics("balanced", [{"iteration": i, **values, **weights} for i in range(3)], objectives)
+    figure = dynamics_figure([fixed, balanced])
+    rows = [axes.get_ylabel().partition("\n")[0] for axes in figure.axes[0::2]]
+    assert rows == ["Weights", "Conflict", "Conflict, all", "Conflict, backbone"]
+    for axes in figure.axes[2:]:
+        names = [text.get_text().partition(":")[0] for text in axes.get_legend().get_texts()]
+        assert names == ["distill ↔ cls", "distill ↔ box", "cls ↔ box"]
+    left, right = figure.axes[2:4]
+    assert [line.get_color() for line in left.lines] == [line.get_color() for line in right.lines]
+    assert_no_text_is_cut_off_or_on_another(figure)
 
 
 def boxes(*rows: tuple[float, ...], scores: tuple[float, ...] | None = None) -> BoxSet:

@@ -1,0 +1,83 @@
+"""Which part of a detector a parameter belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from mokd_det.errors import ConfigError
+from mokd_det.modeling import ViDT
+
+__all__ = ["REST", "WHOLE", "group_parameters"]
+
+WHOLE = "all"
+"""Name of all groups together."""
+
+REST = "rest"
+"""Name of the group of what no pattern matches."""
+
+_VIDT_GROUPS = {
+    "backbone": ("backbone.*",),
+    "neck": ("input_proj.*", "fusion.*", "tgt_proj.*", "query_pos_proj.*", "transformer.*"),
+    "head": ("class_embed.*", "bbox_embed.*", "iou_embed.*"),
+}
+
+
+def group_parameters(
+    model: nn.Module,
+    parameters: Sequence[nn.Parameter],
+    patterns: Mapping[str, Sequence[str]] | None = None,
+) -> dict[str, list[int]]:
+    """Divide parameters into groups by their names.
+
+    Without patterns a ViDT has the groups backbone, neck (with the decoder) and head (the predictors); any other
+    model one group per first component of the names, so Detectron2's R-CNNs have backbone, proposal_generator and
+    roi_heads.
+
+    Args:
+        model: gives the names.
+        parameters: of the model; one that it does not name goes to "rest".
+        patterns: group → ``fnmatch`` patterns, such as ``{"backbone": ["backbone.*"]}``; a name belongs to the first
+            group that matches it, or to "rest".
+
+    Returns:
+        Group → positions in ``parameters``: every position once, no group empty.
+
+    Raises:
+        ConfigError: a group is called "all" or "rest", or a pattern matches nothing.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    if patterns:
+        _check(patterns, list(names.values()))
+    elif isinstance(model, ViDT):
+        patterns = _VIDT_GROUPS
+    groups: dict[str, list[int]] = {}
+    for position, parameter in enumerate(parameters):
+        name = names.get(id(parameter))
+        groups.setdefault(REST if name is None else _group_of(name, patterns), []).append(position)
+    order = [*(patterns or groups), REST]
+    return {group: groups[group] for group in dict.fromkeys(order) if group in groups}
+
+
+def _group_of(name: str, patterns: Mapping[str, Sequence[str]] | None) -> str:
+    if not patterns:
+        return name.partition(".")[0]
+    matching = (group for group, of_group in patterns.items() if any(fnmatchcase(name, p) for p in of_group))
+    return next(matching, REST)
+
+
+def _check(patterns: Mapping[str, Sequence[str]], names: Sequence[str]) -> None:
+    for group, of_group in patterns.items():
+        key = f"train.conflict_groups.{group}"
+        if group in (WHOLE, REST):
+            raise ConfigError(f"{key}: '{group}' is the name of a built-in group; give it another one")
+        if not of_group:
+            raise ConfigError(f"{key} has no patterns; give some such as ['backbone.*']")
+        for pattern in of_group:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                parts = sorted({name.partition(".")[0] for name in names})
+                raise ConfigError(
+                    f"{key}: no parameter matches '{pattern}'; their names start with {', '.join(parts)}"
+                )
