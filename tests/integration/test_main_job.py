@@ -22,7 +22,12 @@ ROOT = Path(__file__).parents[2]
 TEACHER = ROOT / "configs" / "quickstart" / "teacher.py"
 STUDENT = ROOT / "configs" / "quickstart" / "student.py"
 MOKD = ROOT / "configs" / "quickstart" / "mokd.py"
-SHORT = ("train.checkpointer.period=2", "train.log_period=1", "train.diagnostics_period=2", "train.eval_period=0")
+SHORT = (
+    "train.checkpointer.period=2",
+    "train.log_period=1",
+    "train.diagnostics_period=2",
+    "train.eval_period=0",
+)
 
 
 class Workshop:
@@ -106,7 +111,9 @@ def test_the_saved_student_is_one_that_was_never_distilled(distilled: Path) -> N
 
 
 def test_the_students_own_config_evaluates_it(workshop: Workshop, distilled: Path) -> None:
-    out = workshop.run(STUDENT, "eval", "--eval-only", f"train.init_checkpoint={distilled / 'student_final.pth'}")
+    out = workshop.run(
+        STUDENT, "eval", "--eval-only", f"train.init_checkpoint={distilled / 'student_final.pth'}"
+    )
     results = json.loads((out / "results.json").read_text())["bbox"]
     lines = [json.loads(line) for line in (distilled / "metrics.json").read_text().splitlines()]
     during = next(line["bbox/AP"] for line in reversed(lines) if "bbox/AP" in line)
@@ -161,5 +168,10 @@ def test_a_teacher_of_another_size_is_refused_before_training(workshop: Workshop
     text = process.communicate(timeout=120)[0]
     assert process.returncode == 2
     errors = [line for line in text.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1 and str(wrong) in errors[0] and "16 channels" in errors[0] and "32 channels" in errors[0]
+    assert (
+        len(errors) == 1
+        and str(wrong) in errors[0]
+        and "16 channels" in errors[0]
+        and "32 channels" in errors[0]
+    )
     assert not list((workshop.root / "wrong").glob("*.pth"))
