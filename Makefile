@@ -24,10 +24,10 @@ digest = $(shell { $(1); } | sha256sum | cut -c1-16)
 PACKAGES_STAMP := $(VENV)/.packages-$(call digest,cat $(PINS); echo '$(PY) $(SYSTEM_SITE)')
 CHECKOUT_STAMP := $(VENV)/.checkout-$(call digest,cat setup.py pyproject.toml mokd_det/__init__.py; pwd)
 
-.PHONY: help setup demo test test-slow test-gpu lint format print-pins clean distclean
+.PHONY: help setup demo compare-quick test test-slow test-gpu lint format print-pins clean distclean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
 	@sed -n '/^# *[A-Z_]*=/s/^#/ /p' Makefile
 
 setup: $(CHECKOUT_STAMP) ## make the environment (.venv, 5 GB, minutes)
@@ -43,6 +43,13 @@ $(CHECKOUT_STAMP): | $(PACKAGES_STAMP)
 
 demo: setup ## the main job on bundled data: teacher, student alone, student with MoKD
 	$(PYTHON) tools/quickstart.py --output output/demo
+
+compare-quick: setup ## student alone, token matching, VkD and MoKD on bundled data, 3 seeds each; the demo's teacher if there
+	$(PYTHON) datasets/make_digits.py digits
+	$(PYTHON) tools/compare_methods.py --config configs/quickstart/mokd.py \
+	  --methods none token_matching vkd mokd --seeds 0 1 2 --set train.eval_period=50 \
+	  --teacher output/demo/runs/teacher/student_final.pth --teacher-config configs/quickstart/teacher.py \
+	  --test-dataset digits_test --output output/compare
 
 test: setup ## the tests, without the slow ones
 	$(PYTEST) $(PYTEST_ARGS)

@@ -14,26 +14,28 @@ Exit status: 0; 2 for a mistake in the input; 130 after an interruption; a faile
 from __future__ import annotations
 
 import argparse
-import fcntl
-import hashlib
 import json
-import logging
-import os
-import shlex
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.config import instantiate
-from omegaconf import DictConfig, OmegaConf
-from run_queue import ChildFailed, Job, RunQueue, clock, interrupt_on_signals, last_lines
+from run_queue import Job, RunQueue, clock
 from tabulate import tabulate
+from training_runs import (
+    ROOT,
+    TrainingRun,
+    child_environment,
+    evaluation_job,
+    file_digest,
+    run_command,
+    training_job,
+)
 
 import mokd_det
 from mokd_det.checkpoint import load_into
@@ -41,78 +43,34 @@ from mokd_det.checkpoint.atomic_file import atomic_write
 from mokd_det.data import CocoFormatSource, DetrDatasetMapper, datasets_root, load_coco_format
 from mokd_det.data.digits import CLASS_NAMES, DEFAULT_COUNTS, annotation_file, generate, image_folder
 from mokd_det.engine import load_config
-from mokd_det.engine.run_directory import set_aside_previous_run
-from mokd_det.errors import ConfigError, MoKDError
+from mokd_det.engine.override_text import as_override
+from mokd_det.errors import ConfigError
 from mokd_det.visualization import BoxSet, curves_figure, predictions_figure, read_run, save_png
 
-ROOT = Path(__file__).resolve().parents[1]
 MODELS = {"teacher": "teacher", "student": "student alone", "mokd": "student, MoKD"}
 TEACHER_SEED = 0
 METRICS = ("AP", "AP50", "AP75")
-RECORD = "quickstart.json"
 # Only for the first estimate of the time left, until the runs' own speed is known: seconds per iteration on
-# one core of a small machine, and seconds of a start or an evaluation.
+# one core of a small machine.
 EXPECTED_SECONDS = {"teacher": 0.18, "student": 0.08, "mokd": 0.17}
-EXPECTED_OVERHEAD = 15.0
 PICTURES = 6
 MIN_SCORE = 0.5
 TIMED_IMAGES, WARM_UP_IMAGES = 60, 5
 
 
 @dataclass(frozen=True)
-class Run:
-    """One training: a model, a seed, and where everything of it lies."""
+class Run(TrainingRun):
+    """One training: a model and a seed."""
 
     model: str
     seed: int
-    directory: Path
-    overrides: tuple[str, ...]
-    config: DictConfig
-
-    @property
-    def name(self) -> str:
-        return MODELS[self.model] + (f" (seed {self.seed})" if self.model != "teacher" else "")
-
-    @property
-    def weights(self) -> Path:
-        return self.directory / "student_final.pth"
-
-    @property
-    def test_directory(self) -> Path:
-        return self.directory / "test"
-
-    def command(self, *arguments: str) -> list[str]:
-        tool, config = ROOT / "tools" / "train_net.py", _config_file(self.model)
-        return [sys.executable, str(tool), "--config-file", str(config), *arguments]
-
-    def test_results(self) -> dict[str, float]:
-        """The evaluator's metrics on the test split, in percent."""
-        return json.loads((self.test_directory / "results.json").read_text())["bbox"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     options = parse(arguments)
-    # What it would print about runs set aside is said in the right place and words by the queue.
-    logging.getLogger("mokd_det.engine.run_directory").addHandler(logging.NullHandler())
-    began = time.monotonic()
-    try:
-        with interrupt_on_signals(), locked(options.output) as lock:
-            quickstart(options, lock)
-    except MoKDError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except ChildFailed as failure:
-        return report_failure(failure)
-    except KeyboardInterrupt:
-        again = shlex.join(["python", sys.argv[0], *(sys.argv[1:] if arguments is None else arguments)])
-        print(
-            f"\nInterrupted. The checkpoints are kept; the same command continues:\n  {again}",
-            file=sys.stderr,
-        )
-        return 130
-    print(f"\nAll of this took {clock(time.monotonic() - began)}.")
-    return 0
+    given = sys.argv[1:] if arguments is None else arguments
+    return run_command(lambda lock: quickstart(options, lock), options.output, given)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -146,32 +104,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-@contextmanager
-def locked(output: Path) -> Iterator[int]:
-    """Make the output directory and keep other quick starts out of it.
-
-    Yields:
-        A file descriptor: the lock lasts as long as any process has it open, so also while a training runs on
-        whose quick start was killed.
-
-    Raises:
-        ConfigError: the directory cannot be written to, or is in use.
-    """
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        file = open(output / ".lock", "w")  # noqa: SIM115 (closed below)
-    except OSError as error:
-        raise ConfigError(f"--output {output} cannot be used: {error}") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                f"--output {output} is in use by another quick start, or by a training it left"
-            ) from None
-        yield file.fileno()
-
-
 def quickstart(options: argparse.Namespace, lock: int) -> None:
     """Everything, in order.
 
@@ -183,13 +115,7 @@ def quickstart(options: argparse.Namespace, lock: int) -> None:
     # One thread per process: on a busy machine several of them spend their time waiting for each other.
     torch.set_num_threads(1)
     runs = plan(options)
-    environment = {
-        **os.environ,
-        "DETECTRON2_DATASETS": str(data.parent.resolve()),
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
-        "PYTHONUNBUFFERED": "1",
-    }
+    environment = child_environment({"DETECTRON2_DATASETS": str(data.parent.resolve())})
     jobs = [*(training(run, runs[0], data) for run in runs), *(test_evaluation(run, data) for run in runs)]
     RunQueue(jobs, options.jobs, environment, pass_fds=[lock]).run()
 
@@ -243,7 +169,9 @@ def plan(options: argparse.Namespace) -> list[Run]:
     runs = [_make_run("teacher", TEACHER_SEED, directory / "teacher", options.teacher_iterations)]
     for seed in options.seeds:
         for model in ("student", "mokd"):
-            extra = (f"model.teacher_checkpoint={runs[0].weights}",) if model == "mokd" else ()
+            extra = (
+                (as_override("model.teacher_checkpoint", str(runs[0].weights)),) if model == "mokd" else ()
+            )
             runs.append(_make_run(model, seed, directory / f"{model}_seed{seed}", options.iterations, extra))
     return runs
 
@@ -252,122 +180,40 @@ def _make_run(
     model: str, seed: int, directory: Path, iterations: int | None, extra: tuple[str, ...] = ()
 ) -> Run:
     overrides = (
-        f"train.output_dir={directory}",
+        as_override("train.output_dir", str(directory)),
         f"train.seed={seed}",
         f"dataloader.train.seed={seed}",
         *extra,
     )
     if iterations is not None:
         overrides += (f"train.max_iter={iterations}",)
-    return Run(model, seed, directory, overrides, load_config(_config_file(model), overrides))
-
-
-def _config_file(model: str) -> Path:
-    return ROOT / "configs" / "quickstart" / f"{model}.py"
+    file = ROOT / "configs" / "quickstart" / f"{model}.py"
+    name = MODELS[model] + (f" (seed {seed})" if model != "teacher" else "")
+    return Run(name, file, directory, overrides, load_config(file, overrides), model, seed)
 
 
 def training(run: Run, teacher: Run, data: Path) -> Job:
-    """The training of a run; what another configuration left in its place is set aside, never continued."""
+    """The training of a run."""
 
     def identity() -> dict[str, str]:
-        found = {"configuration": _config_digest(run.config), **_data_identity(data)}
-        return {**found, "teacher": _digest(teacher.weights)} if run.model == "mokd" else found
+        found = _data_identity(data)
+        return {**found, "teacher": file_digest(teacher.weights)} if run.model == "mokd" else found
 
-    def before() -> str:
-        if _is_recorded(run.directory, identity()):
-            return ""
-        (run.directory / RECORD).unlink(missing_ok=True)
-        aside = set_aside_previous_run(str(run.directory))
-        _record(run.directory, identity())
-        return f"anew; an earlier run with other settings, data or teacher is now in {aside}" if aside else ""
-
-    def after() -> str:
-        _, values = read_run(run.directory).series("bbox/AP")
-        return f"AP {values[-1]:.1f} on the validation images" if len(values) else ""
-
-    iterations = run.config.train.max_iter
-    return Job(
-        run.name,
-        run.command("--resume", *run.overrides),
-        run.directory / "console.txt",
+    return training_job(
+        run,
+        identity,
         needs=[teacher.name] if run.model == "mokd" else [],
-        expected_seconds=EXPECTED_SECONDS[run.model] * iterations + EXPECTED_OVERHEAD,
-        iterations=iterations,
-        metrics=run.directory / "metrics.json",
-        is_done=lambda: run.weights.is_file() and _is_recorded(run.directory, identity()),
-        before=before,
-        after=after,
+        expected_seconds=EXPECTED_SECONDS[run.model] * run.config.train.max_iter,
     )
 
 
 def test_evaluation(run: Run, data: Path) -> Job:
     """COCO's metrics of the trained model on the test split."""
-    results = run.test_directory / "results.json"
-    overrides = [
-        f"train.output_dir={run.test_directory}",
-        f"train.init_checkpoint={run.weights}",
-        "dataloader.test.dataset=digits_test",
-    ]
-
-    def identity() -> dict[str, str]:
-        return {"weights": _digest(run.weights), **_data_identity(data)}
-
-    def before() -> str:
-        results.unlink(missing_ok=True)
-        _record(run.test_directory, identity())
-        return ""
-
-    return Job(
-        f"{run.name}: test",
-        run.command("--eval-only", *overrides),
-        run.test_directory / "console.txt",
-        needs=[run.name],
-        expected_seconds=EXPECTED_OVERHEAD,
-        is_done=lambda: results.is_file() and _is_recorded(run.test_directory, identity()),
-        before=before,
-        after=lambda: f"AP {run.test_results()['AP']:.1f} on the test images",
-    )
-
-
-def _config_digest(config: DictConfig) -> str:
-    content: Any = OmegaConf.to_container(config, resolve=True)
-    # Where a run lies does not change what it trains; the teacher's weights are compared by content.
-    content["train"].pop("output_dir")
-    content["model"].pop("teacher_checkpoint", None)
-    text = json.dumps(
-        content, sort_keys=True, default=lambda value: f"{value.__module__}.{value.__qualname__}"
-    )
-    return hashlib.sha256(text.encode()).hexdigest()
+    return evaluation_job(run, lambda: _data_identity(data), ["dataloader.test.dataset=digits_test"])
 
 
 def _data_identity(data: Path) -> dict[str, str]:
-    return {"data": _digest(data / "manifest.json"), "version": mokd_det.__version__}
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _record(directory: Path, identity: Mapping[str, str]) -> None:
-    directory.mkdir(parents=True, exist_ok=True)
-    with atomic_write(directory / RECORD, "w") as file:
-        json.dump(identity, file, indent=2)
-
-
-def _is_recorded(directory: Path, identity: Mapping[str, str]) -> bool:
-    try:
-        return json.loads((directory / RECORD).read_text()) == identity
-    except (FileNotFoundError, ValueError):
-        return False
-
-
-def report_failure(failure: ChildFailed) -> int:
-    """Say which command failed, why, and where its log is; returns the exit status."""
-    lines = "\n".join(f"  {line}" for line in last_lines(failure.job.console))
-    how = f"with status {failure.status}" if failure.status > 0 else f"by signal {-failure.status}"
-    print(f"error: {failure.job.name} ended {how}. Its last lines:\n{lines}", file=sys.stderr)
-    print(f"All of them: {failure.job.console}", file=sys.stderr)
-    return failure.status if failure.status > 0 else 1
+    return {"data": file_digest(data / "manifest.json")}
 
 
 def load_model(run: Run) -> torch.nn.Module:

@@ -76,6 +76,7 @@ class _Child:
     process: subprocess.Popen[bytes]
     started: float
     started_at: float
+    worker: int
     first: tuple[float, int] | None = None
     latest: tuple[float, int] | None = None
 
@@ -121,6 +122,7 @@ class RunQueue:
         jobs: all of them.
         workers: how many run at once.
         environment: of the children.
+        worker_environments: what is added to it, per worker (a GPU for each); empty: nothing.
         pass_fds: open files that the children keep open too (a lock).
         stream: where the progress goes.
         interval: seconds between lines when ``stream`` is no terminal.
@@ -129,6 +131,7 @@ class RunQueue:
     jobs: Sequence[Job]
     workers: int
     environment: Mapping[str, str]
+    worker_environments: Sequence[Mapping[str, str]] = ()
     pass_fds: Sequence[int] = ()
     stream: IO[str] = field(default_factory=lambda: sys.stdout)
     interval: float = 10.0
@@ -141,6 +144,10 @@ class RunQueue:
                     f"job {job.name!r}: names must be unique, and needs stand before who needs them"
                 )
             known.add(job.name)
+        if self.worker_environments and len(self.worker_environments) != self.workers:
+            raise ValueError(
+                f"{len(self.worker_environments)} worker environments for {self.workers} workers"
+            )
         self._running: dict[str, _Child] = {}
         self._ended: set[str] = set()
         # Ratios of measured to expected durations, of running and ended jobs.
@@ -182,18 +189,20 @@ class RunQueue:
                 self._say(f"{job.name}: {remark}")
             job.console.parent.mkdir(parents=True, exist_ok=True)
             started_at = time.time()
+            worker = min(set(range(self.workers)) - {child.worker for child in self._running.values()})
+            added = self.worker_environments[worker] if self.worker_environments else {}
             with open(job.console, "ab") as console:
                 process = subprocess.Popen(
                     job.command,
                     stdin=subprocess.DEVNULL,
                     stdout=console,
                     stderr=subprocess.STDOUT,
-                    env=dict(self.environment),
+                    env={**self.environment, **added},
                     pass_fds=tuple(self.pass_fds),
                     # Ctrl-C must reach the children through us, so that they end before we say so.
                     start_new_session=True,
                 )
-            self._running[job.name] = _Child(job, process, time.monotonic(), started_at)
+            self._running[job.name] = _Child(job, process, time.monotonic(), started_at, worker)
 
     def _collect(self) -> None:
         for name, child in list(self._running.items()):

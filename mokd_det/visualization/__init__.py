@@ -1,5 +1,7 @@
-"""Pictures of predictions, curves of runs, and the dynamics of their objectives, as PNG files."""
+"""Pictures of predictions, curves of runs, the dynamics of their objectives and comparisons of methods, as PNG
+files."""
 
+from mokd_det.visualization.comparison import comparison_figure
 from mokd_det.visualization.curves import curves_figure
 from mokd_det.visualization.dynamics import dynamics_figure
 from mokd_det.visualization.figure_style import save_png
@@ -9,6 +11,7 @@ from mokd_det.visualization.run_metrics import RunMetrics, read_run
 __all__ = [
     "BoxSet",
     "RunMetrics",
+    "comparison_figure",
     "curves_figure",
     "dynamics_figure",
     "predictions_figure",

@@ -35,6 +35,7 @@ def load_tool(name: str):
 
 
 run_queue = load_tool("run_queue")
+training_runs = load_tool("training_runs")
 quickstart = load_tool("quickstart")
 plot_dynamics = load_tool("plot_dynamics")
 Job, RunQueue, ChildFailed = run_queue.Job, run_queue.RunQueue, run_queue.ChildFailed
@@ -96,7 +97,7 @@ def test_a_failure_ends_the_others_and_is_told_with_its_last_lines(job, capsys, 
         run([slow, bad])
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid.read_text()), 0)
-    assert quickstart.report_failure(caught.value) == 7
+    assert training_runs.report_failure(caught.value) == 7
     said = capsys.readouterr().err
     assert "error: bad ended with status 7. Its last lines:\n  35\n" in said
     assert "  49\n" in said
@@ -106,7 +107,7 @@ def test_a_failure_ends_the_others_and_is_told_with_its_last_lines(job, capsys, 
 def test_a_child_that_was_killed_is_a_failure(job, capsys):
     with pytest.raises(ChildFailed) as caught:
         run([job("a", "import os\nos.kill(os.getpid(), 9)")])
-    assert quickstart.report_failure(caught.value) == 1
+    assert training_runs.report_failure(caught.value) == 1
     assert "ended by signal 9" in capsys.readouterr().err
 
 
@@ -312,7 +313,7 @@ def test_a_failed_training_ends_everything_with_its_last_lines(demo, job, capsys
 
 
 def test_two_quickstarts_do_not_share_a_directory(tmp_path, capsys):
-    with quickstart.locked(tmp_path):
+    with training_runs.locked(tmp_path):
         assert quickstart.main([f"--output={tmp_path}"]) == 2
     assert "is in use by another quick start" in capsys.readouterr().err
     (tmp_path / "file").write_text("")
