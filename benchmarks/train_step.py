@@ -91,9 +91,16 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=2, help="images per step")
     parser.add_argument("--rounds", type=int, default=7, help="measured rounds")
     parser.add_argument("--warmup", type=int, default=2, help="rounds before them")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=1,
+        help="CPU threads; more than one collapses when other work runs beside",
+    )
     parser.add_argument("--json", type=Path, help="append the result to this file, one JSON object per line")
     args = parser.parse_args()
     logging.getLogger("detectron2").setLevel(logging.ERROR)
+    torch.set_num_threads(args.threads)
     torch.manual_seed(0)
 
     alone = trainer("vidt_" + args.config.split("_")[2], args.size, args.batch, [])
