@@ -101,7 +101,8 @@ def _read_pickle(local: str, source: str) -> Any:
 def _containers() -> list[Any]:
     # Newer unpicklers fill no subclass of dict, but let its name stand for a plain one.
     by_name = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 6)
-    return [argparse.Namespace, (OrderedDict, "yacs.config.CfgNode") if by_name else CfgNode]
+    # A CfgNode keeps its deprecated keys in a set, which the unpickler of torch 2.4 does not know by itself.
+    return [argparse.Namespace, set, (OrderedDict, "yacs.config.CfgNode") if by_name else CfgNode]
 
 
 @contextmanager
