@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import multiprocessing
 import multiprocessing.connection
@@ -248,6 +249,8 @@ def _worker(
         comm.synchronize()
         main(*args)
         comm.synchronize()
+        # torch 2.4 hangs where a data-parallel wrapper outlives its process group; trainer and hooks are a cycle.
+        gc.collect()
         dist.destroy_process_group()
     except MoKDError as error:
         _write_report(reports, rank, True, str(error))

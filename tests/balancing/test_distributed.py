@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -65,8 +66,11 @@ def worker(rank: int, folder: str) -> None:
             student = ToyStudent()
             model = DistributedDataParallel(student, find_unused_parameters=True)
             results[name, micro_batches] = train(ToyTraining(make(), student, model), [rank], micro_batches)
+            # torch 2.4 hangs where a wrapper outlives its process group
+            del model
     results["half_used"] = half_used_gradients(rank)
     torch.save(results, f"{folder}/rank{rank}.pt")
+    gc.collect()
     dist.destroy_process_group()
 
 
