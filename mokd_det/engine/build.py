@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import torch
 from detectron2.config import instantiate
 from detectron2.engine import create_ddp_model, hooks
 from detectron2.engine.defaults import default_writers
@@ -50,6 +51,7 @@ def build_trainer(cfg: DictConfig, settings: TrainSettings) -> MoKDTrainer:
     model = instantiate(cfg.model).to(device)
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
+    _make_plain(optimizer)
     # The configuration is kept and may be saved again; the model is no part of it.
     cfg.optimizer.params.model = None
     ddp = dict(settings.ddp)
@@ -67,6 +69,15 @@ def build_trainer(cfg: DictConfig, settings: TrainSettings) -> MoKDTrainer:
         accumulate=settings.accumulate,
         seed=settings.seed,
     )
+
+
+def _make_plain(optimizer: torch.optim.Optimizer) -> None:
+    """Replace the configuration's list objects, which some versions of torch keep, by tuples.
+
+    They would end up in checkpoints, which hold plain values only.
+    """
+    for options in (optimizer.defaults, *optimizer.param_groups):
+        options.update({name: tuple(value) for name, value in options.items() if OmegaConf.is_list(value)})
 
 
 def do_train(cfg: DictConfig, settings: TrainSettings, *, resume: bool = False) -> MoKDTrainer:
