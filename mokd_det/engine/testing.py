@@ -13,7 +13,7 @@ from detectron2.config import instantiate
 from detectron2.evaluation import inference_on_dataset
 from detectron2.utils import comm
 from omegaconf import DictConfig
-from tabulate import tabulate  # type: ignore[import-untyped]
+from tabulate import tabulate
 from torch import nn
 
 from mokd_det.checkpoint.atomic_file import atomic_write
