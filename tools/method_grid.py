@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import builtins
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ class Method:
         node: the config of the ``Method`` class.
         balancer: the config of the balancer.
         needs_teacher: whether a teacher takes part.
+        settings: other values of the config that are this method's own, by dotted key: objectives with inner
+            weights, a learning rate that was found for it.
     """
 
     name: str
@@ -45,10 +47,12 @@ class Method:
     node: dict[str, Any]
     balancer: dict[str, Any]
     needs_teacher: bool
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def overrides(self, config: DictConfig) -> list[str]:
         """``key.path=value`` texts for a configuration."""
-        names = [str(name) for name, patterns in config.objectives.items() if patterns is not None]
+        objectives = {**config.objectives, **self.settings.get("objectives", {})}
+        names = [str(name) for name, patterns in objectives.items() if patterns is not None]
         texts = [as_override("model.method", self.node)]
         if not self.needs_teacher:
             names.remove(DISTILL)
@@ -58,7 +62,8 @@ class Method:
         weights = balancer.get("weights")
         if isinstance(weights, Mapping):
             balancer["weights"] = {name: weights.get(name, weights.get("task")) for name in names}
-        return [*texts, as_override("balancer", balancer)]
+        texts.append(as_override("balancer", balancer))
+        return [*texts, *(as_override(key, value) for key, value in self.settings.items())]
 
 
 @dataclass(frozen=True)
@@ -117,10 +122,15 @@ def _read_method(entries: DictConfig, text: str, path: Path) -> Method:
         hint = did_you_mean(name, [str(key) for key in entries])
         raise ConfigError(f"methods file '{path}' has no method '{name}'; {hint}")
     entry = OmegaConf.to_container(entries[name], resolve=True)
-    if not isinstance(entry, dict) or not {"label", "method", "balancer"} == set(entry):
+    required = {"label", "method", "balancer"}
+    if not isinstance(entry, dict) or not required <= set(entry) <= required | {"settings"}:
         raise ConfigError(
-            f"methods file '{path}': '{name}' must have label, method and balancer, nothing else"
+            f"methods file '{path}': '{name}' must have label, method and balancer, may have settings, and has "
+            f"nothing else"
         )
+    settings = entry.get("settings", {})
+    if not isinstance(settings, dict):
+        raise ConfigError(f"methods file '{path}': settings of '{name}' must map keys of a config to values")
     label, balancer = str(entry["label"]), entry["balancer"]
     if weight:
         if not isinstance(balancer.get("weights"), dict):
@@ -132,7 +142,7 @@ def _read_method(entries: DictConfig, text: str, path: Path) -> Method:
         label += f", weight {float(weight):g}"
     target = entry["method"]["_target_"]
     target = locate(target) if isinstance(target, str) else target
-    return Method(text, label, entry["method"], balancer, getattr(target, "needs_teacher", True))
+    return Method(text, label, entry["method"], balancer, getattr(target, "needs_teacher", True), settings)
 
 
 def plan_teacher(options: argparse.Namespace) -> Teacher:

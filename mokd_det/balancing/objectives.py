@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
@@ -16,7 +17,7 @@ __all__ = ["Objectives"]
 class Objectives:
     """Sums a model's named losses into K objectives (Remark A.1: K is free).
 
-    Any model that returns a dict of scalar losses can be used; the losses carry their own coefficients. Each
+    Any model that returns a dict of scalar losses can be used; a sum may weigh its terms. Each
     loss must belong to exactly one objective and each objective must have a loss, so that a misspelt pattern
     cannot silently leave something out of the training.
 
@@ -27,18 +28,21 @@ class Objectives:
 
     Args:
         patterns: objective name → patterns of loss names (``fnmatch``: ``*``, ``?``, ``[abc]``; case counts),
-            or one pattern. Their order is the order of the objectives.
+            or one pattern, or a mapping pattern → weight of such a loss in the objective's sum (1 where it
+            is a list). Their order is the order of the objectives.
 
     Raises:
-        ConfigError: no objective, an empty name, or an objective without patterns.
+        ConfigError: no objective, an empty name, an objective without patterns, or a weight that is not
+            positive.
     """
 
-    def __init__(self, patterns: Mapping[str, Sequence[str] | str]) -> None:
+    def __init__(self, patterns: Mapping[str, Sequence[str] | str | Mapping[str, float]]) -> None:
         if not isinstance(patterns, Mapping) or not patterns:
             raise ConfigError(
                 f"objectives must map each objective's name to patterns of loss names, got {patterns!r}"
             )
         self.patterns: dict[str, tuple[str, ...]] = {}
+        self._pattern_weights: dict[str, dict[str, float]] = {}
         for name, listed in patterns.items():
             group = (listed,) if isinstance(listed, str) else tuple(listed or ())
             if not isinstance(name, str) or not name:
@@ -48,7 +52,15 @@ class Objectives:
                     f"objectives.{name} must list patterns of loss names such as 'loss_box*', got {listed!r}"
                 )
             self.patterns[name] = group
-        self._groups: dict[tuple[str, ...], tuple[tuple[str, ...], ...]] = {}
+            weights = listed if isinstance(listed, Mapping) else dict.fromkeys(group, 1.0)
+            for pattern, weight in weights.items():
+                number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
+                if not number or not math.isfinite(weight) or weight <= 0:
+                    raise ConfigError(
+                        f"objectives.{name}: the weight of '{pattern}' must be a number above 0, got {weight!r}"
+                    )
+            self._pattern_weights[name] = {pattern: float(weight) for pattern, weight in weights.items()}
+        self._groups: dict[tuple[str, ...], tuple[tuple[tuple[str, float], ...], ...]] = {}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -85,6 +97,21 @@ class Objectives:
                 )
         return {name: tuple(losses) for name, losses in members.items()}
 
+    def weight(self, objective: str, loss: str) -> float:
+        """The weight of a loss in its objective's sum.
+
+        Raises:
+            ConfigError: patterns that match the loss give it different weights.
+        """
+        matching = {
+            pattern: weight
+            for pattern, weight in self._pattern_weights[objective].items()
+            if fnmatchcase(loss, pattern)
+        }
+        if len(set(matching.values())) != 1:
+            raise ConfigError(f"objectives.{objective} gives loss '{loss}' several weights: {matching}")
+        return next(iter(matching.values()))
+
     def __call__(self, losses: Mapping[str, Tensor]) -> Tensor:
         """Objectives of one micro-batch.
 
@@ -104,13 +131,23 @@ class Objectives:
                 if not isinstance(value, Tensor) or value.numel() != 1:
                     found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
                     raise ConfigError(f"loss '{name}' must be a scalar tensor, found {found}")
-            self._groups[key] = tuple(self.group(key).values())
+            self._groups[key] = tuple(
+                tuple((loss, self.weight(name, loss)) for loss in members)
+                for name, members in self.group(key).items()
+            )
         dtype = (
             torch.float64 if any(value.dtype == torch.float64 for value in losses.values()) else torch.float32
         )
         return torch.stack(
             [
-                torch.stack([losses[name].reshape(()).to(dtype) for name in members]).sum()
+                torch.stack(
+                    [
+                        value if weight == 1.0 else weight * value
+                        for value, weight in (
+                            (losses[name].reshape(()).to(dtype), weight) for name, weight in members
+                        )
+                    ]
+                ).sum()
                 for members in self._groups[key]
             ]
         )

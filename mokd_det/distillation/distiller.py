@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 
 from mokd_det.checkpoint import load_into
+from mokd_det.distillation.context import MethodContext
 from mokd_det.distillation.map_alignment import align_maps, image_sizes
 from mokd_det.distillation.methods.base import Method
 from mokd_det.distillation.taps import TapRecorder, TapSource, TapValue, tap_specs
@@ -35,12 +36,13 @@ class DistillationBatch:
     """A batch with what the teacher says about it.
 
     Attributes:
-        inputs: Detectron2's batch, ``list[dict]``.
+        inputs: the loader's batch: Detectron2's ``list[dict]``, or an object such as
+            :class:`~mokd_det.classification.ClassificationBatch`.
         teacher_taps: name → value of the teacher's tap, without a graph.
         teacher_predictions: "logits" and "boxes" of the teacher's queries, where tokens are matched by them.
     """
 
-    inputs: list[dict[str, Any]]
+    inputs: Any
     teacher_taps: dict[str, TapValue] = field(default_factory=dict)
     teacher_predictions: dict[str, TapValue] = field(default_factory=dict)
 
@@ -72,7 +74,7 @@ class Distiller(nn.Module):
     is that of a student alone.
 
     Args:
-        student: a module whose training forward takes Detectron2's batch and returns a dict of losses.
+        student: a module whose training forward takes the loader's batch and returns a dict of losses.
         teacher: a module that takes the same batch in eval mode; None for a method that needs none.
         method: its modules are built here, for the taps' shapes.
         taps: name → where it is found in both models (a module path, or a mapping; see
@@ -156,6 +158,7 @@ class Distiller(nn.Module):
                 {name: matched_spec(name, spec, number, min(numbers)) for name, spec in specs.items()}
                 for specs, number in zip((student_specs, teacher_specs), numbers, strict=True)
             )
+        method.inspect(student, teacher)
         method.setup(student_specs, teacher_specs)
         reference = next(student.parameters(), None)
         if reference is not None:
@@ -177,7 +180,7 @@ class Distiller(nn.Module):
         return {**self.__dict__, "_student_taps": []}
 
     @torch.no_grad()
-    def prepare_batch(self, batched_inputs: list[dict[str, Any]]) -> DistillationBatch:
+    def prepare_batch(self, batched_inputs: Any) -> DistillationBatch:
         """Run the teacher, once for all forwards of this batch.
 
         No graph is recorded, yet its values may enter the student's graph (learned teacher projections),
@@ -193,11 +196,11 @@ class Distiller(nn.Module):
             teacher(batched_inputs)
         return DistillationBatch(batched_inputs, taps.values, predictions.values)
 
-    def forward(self, batch: list[dict[str, Any]] | DistillationBatch) -> Any:
+    def forward(self, batch: Any) -> Any:
         """Losses in training, the student's predictions in evaluation.
 
         Args:
-            batch: Detectron2's batch, or what :meth:`prepare_batch` made of it.
+            batch: the loader's batch, or what :meth:`prepare_batch` made of it.
 
         Returns:
             Training: dict of scalars, the student's and ``loss_distill_<term>``; evaluation: the student's
@@ -229,7 +232,8 @@ class Distiller(nn.Module):
         sizes = image_sizes(prepared.inputs)
         if sizes is not None:
             student_taps, teacher_taps = align_maps(student_taps, teacher_taps, sizes)
-        terms = {f"loss_distill_{k}": v for k, v in self.method(student_taps, teacher_taps).items()}
+        compared = self.method(student_taps, teacher_taps, _context(prepared.inputs))
+        terms = {f"loss_distill_{name}": value for name, value in compared.items()}
         taken = sorted(set(terms) & set(losses))
         if taken:
             raise IncompatibleModelsError(
@@ -253,6 +257,24 @@ class Distiller(nn.Module):
         """The tap tensors, with their graph, of the latest training forward; the next one releases them."""
         return list(self._student_taps)
 
+    @property
+    def signed_losses(self) -> tuple[str, ...]:
+        """Names of the losses that can be 0 or negative by construction."""
+        return tuple(f"loss_distill_{term}" for term in sorted(self.method.signed_terms))
+
+    @property
+    def needs_preparation(self) -> bool:
+        """Whether :meth:`prepare_method` must see the training set before the first step."""
+        return self.method.needs_preparation
+
+    def prepare_method(self, batches: Iterable[Any]) -> None:
+        """Show the method one pass over the training set: the teacher's taps of every image.
+
+        Args:
+            batches: the loader's batches, every image once.
+        """
+        self.method.prepare((self.prepare_batch(batch).teacher_taps, _context(batch)) for batch in batches)
+
     def after_step(self) -> None:
         """To be called after each optimiser step."""
         self.method.after_step()
@@ -260,6 +282,11 @@ class Distiller(nn.Module):
     def diagnostics(self) -> dict[str, float]:
         """The method's numbers under ``distill/``, for a hook to log every so many iterations."""
         return {f"distill/{name}": value for name, value in self.method.diagnostics().items()}
+
+
+def _context(inputs: Any) -> MethodContext:
+    told = getattr(inputs, "method_context", None)
+    return MethodContext() if told is None else told()
 
 
 def _tensors_with_graph(taps: Mapping[str, TapValue]) -> list[Tensor]:

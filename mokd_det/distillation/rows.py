@@ -40,7 +40,7 @@ def _map_key(name: str, stride: int) -> str:
 
 def row_channels(name: str, student: TapSpec, teacher: TapSpec) -> dict[str, tuple[int, int]]:
     """The row pairs that a tap will give: key → (channels of the student, channels of the teacher)."""
-    if student.kind == "tokens":
+    if student.kind != "maps":
         return {name: (student.channels[0], teacher.channels[0])}
     teacher_channels = dict(zip(teacher.strides, teacher.channels, strict=True))
     return {
@@ -62,7 +62,7 @@ def check_comparable(name: str, student: TapSpec, teacher: TapSpec, same_channel
     """
     both = f"tap {name!r}: student {_describe(student)}, teacher {_describe(teacher)}"
     if student.kind != teacher.kind:
-        raise IncompatibleModelsError(f"{both}; both must deliver maps, or both tokens")
+        raise IncompatibleModelsError(f"{both}; both must deliver maps, or both tokens, or both vectors")
     if student.kind == "maps":
         for who, spec in (("student", student), ("teacher", teacher)):
             if len(set(spec.strides)) != len(spec.strides):
@@ -90,6 +90,8 @@ def _describe(spec: TapSpec) -> str:
         return "maps " + ", ".join(
             f"(B, {c}, H/{s}, W/{s})" for c, s in zip(spec.channels, spec.strides, strict=True)
         )
+    if spec.kind == "vectors":
+        return f"vectors (B, {spec.channels[0]})"
     count = "N" if spec.num_tokens is None else spec.num_tokens
     stack = "" if spec.num_levels == 1 else f"{spec.num_levels}, "
     return f"tokens ({stack}B, {count}, {spec.channels[0]})"
@@ -111,11 +113,11 @@ def pair_rows(name: str, student: TapValue, teacher: TapValue, mask_padding: boo
         by_stride = {level.stride: level for level in teacher}
         return [_pair_maps(name, level, by_stride[level.stride], mask_padding) for level in student]
     if isinstance(student, list) or isinstance(teacher, list):
-        raise IncompatibleModelsError(f"tap {name!r}: one model delivers maps and the other tokens")
+        raise IncompatibleModelsError(f"tap {name!r}: one model delivers maps and the other does not")
     if student.shape[:-1] != teacher.shape[:-1]:
         raise IncompatibleModelsError(
-            f"tap {name!r}: tokens of shape {tuple(student.shape)} in the student and {tuple(teacher.shape)} "
-            f"in the teacher; query i is matched with query i, so all but the channels must agree"
+            f"tap {name!r}: values of shape {tuple(student.shape)} in the student and {tuple(teacher.shape)} "
+            f"in the teacher; row i is compared with row i, so all but the channels must agree"
         )
     rows_s = full_precision(student.reshape(-1, student.shape[-1]))
     rows_t = full_precision(teacher.detach().reshape(-1, teacher.shape[-1]))

@@ -32,7 +32,7 @@ from mokd_det.layers.tap_point import FeatureMap, TapPoint, TapSpec
 __all__ = ["TapRecorder", "TapSource", "TapValue", "find_module", "tap_specs"]
 
 TapValue: TypeAlias = "Tensor | list[FeatureMap]"
-"""Tokens (B, N, C) or (L, B, N, C), or the maps of a feature pyramid."""
+"""Vectors (B, C), tokens (B, N, C) or (L, B, N, C), or the maps of a feature pyramid."""
 
 
 @dataclass(frozen=True)
@@ -116,10 +116,19 @@ class _Reader:
     def read(self, output: Any) -> TapValue:
         """The canonical value of the module's output, checked against the description."""
         if self.spec is None:
-            kind = "tokens" if isinstance(output, Tensor) and output.ndim == 3 else "maps"
+            dimensions = output.ndim if isinstance(output, Tensor) else 4
+            kind = {2: "vectors", 3: "tokens"}.get(dimensions, "maps")
         else:
             kind = self.spec.kind
+        if kind == "vectors":
+            return self._vectors(output)
         return self._tokens(output) if kind == "tokens" else self._maps(output)
+
+    def _vectors(self, output: Any) -> Tensor:
+        channels = None if self.spec is None else self.spec.channels[0]
+        if not isinstance(output, Tensor) or output.ndim != 2 or channels not in (None, output.shape[1]):
+            raise self._unexpected(f"vectors of shape (B, {channels or 'C'})", output)
+        return output
 
     def _tokens(self, output: Any) -> Tensor:
         if not isinstance(output, Tensor):
@@ -237,7 +246,8 @@ def _no_spec(model: nn.Module, name: str, path: str, module: nn.Module) -> str:
     return (
         f"tap {name!r}: {type(model).__name__}'s {path!r} is a {type(module).__name__}, which does not say "
         f"what it delivers; write the tap as a mapping, for maps dict(path={path!r}, strides=[...], "
-        f"channels=[...]), for tokens dict(path={path!r}, channels=..., num_tokens=...)"
+        f"channels=[...]), for tokens dict(path={path!r}, channels=..., num_tokens=...), for vectors "
+        f"dict(path={path!r}, kind='vectors', channels=...)"
     )
 
 
@@ -270,8 +280,9 @@ class TapRecorder:
 
     Args:
         model: any module.
-        taps: name → tap (see the module's docstring). An undescribed module is recorded too: a tensor (B, N,
-            C) as tokens, anything else as maps (B, C, H, W) whose stride is 0, that is, unknown.
+        taps: name → tap (see the module's docstring). An undescribed module is recorded too: a tensor (B, C)
+            as vectors, (B, N, C) as tokens, anything else as maps (B, C, H, W) whose stride is 0, that is,
+            unknown.
 
     Raises:
         IncompatibleModelsError: unknown path (with near matches).

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from detectron2.utils import comm
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from mokd_det.balancing.base import Balancer
 from mokd_det.balancing.objectives import Objectives
 from mokd_det.checkpoint import export_student, load_into, write_file
 from mokd_det.engine.checkpointing import AtomicCheckpointer
@@ -58,17 +60,29 @@ def build_trainer(cfg: DictConfig, settings: TrainSettings) -> MoKDTrainer:
     if device.type == "cpu":
         ddp.setdefault("device_ids", None)
     patterns = OmegaConf.to_container(cfg.objectives, resolve=True)
+    balancer = instantiate(cfg.balancer)
+    _check_signs(model, balancer)
     return MoKDTrainer(
         create_ddp_model(model, **ddp),
         instantiate(cfg.dataloader.train),
         optimizer,
         objectives=Objectives({name: group for name, group in patterns.items() if group is not None}),
-        balancer=instantiate(cfg.balancer),
+        balancer=balancer,
         amp=dataclasses.asdict(settings.amp),
         clip_grad=dataclasses.asdict(settings.clip_grad) if settings.clip_grad is not None else None,
         accumulate=settings.accumulate,
         seed=settings.seed,
     )
+
+
+def _check_signs(model: nn.Module, balancer: Balancer) -> None:
+    """Refuse a loss that can be 0 or negative by construction where the balancer takes its logarithm."""
+    signed = getattr(model, "signed_losses", ())
+    if signed and balancer.requires_positive:
+        raise ConfigError(
+            f"balancer {type(balancer).__name__} takes logarithms, but loss '{signed[0]}' can be 0 or negative by "
+            f"construction; use FixedWeights, or a variant of the method whose losses are positive"
+        )
 
 
 def _make_plain(optimizer: torch.optim.Optimizer) -> None:
@@ -103,7 +117,7 @@ def do_train(cfg: DictConfig, settings: TrainSettings, *, resume: bool = False) 
     # A single objective has nothing to be in conflict with.
     if settings.conflict_period > 0 and len(trainer.objectives.names) > 1:
         trainer.register_hooks([GradientConflict(settings.conflict_period, settings.conflict_groups)])
-    start = _restore(trainer, checkpointer, student, settings, resume)
+    start = _restore(trainer, checkpointer, student, settings, cfg, resume)
     # The writers open their files, so those of an earlier run must be dealt with before.
     if comm.is_main_process():
         writers = [
@@ -177,6 +191,7 @@ def _restore(
     checkpointer: AtomicCheckpointer,
     student: nn.Module,
     settings: TrainSettings,
+    cfg: DictConfig,
     resume: bool,
 ) -> int:
     """Put the trainer where it starts; returns the first iteration."""
@@ -196,7 +211,19 @@ def _restore(
     comm.synchronize()
     if settings.init_checkpoint:
         _load_initial(student, settings)
+    if getattr(trainer.module, "needs_preparation", False):
+        trainer.module.prepare_method(_training_pass(cfg))
     return 0
+
+
+def _training_pass(cfg: DictConfig) -> Iterable[Any]:
+    """Every training image once, in order, as the training loader would deliver it."""
+    if cfg.dataloader.get("preparation") is None:
+        raise ConfigError(
+            "the method looks at the training set before the first step: dataloader.preparation must be a loader that "
+            "delivers each training image once"
+        )
+    return instantiate(cfg.dataloader.preparation)
 
 
 def _hooks(

@@ -23,16 +23,20 @@ _MAX_IMAGES_NAMED = 16
 def describe_images(batch: Any) -> str:
     """The images of a micro-batch for an error message: ids and file names where the items carry them."""
     items = getattr(batch, "inputs", batch)
+    names = getattr(items, "names", None)
+    if names is not None:
+        items = [{"file_name": name} for name in names]
     if not isinstance(items, Sequence) or not all(isinstance(item, Mapping) for item in items):
         return "a batch without image ids"
-    names = []
+    described = []
     for position, item in enumerate(items):
         image_id, file_name = item.get("image_id"), item.get("file_name")
         parts = [] if image_id is None else [f"id {image_id}"]
         parts += [] if not file_name else [f"'{file_name}'"]
-        names.append(" ".join(parts) or f"number {position} of the batch")
-    shown = ", ".join(names[:_MAX_IMAGES_NAMED])
-    return shown if len(names) <= _MAX_IMAGES_NAMED else f"{shown} and {len(names) - _MAX_IMAGES_NAMED} more"
+        described.append(" ".join(parts) or f"number {position} of the batch")
+    shown = ", ".join(described[:_MAX_IMAGES_NAMED])
+    more = len(described) - _MAX_IMAGES_NAMED
+    return shown if more <= 0 else f"{shown} and {more} more"
 
 
 class LossMonitor:

@@ -39,7 +39,7 @@ def _as_text(value: Any, top: bool = False) -> str:
     if isinstance(value, Mapping):
         # What is called stands first.
         items = sorted(value.items(), key=lambda item: item[0] != "_target_")
-        return "{" + ", ".join(f"{key}: {_as_text(inner)}" for key, inner in items) + "}"
+        return "{" + ", ".join(f"{_escape(key)}: {_as_text(inner)}" for key, inner in items) + "}"
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(map(_as_text, value)) + "]"
     if inspect.isclass(value) or inspect.isroutine(value):
@@ -49,3 +49,8 @@ def _as_text(value: Any, top: bool = False) -> str:
     if top and _PLAIN.fullmatch(value):
         return value
     return "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value) + "'"
+
+
+def _escape(key: str) -> str:
+    """A mapping's key; it takes no quotes, but a backslash before what has a meaning."""
+    return re.sub(r"([\\()\[\]{}:=, \t])", r"\\\1", key)

@@ -36,14 +36,14 @@ class TapSpec:
 
     Attributes:
         kind: "maps": a list of :class:`FeatureMap`, one per entry of ``strides`` and in that order;
-            "tokens": a tensor (B, N, C), or (L, B, N, C) when ``num_levels`` = L > 1.
-        channels: C, one number per map (per stride), or a single one for tokens.
-        strides: strides of the maps; empty for tokens.
+            "tokens": a tensor (B, N, C), or (L, B, N, C) when ``num_levels`` = L > 1; "vectors": a tensor (B, C).
+        channels: C, one number per map (per stride), or a single one for tokens and vectors.
+        strides: strides of the maps; empty for the other kinds.
         num_tokens: N, for tokens.
         num_levels: L, for a stack of token sets (the decoder levels); 1: no stack dimension.
     """
 
-    kind: Literal["maps", "tokens"]
+    kind: Literal["maps", "tokens", "vectors"]
     channels: tuple[int, ...]
     strides: tuple[int, ...] = ()
     num_tokens: int | None = None
@@ -52,8 +52,10 @@ class TapSpec:
     def __post_init__(self) -> None:
         if self.kind == "maps" and len(self.channels) != len(self.strides):
             raise ValueError(f"one channel count per stride: {self.channels} against strides {self.strides}")
-        if self.kind == "tokens" and len(self.channels) != 1:
-            raise ValueError(f"tokens have one channel count, not {self.channels}")
+        if self.kind != "maps" and len(self.channels) != 1:
+            raise ValueError(f"{self.kind} have one channel count, not {self.channels}")
+        if self.kind == "vectors" and (self.num_tokens is not None or self.num_levels != 1):
+            raise ValueError("vectors are one per image: num_tokens and num_levels are for tokens")
 
 
 class TapPoint(nn.Module):
@@ -62,6 +64,11 @@ class TapPoint(nn.Module):
     def __init__(self, spec: TapSpec) -> None:
         super().__init__()
         self.spec = spec
+
+    @property
+    def is_read(self) -> bool:
+        """Whether a hook listens: what serves this tap alone need not be computed or kept otherwise."""
+        return bool(self._forward_hooks or self._forward_pre_hooks)
 
     def forward(self, value: Tensor | list[FeatureMap]) -> Tensor | list[FeatureMap]:
         return value

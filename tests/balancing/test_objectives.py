@@ -88,3 +88,28 @@ def test_malformed_patterns_are_refused(patterns: object) -> None:
 def test_a_loss_must_be_a_scalar_tensor(value: object) -> None:
     with pytest.raises(ConfigError, match="'loss_a' must be a scalar tensor"):
         Objectives({"all": ["*"]})({"loss_a": value})
+
+
+def test_a_sum_may_weigh_its_terms() -> None:
+    objectives = Objectives(
+        OmegaConf.create({"distill": {"loss_a*": 25.0, "loss_b": 50}, "task": ["loss_c"]})
+    )
+    named = losses("loss_a", "loss_a2", "loss_b", "loss_c")
+    values = objectives(named)
+    assert values.tolist() == [25.0 * (1 + 2) + 50.0 * 4, 8.0]
+    values[0].backward()
+    assert [named[name].grad.item() for name in named] == [25.0, 25.0, 50.0, 0.0]
+
+
+def test_weights_of_equal_size_may_overlap_others_may_not() -> None:
+    assert Objectives({"all": {"loss_*": 2.0, "loss_a": 2.0}})(losses("loss_a")).tolist() == [2.0]
+    with pytest.raises(ConfigError, match=r"objectives\.all gives loss 'loss_a' several weights"):
+        Objectives({"all": {"loss_*": 2.0, "loss_a": 3.0}})(losses("loss_a"))
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), float("inf"), "4", True, None])
+def test_a_weight_that_is_no_positive_number_is_refused(weight: object) -> None:
+    with pytest.raises(
+        ConfigError, match=r"objectives\.all: the weight of 'loss_a' must be a number above 0"
+    ):
+        Objectives({"all": {"loss_a": weight}})

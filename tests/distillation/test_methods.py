@@ -280,7 +280,7 @@ def test_sizes_that_differ_in_a_batch_are_named(golden_taps, golden_specs) -> No
         IncompatibleModelsError, match=r"stride 8: map of shape \(2, 8, 6, 5\).*\(2, 8, 6, 4\)"
     ):
         method(student, {**teacher, "patch": cut})
-    with pytest.raises(IncompatibleModelsError, match="one model delivers maps and the other tokens"):
+    with pytest.raises(IncompatibleModelsError, match="one model delivers maps and the other does not"):
         method({**student, "neck": student["patch"]}, teacher)
 
 

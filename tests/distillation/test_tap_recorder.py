@@ -204,3 +204,43 @@ def test_a_map_that_is_already_a_feature_map_keeps_its_mask() -> None:
     with TapRecorder(model, {"tap": "0"}) as recorder:
         model([level])
     assert recorder.values["tap"][0] is level
+
+
+class Classifier(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Linear(3, 4)
+        self.pooled = TapPoint(TapSpec("vectors", (4,)))
+        self.head = nn.Linear(4, 7)
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        return self.head(self.pooled(self.features(rows)))
+
+
+def test_vectors_are_read_from_tap_points_and_by_path() -> None:
+    model = Classifier()
+    taps = {
+        "pooled": "pooled",
+        "logits": {"path": "head", "kind": "vectors", "channels": 7},
+        "raw": "features",
+    }
+    with TapRecorder(model, taps) as recorder:
+        logits = model(torch.randn(5, 3))
+    assert recorder.values["logits"] is logits and recorder.values["pooled"].shape == (5, 4)
+    assert recorder.values["raw"].shape == (5, 4)
+    specs = tap_specs(model, {name: taps[name] for name in ("pooled", "logits")})
+    assert specs == {"pooled": TapSpec("vectors", (4,)), "logits": TapSpec("vectors", (7,))}
+
+
+def test_vectors_of_another_width_are_refused() -> None:
+    tap = {"logits": {"path": "head", "kind": "vectors", "channels": 8}}
+    with (
+        pytest.raises(IncompatibleModelsError, match=r"vectors of shape \(B, 8\).*\(5, 7\)"),
+        TapRecorder(model := Classifier(), tap),
+    ):
+        model(torch.randn(5, 3))
+
+
+def test_vectors_have_no_tokens() -> None:
+    with pytest.raises(ConfigError, match="vectors are one per image"):
+        TapSource.parse({"path": "head", "kind": "vectors", "channels": 7, "num_tokens": 3})

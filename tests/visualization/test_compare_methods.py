@@ -141,6 +141,42 @@ def test_a_fixed_weight_of_the_task_is_that_of_each_of_its_objectives(tmp_path, 
     assert runs[1].config.balancer.weights == {"distill": 4.0, "cls": 1.0, "box": 1.0}
 
 
+def methods_file(path: Path, **entry: object) -> Path:
+    settings = "".join(f", {key}={value!r}" for key, value in entry.items())
+    path.write_text(
+        "from mokd_det.balancing import FixedWeights\n"
+        "from mokd_det.distillation import VkD\n"
+        "from detectron2.config import LazyCall as L\n"
+        "balancer = L(FixedWeights)(weights=dict(distill=4.0, task=1.0))\n"
+        f"methods = dict(own=dict(label='own', method=L(VkD)(), balancer=balancer{settings}))\n"
+    )
+    return path
+
+
+def test_a_method_may_bring_settings_of_its_own(tmp_path, teacher):
+    groups = {"distill": {"loss_distill_patch": 25.0, "loss_distill_[nh]*": 1.0}, "task": ["loss_[cbg]*"]}
+    file = methods_file(tmp_path / "methods.py", settings={"optimizer.lr": 4e-3, "objectives": groups})
+    given = ("--output", tmp_path, "--teacher", teacher, "--seeds", 0, "--methods-file", file)
+    (run,) = plan(*given, methods="own")
+    assert run.config.optimizer.lr == 4e-3
+    assert OmegaConf.to_container(run.config.objectives) == groups
+    assert run.config.balancer.weights == {"distill": 4.0, "task": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"seetings": {}}, "'own' must have label, method and balancer, may have settings"),
+        ({"settings": ["optimizer.lr"]}, "settings of 'own' must map keys of a config to values"),
+        ({"settings": {"optimizer.lrr": 1.0}}, r"optimizer\.lrr.*did you mean"),
+    ],
+)
+def test_wrong_settings_of_a_method_are_named(tmp_path, teacher, entry, message):
+    file = methods_file(tmp_path / "methods.py", **entry)
+    with pytest.raises(ConfigError, match=message):
+        plan("--output", tmp_path, "--teacher", teacher, "--methods-file", file, methods="own")
+
+
 def test_several_students_and_seeds_come_seed_by_seed(tmp_path, teacher):
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     text = CONFIG.read_text().replace("from .common", "from .configs.quickstart.common")

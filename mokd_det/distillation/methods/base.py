@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
+from mokd_det.distillation.context import MethodContext
 from mokd_det.distillation.precision import autocast_off
 from mokd_det.distillation.rows import RowPair, check_comparable, pair_rows, row_channels
 from mokd_det.distillation.stiefel import StiefelLinear, retract_
@@ -18,12 +19,15 @@ from mokd_det.layers.tap_point import TapSpec
 __all__ = ["Method"]
 
 
-class Method(nn.Module, ABC):
+class Method(nn.Module):
     """Compares taps of a student with taps of a teacher: (student taps, teacher taps) → named losses.
 
     A method learns the models' shapes in :meth:`setup`, where it builds what it trains itself (projections).
-    Subclasses write :meth:`build` and :meth:`compare`, and see nothing but pairs of rows; kinds, strides,
-    masks and precision are settled here. Its losses carry no weight: weighting is the balancer's.
+    Its losses carry no weight: weighting is the objectives' and the balancer's.
+
+    Most subclasses write :meth:`build` and :meth:`compare` and see nothing but pairs of rows; kinds, strides,
+    masks and precision are settled here. One that compares something else (whole maps, labels) writes
+    :meth:`check`, :meth:`build_for` and :meth:`compare_taps` instead.
 
     Args:
         mask_padding: leave padded cells out of the losses on maps. The published code of VkD and of token
@@ -33,6 +37,12 @@ class Method(nn.Module, ABC):
     needs_teacher: ClassVar[bool] = True
     same_channels: bool = False
     """The rows are compared as they are, so student and teacher need equal channels."""
+    required_taps: tuple[str, ...] = ()
+    """Names of the taps that the method reads; (): whatever is given."""
+    signed_terms: frozenset[str] = frozenset()
+    """Terms that can be 0 or negative by construction; a balancer that takes logarithms refuses them."""
+    needs_preparation: bool = False
+    """The method wants :meth:`prepare` before the first step."""
 
     def __init__(self, mask_padding: bool = True) -> None:
         super().__init__()
@@ -48,8 +58,8 @@ class Method(nn.Module, ABC):
             teacher: the same names → what the teacher delivers.
 
         Raises:
-            IncompatibleModelsError: two taps that differ in kind, strides, number of tokens or of levels; the
-                message gives both shapes.
+            IncompatibleModelsError: a tap is missing, or two taps differ in kind, strides, number of tokens or of
+                levels; the message gives both shapes.
         """
         if self._is_set_up:
             raise RuntimeError(
@@ -61,41 +71,89 @@ class Method(nn.Module, ABC):
             )
         if self.needs_teacher and not student:
             raise IncompatibleModelsError(f"{type(self).__name__} compares taps, but none is given")
-        channels: dict[str, dict[str, tuple[int, int]]] = {}
+        missing = [name for name in self.required_taps if name not in student]
+        if missing:
+            raise IncompatibleModelsError(
+                f"{type(self).__name__} reads the tap {missing[0]!r}, which model.taps does not name; it names "
+                f"{', '.join(map(repr, student)) or 'none'}"
+            )
+        self.check(student, teacher)
+        self.tap_names = tuple(student)
+        self.build_for(student, teacher)
+        self._is_set_up = True
+
+    def inspect(self, student: nn.Module, teacher: nn.Module | None) -> None:
+        """See the models themselves, before :meth:`setup`, for what taps cannot tell; nothing may be kept trainable.
+
+        Args:
+            student: the student.
+            teacher: the frozen teacher; None where the method needs none.
+        """
+
+    def check(self, student: Mapping[str, TapSpec], teacher: Mapping[str, TapSpec]) -> None:
+        """Whether the taps can be compared; row by row unless a subclass knows better.
+
+        Raises:
+            IncompatibleModelsError: they cannot; the message gives both shapes.
+        """
         for name, spec in student.items():
             check_comparable(name, spec, teacher[name], self.same_channels)
-            channels[name] = row_channels(name, spec, teacher[name])
-        self.tap_names = tuple(student)
-        self.build(channels)
-        self._is_set_up = True
+
+    def build_for(self, student: Mapping[str, TapSpec], teacher: Mapping[str, TapSpec]) -> None:
+        """Build the method's modules for these taps."""
+        self.build({name: row_channels(name, spec, teacher[name]) for name, spec in student.items()})
 
     def build(self, channels: Mapping[str, Mapping[str, tuple[int, int]]]) -> None:
         """Build modules for the row pairs that will come: tap → key of the pair → (n_s, n_t)."""
 
-    @abstractmethod
     def compare(self, pairs: Mapping[str, list[RowPair]]) -> dict[str, Tensor]:
         """Unweighted, named losses of each tap's row pairs; runs in float32 at least, without autocast."""
+        raise NotImplementedError(f"{type(self).__name__} compares no rows")
 
-    def forward(self, student: Mapping[str, TapValue], teacher: Mapping[str, TapValue]) -> dict[str, Tensor]:
+    def compare_taps(
+        self, student: Mapping[str, TapValue], teacher: Mapping[str, TapValue], context: MethodContext
+    ) -> dict[str, Tensor]:
+        """Unweighted, named losses of the taps; runs without autocast. See :meth:`forward`."""
+        return self.compare(
+            {
+                name: pair_rows(name, student[name], teacher[name], self.mask_padding)
+                for name in self.tap_names
+            }
+        )
+
+    def forward(
+        self,
+        student: Mapping[str, TapValue],
+        teacher: Mapping[str, TapValue],
+        context: MethodContext | None = None,
+    ) -> dict[str, Tensor]:
         """Losses of one batch.
 
         Args:
             student: name → value of the student's tap.
-            teacher: name → value of the teacher's tap; it is detached.
+            teacher: name → value of the teacher's tap; no gradient reaches it.
+            context: what is known of the batch besides; None: nothing.
 
         Returns:
             Name → scalar (float32, or float64 for float64 taps), without weights.
         """
         if not self._is_set_up:
             raise RuntimeError(f"{type(self).__name__}.setup comes before the first forward")
-        pairs: dict[str, list[RowPair]] = {}
-        for name in self.tap_names:
-            pairs[name] = pair_rows(name, student[name], teacher[name], self.mask_padding)
-        if not pairs:
-            return self.compare(pairs)
-        device = next(iter(pairs.values()))[0].student.device
-        with autocast_off(device):
-            return self.compare(pairs)
+        context = MethodContext() if context is None else context
+        if not student:
+            return self.compare_taps(student, teacher, context)
+        with autocast_off(_device(next(iter(student.values())))):
+            return self.compare_taps(student, teacher, context)
+
+    def prepare(self, batches: Iterable[tuple[dict[str, TapValue], MethodContext]]) -> None:
+        """Learn from one pass over the training set what the losses need of it; called once, before the first step.
+
+        Results belong into buffers, so that they are in the checkpoint and a resumed run need not repeat it.
+
+        Args:
+            batches: the teacher's taps and the context of each batch, every image once.
+        """
+        raise NotImplementedError(f"{type(self).__name__} needs no preparation")
 
     def after_step(self) -> None:
         """Put orthonormal matrices back on their manifold; call it after each optimiser step."""
@@ -110,3 +168,7 @@ class Method(nn.Module, ABC):
     def diagnostics(self) -> dict[str, float]:
         """Numbers about the method's own modules, to log now and then; each may wait for the device."""
         return {}
+
+
+def _device(value: TapValue) -> torch.device:
+    return value[0].tensor.device if isinstance(value, list) else value.device

@@ -1,0 +1,52 @@
+"""The batch of a classification loader."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mokd_det.distillation.context import MethodContext
+
+__all__ = ["ClassificationBatch"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassificationBatch:
+    """B images of one size with their classes.
+
+    Attributes:
+        images: (B, 3, H, W) float, normalised by the loader.
+        targets: (B,) int64, or (B, K) float for mixed or smoothed labels; what the loss compares with.
+        labels: (B,) int64, the images' own classes, before any mixing.
+        indices: (B,) int64, positions in the data set.
+        names: what an error message calls each image, its file for instance.
+        epoch: passes over the training set done so far, as a fraction.
+        negatives: (B, N) int64, positions of images of other classes; None: the loader draws none.
+    """
+
+    images: Tensor
+    targets: Tensor
+    labels: Tensor
+    indices: Tensor
+    names: Sequence[str]
+    epoch: float = 0.0
+    negatives: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.images.shape[0]
+
+    def to(self, device: torch.device | str) -> ClassificationBatch:
+        """The batch with its tensors on a device."""
+        moved = {
+            field.name: value.to(device, non_blocking=True)
+            for field in dataclasses.fields(self)
+            if isinstance(value := getattr(self, field.name), Tensor)
+        }
+        return dataclasses.replace(self, **moved)
+
+    def method_context(self) -> MethodContext:
+        """What a distillation method may know of this batch."""
+        return MethodContext(self.targets, self.labels, self.indices, self.negatives, self.epoch)
