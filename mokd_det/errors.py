@@ -8,8 +8,11 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "DatasetError",
+    "ExportError",
     "IncompatibleModelsError",
     "InvalidLossError",
+    "InvalidNumberError",
+    "MachineError",
     "MoKDError",
 ]
 
@@ -30,9 +33,21 @@ class CheckpointError(MoKDError, RuntimeError):
     """A checkpoint that is missing, broken, unsafe or made for another model."""
 
 
+class ExportError(MoKDError, RuntimeError):
+    """A model that cannot be written in the form asked for, or that would compute something else in it."""
+
+
 class IncompatibleModelsError(MoKDError, ValueError):
     """A teacher and a student whose taps cannot be compared."""
 
 
-class InvalidLossError(MoKDError, FloatingPointError):
+class InvalidNumberError(MoKDError, FloatingPointError):
+    """A number that training cannot go on with: NaN or infinity in an image, a teacher's tap or a gradient."""
+
+
+class InvalidLossError(InvalidNumberError):
     """A loss that is NaN, infinite or negative where its logarithm is needed."""
+
+
+class MachineError(MoKDError, RuntimeError):
+    """Something the machine took away: a process that loads data, space on the disk."""

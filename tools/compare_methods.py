@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Compare distillation methods fairly: methods x seeds x students on any config, one table, one picture.
 
-    python tools/compare_methods.py --config configs/quickstart/mokd.py --methods none vkd mokd --seeds 0 1 2 \
-        --teacher teacher.pth --test-dataset digits_test --output output/compare
+    python tools/compare_methods.py --config configs/quickstart/mokd.py --methods none vkd mokd --seeds 0 1 2 \\
+        --teacher output/demo/runs/teacher/student_final.pth --test-dataset digits_test --output output/compare
 
 Each run is a training by tools/train_net.py in which only the method and the balancer differ. What is finished is
 not done again: after an interruption the same command continues, and with more seeds or methods it adds theirs.
@@ -26,9 +26,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from detectron2.config import instantiate
 from detectron2.data import MetadataCatalog
 from method_grid import GridRun, Method, Teacher, plan, plan_teacher, read_methods
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from run_queue import Job, RunQueue
 from training_runs import (
     ROOT,
@@ -59,6 +60,15 @@ from mokd_det.visualization import comparison_figure, read_run, save_png
 METHODS_FILE = ROOT / "configs" / "common" / "methods.py"
 # Only for the first estimate of the time left, until the runs' own speed is known.
 EXPECTED_SECONDS_PER_ITERATION = 0.2
+# Only such of which more is better.
+METRICS = {
+    "AP": "bbox/AP",
+    "AP50": "bbox/AP50",
+    "AP75": "bbox/AP75",
+    "top1": "classification/top1",
+    "top5": "classification/top5",
+}
+KINDS = {"bbox": "COCO box metric", "classification": "accuracy"}
 NOT_TUNED = (
     "no method got a search of its own; coefficients are the published ones or the defaults, learning rate and "
     "schedule the config's for all"
@@ -74,7 +84,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0], allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     add = parser.add_argument
     add(
         "--config",
@@ -94,10 +106,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         metavar="FILE",
         help="trains the teacher first if --teacher is not there",
     )
-    add("--test-dataset", metavar="NAME", help="for the final values (default: the validation data)")
+    add(
+        "--test-dataset",
+        metavar="NAME",
+        help="for the final values, a data set or a split (default: the validation data)",
+    )
     add("--baseline", metavar="NAME", help="the others are compared with it (default: the first method)")
-    add("--reference", type=float, metavar="AP", help="to be reached (default: the baseline's final mean)")
-    add("--metric", default="AP", choices=["AP", "AP50", "AP75"], help="(%(default)s)")
+    add("--reference", type=float, metavar="VALUE", help="to be reached (default: the baseline's final mean)")
+    add("--metric", choices=METRICS, help="(default: AP of detectors, top1 of classifiers)")
     add(
         "--set", nargs="+", default=[], metavar="key=value", help="overrides of every config, for all methods"
     )
@@ -136,6 +152,7 @@ def compare_methods(options: argparse.Namespace, arguments: Sequence[str], lock:
     methods = read_methods(options.methods_file, options.methods)
     teacher = plan_teacher(options)
     runs = plan(options, methods, teacher.weights)
+    options.metric = choose_metric(options.metric, runs)
     gpus = visible_gpus()
     workers = options.jobs or len(gpus) or len(os.sched_getaffinity(0))
     print(
@@ -169,20 +186,49 @@ def visible_gpus() -> list[str]:
 
 def make_jobs(options: argparse.Namespace, runs: Sequence[GridRun], teacher: Teacher) -> list[Job]:
     """The teacher, if it is to be trained, then each run and its test."""
-    test = [as_override("dataloader.test.dataset", options.test_dataset)] if options.test_dataset else []
+    test = options.test_dataset
     jobs: list[Job] = []
     if teacher.run is not None:
         if teacher.trained_here:
             jobs.append(_training(teacher.run, None, []))
         if test:
             needs = [teacher.run.name] if teacher.trained_here else []
-            jobs.append(_evaluation(teacher.run, test, weights=teacher.weights, needs=needs))
+            jobs.append(
+                _evaluation(
+                    teacher.run, test_overrides(teacher.run, test), weights=teacher.weights, needs=needs
+                )
+            )
     for run in runs:
         needs = ["teacher"] if teacher.trained_here and run.teacher is not None else []
         jobs.append(_training(run, run.teacher, needs))
         if test:
-            jobs.append(_evaluation(run, [*options.set, *test]))
+            jobs.append(_evaluation(run, [*options.set, *test_overrides(run, test)]))
     return jobs
+
+
+def choose_metric(given: str | None, runs: Sequence[GridRun]) -> str:
+    """The metric that the runs are compared by.
+
+    Raises:
+        ConfigError: they have no such metric, or not all the same kind of results.
+    """
+    mains = {run.main_metric for run in runs}
+    found = {main.partition("/")[0] for main in mains}
+    if len(found) > 1:
+        raise ConfigError(
+            f"the configs are evaluated differently ({', '.join(sorted(mains))}); compare one kind at a time"
+        )
+    metric = given or next(iter(mains)).partition("/")[2]
+    if METRICS.get(metric, "").partition("/")[0] not in found:
+        known = [name for name, path in METRICS.items() if path.partition("/")[0] in found]
+        raise ConfigError(f"--metric {metric}: these configs can be compared by {', '.join(known) or 'none'}")
+    return metric
+
+
+def test_overrides(run: TrainingRun, name: str) -> list[str]:
+    """What evaluates on the data set of that name, or on that split of the data set that a config describes."""
+    described = isinstance(run.config.dataloader.test.get("dataset"), DictConfig)
+    return [as_override("dataloader.test.dataset" + (".split" if described else ""), name)]
 
 
 def _training(run: TrainingRun, teacher: Path | None, needs: Sequence[str]) -> Job:
@@ -206,14 +252,29 @@ def _evaluation(
 
 
 def data_identity(config: DictConfig) -> dict[str, str]:
-    """Name of each data set in a configuration → digest of its annotations, as far as it has a file of them."""
+    """Each data set in a configuration → digest of its annotations, as far as it has a file of them, or of what it
+    says of itself."""
     found = {}
     for section in ("train", "test"):
         names = config.dataloader[section].get("dataset", ())
+        if isinstance(names, DictConfig):
+            found[f"{section} data"] = _fingerprint(names)
+            continue
         for name in [names] if isinstance(names, str) else names:
             file = MetadataCatalog.get(name).get("json_file") if isinstance(name, str) else None
             found[f"{section} data {name}"] = "" if file is None else _annotation_digest(Path(file))
     return found
+
+
+def _fingerprint(node: DictConfig) -> str:
+    """What a described data set says of itself; asked once for each description."""
+    text = str(OmegaConf.to_container(node, resolve=True))
+    if text not in _FINGERPRINTS:
+        _FINGERPRINTS[text] = instantiate(node).fingerprint()
+    return _FINGERPRINTS[text]
+
+
+_FINGERPRINTS: dict[str, str] = {}
 
 
 @cache
@@ -231,10 +292,10 @@ def read_result(run: GridRun, metric: str, on_test: bool) -> RunResult:
         ConfigError: the run was never evaluated.
     """
     metrics = read_run(run.directory)
-    iterations, values = metrics.series(f"bbox/{metric}")
+    iterations, values = metrics.series(METRICS[metric])
     _, seconds = metrics.series("time")
     if len(iterations) == 0:
-        raise ConfigError(f"{run.directory} has logged no bbox/{metric}: train.eval_period must not be 0")
+        raise ConfigError(f"{run.directory} has logged no {METRICS[metric]}: train.eval_period must not be 0")
     # During the training an evaluation is logged under the number of the last iteration, which starts at 0; at
     # the end under how many there were.
     length = run.config.train.max_iter
@@ -323,7 +384,7 @@ def notes(
         f"Equal for all methods: student, first weights, order of the images per seed, optimiser, schedule and "
         f"{train.max_iter} iterations. Only method and balancer differ.",
         f"Tuning: {options.tuning}.",
-        f"{options.metric}: COCO box metric in percent of the last weights on "
+        f"{options.metric}: {KINDS[METRICS[options.metric].partition('/')[0]]} in percent of the last weights on "
         + (
             f"{options.test_dataset}, evaluated once, after the training"
             if options.test_dataset
@@ -371,6 +432,7 @@ def _content(
             {
                 "student": run.student,
                 "method": run.method.name,
+                "label": run.method.label,
                 "seed": run.seed,
                 "final": results[run.directory].final,
                 "iterations": results[run.directory].iterations,

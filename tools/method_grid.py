@@ -55,7 +55,7 @@ class Method:
         names = [str(name) for name, patterns in objectives.items() if patterns is not None]
         texts = [as_override("model.method", self.node)]
         if not self.needs_teacher:
-            names.remove(DISTILL)
+            names = [name for name in names if name != DISTILL]
             # The unused teacher stays: building it draws the same random numbers as in the other methods' runs.
             texts += [f"objectives.{DISTILL}=null", "model.teacher_checkpoint=''"]
         balancer = dict(self.balancer)

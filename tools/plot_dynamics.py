@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Draw how objectives pull at a model, of several runs side by side: losses, weights, conflict, dominance.
 
-    python tools/plot_dynamics.py output/amortized output/fixed --output dynamics.png
-    python tools/plot_dynamics.py RUN RUN --labels "MoKD" "fixed weights" --output dynamics.png
+    python tools/plot_dynamics.py output/demo/runs/student_seed0 output/demo/runs/mokd_seed0 --output dynamics.png
+    python tools/plot_dynamics.py RUN RUN --labels MoKD "fixed weights" --output dynamics.png
 
 A run is an output directory of tools/train_net.py, finished or not. Conflict and dominance appear where the
 run's balancer, or a diagnostics hook, has logged them. Exit status: 0; 2 for a mistake in the input.
@@ -21,7 +21,9 @@ from mokd_det.visualization import dynamics_figure, read_run, save_png
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="output directory of a run")
     parser.add_argument("--output", required=True, type=Path, metavar="FILE.png", help="the picture")
     parser.add_argument(

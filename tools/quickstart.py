@@ -3,10 +3,12 @@
 
     python tools/quickstart.py --output output/demo
     python tools/quickstart.py --output output/demo --seeds 0 1 2
+    python tools/quickstart.py --task classification --output output/demo_classification
 
 Generates the digits, trains by tools/train_net.py with configs/quickstart/*.py, evaluates on images that took
 no part in any choice, and writes results.md, results.json, predictions.png and curves.png. What is finished
-is not done again: after an interruption the same command continues.
+is not done again: after an interruption the same command continues. The classification of single digits, with
+configs/quickstart_classification/*.py, also trains the student with plain distillation and with VkD.
 
 Exit status: 0; 2 for a mistake in the input; 130 after an interruption; a failed training's own.
 """
@@ -25,7 +27,8 @@ from typing import Any
 
 import torch
 from detectron2.config import instantiate
-from run_queue import Job, RunQueue, clock
+from quickstart_tasks import TASKS, Task
+from run_queue import Job, RunQueue
 from tabulate import tabulate
 from training_runs import (
     ROOT,
@@ -40,21 +43,11 @@ from training_runs import (
 import mokd_det
 from mokd_det.checkpoint import load_into
 from mokd_det.checkpoint.atomic_file import atomic_write
-from mokd_det.data import CocoFormatSource, DetrDatasetMapper, datasets_root, load_coco_format
-from mokd_det.data.digits import CLASS_NAMES, DEFAULT_COUNTS, annotation_file, generate, image_folder
 from mokd_det.engine import load_config
 from mokd_det.engine.override_text import as_override
-from mokd_det.errors import ConfigError
-from mokd_det.visualization import BoxSet, curves_figure, predictions_figure, read_run, save_png
+from mokd_det.visualization import curves_figure, read_run, save_png
 
-MODELS = {"teacher": "teacher", "student": "student alone", "mokd": "student, MoKD"}
 TEACHER_SEED = 0
-METRICS = ("AP", "AP50", "AP75")
-# Only for the first estimate of the time left, until the runs' own speed is known: seconds per iteration on
-# one core of a small machine.
-EXPECTED_SECONDS = {"teacher": 0.18, "student": 0.08, "mokd": 0.17}
-PICTURES = 6
-MIN_SCORE = 0.5
 TIMED_IMAGES, WARM_UP_IMAGES = 60, 5
 
 
@@ -62,8 +55,14 @@ TIMED_IMAGES, WARM_UP_IMAGES = 60, 5
 class Run(TrainingRun):
     """One training: a model and a seed."""
 
+    task: Task
     model: str
     seed: int
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether it is distilled."""
+        return self.model in self.task.short
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -75,11 +74,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
         "--output", type=Path, required=True, metavar="DIR", help="everything is written below it"
     )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="S", help="of both students (0)")
+    parser.add_argument("--task", choices=TASKS, default="detection", help="of the models (%(default)s)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="S", help="of the students (0)")
     parser.add_argument(
         "--jobs", type=int, default=2, metavar="N", help="trainings at a time, one thread each (%(default)s)"
     )
@@ -90,11 +92,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--images",
         type=int,
-        default=DEFAULT_COUNTS["train"],
         metavar="N",
-        help="training images (%(default)s); other numbers are generated below --output",
+        help="training images (detection: 2000, classification: 300)",
     )
     options = parser.parse_args(arguments)
+    options.task = TASKS[options.task]
+    if options.images is None:
+        options.images = options.task.images
     for name in ("jobs", "iterations", "teacher_iterations", "images"):
         value = getattr(options, name)
         if value is not None and value < 1:
@@ -111,113 +115,100 @@ def quickstart(options: argparse.Namespace, lock: int) -> None:
         MoKDError: a mistake in the input.
         ChildFailed: a training or an evaluation failed.
     """
-    data = make_data(options)
+    task: Task = options.task
+    data = task.make_data(options)
     # One thread per process: on a busy machine several of them spend their time waiting for each other.
     torch.set_num_threads(1)
     runs = plan(options)
-    environment = child_environment({"DETECTRON2_DATASETS": str(data.parent.resolve())})
+    environment = child_environment(
+        {} if data is None else {"DETECTRON2_DATASETS": str(data.parent.resolve())}
+    )
     jobs = [*(training(run, runs[0], data) for run in runs), *(test_evaluation(run, data) for run in runs)]
     RunQueue(jobs, options.jobs, environment, pass_fds=[lock]).run()
 
     print("Measuring seconds per image ...", flush=True)
-    shown = [next(run for run in runs if run.model == model) for model in MODELS]
-    records = load_coco_format(
-        CocoFormatSource(None, str(annotation_file(data, "test")), str(image_folder(data, "test")))
-    )
-    samples = [DetrDatasetMapper(is_train=False, augmentation=[])(record) for record in records]
+    shown = [next(run for run in runs if run.model == model) for model in task.models]
+    inputs, images = task.test_inputs(data, runs[0].config, WARM_UP_IMAGES + TIMED_IMAGES)
     models = {run.model: load_model(run) for run in shown}
-    seconds = seconds_per_image(models, samples)
+    seconds = seconds_per_image(models, inputs)
     parameters = {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()}
-    write_results(options, runs, seconds, parameters, len(records))
+    write_results(options, runs, seconds, parameters, images)
 
     print("Drawing ...", flush=True)
-    draw_predictions(options.output / "predictions.png", shown, models, records, samples)
-    curves = [read_run(run.directory, MODELS[run.model]) for run in runs]
+    pictures = task.draw(data, inputs, models, options.output)
+    curves = [read_run(run.directory, task.models[run.model]) for run in runs]
     several = f", seeds {', '.join(map(str, options.seeds))}" if len(options.seeds) > 1 else ""
     save_png(
-        curves_figure(curves, title=f"Training on the bundled digits{several}"), options.output / "curves.png"
+        curves_figure(curves, title=f"{task.title}{several}", results=task.results),
+        options.output / "curves.png",
     )
 
     print(f"\n{(options.output / 'results.md').read_text()}")
-    for name in ("results.md", "results.json", "predictions.png", "curves.png"):
+    for name in ("results.md", "results.json", *pictures, "curves.png"):
         print(f"  {options.output / name}")
     print(f"  {options.output / 'runs'}/*: configuration, log, metrics and weights of each run")
 
 
-def make_data(options: argparse.Namespace) -> Path:
-    """Generate the digits unless they are there.
-
-    The usual number of images goes among the other data sets; any other below the output, to replace nothing.
-    """
-    usual = options.images == DEFAULT_COUNTS["train"]
-    root = datasets_root() if usual else options.output / "datasets"
-    share = options.images / DEFAULT_COUNTS["train"]
-    counts = {split: max(1, round(count * share)) for split, count in DEFAULT_COUNTS.items()}
-    began = time.monotonic()
-    try:
-        made = generate("digits", root, counts=counts)
-    except OSError as error:
-        raise ConfigError(f"the digits cannot be written below {root}: {error}") from error
-    how = f"generated in {clock(time.monotonic() - began)}" if made else "already there"
-    print(f"data: {root / 'digits'}, {sum(counts.values())} images, {how}", flush=True)
-    return root / "digits"
-
-
 def plan(options: argparse.Namespace) -> list[Run]:
-    """The teacher first, then per seed the student alone and with MoKD."""
+    """The teacher first, then per seed the student alone and the distilled ones."""
     directory = options.output / "runs"
-    runs = [_make_run("teacher", TEACHER_SEED, directory / "teacher", options.teacher_iterations)]
+    teacher = _make_run(options, "teacher", TEACHER_SEED, directory / "teacher", options.teacher_iterations)
+    weights = as_override("model.teacher_checkpoint", str(teacher.weights))
+    runs = [teacher]
     for seed in options.seeds:
-        for model in ("student", "mokd"):
-            extra = (
-                (as_override("model.teacher_checkpoint", str(runs[0].weights)),) if model == "mokd" else ()
-            )
-            runs.append(_make_run(model, seed, directory / f"{model}_seed{seed}", options.iterations, extra))
+        for model in options.task.models:
+            if model != "teacher":
+                extra = (weights,) if model in options.task.short else ()
+                place = directory / f"{model}_seed{seed}"
+                runs.append(_make_run(options, model, seed, place, options.iterations, extra))
     return runs
 
 
 def _make_run(
-    model: str, seed: int, directory: Path, iterations: int | None, extra: tuple[str, ...] = ()
+    options: argparse.Namespace,
+    model: str,
+    seed: int,
+    directory: Path,
+    iterations: int | None,
+    extra: tuple[str, ...] = (),
 ) -> Run:
+    task: Task = options.task
     overrides = (
         as_override("train.output_dir", str(directory)),
         f"train.seed={seed}",
         f"dataloader.train.seed={seed}",
+        *task.data_overrides(options),
         *extra,
     )
     if iterations is not None:
         overrides += (f"train.max_iter={iterations}",)
-    file = ROOT / "configs" / "quickstart" / f"{model}.py"
-    name = MODELS[model] + (f" (seed {seed})" if model != "teacher" else "")
-    return Run(name, file, directory, overrides, load_config(file, overrides), model, seed)
+    file = ROOT / "configs" / task.configs / f"{model}.py"
+    name = task.models[model] + (f" (seed {seed})" if model != "teacher" else "")
+    return Run(name, file, directory, overrides, load_config(file, overrides), task, model, seed)
 
 
-def training(run: Run, teacher: Run, data: Path) -> Job:
+def training(run: Run, teacher: Run, data: Path | None) -> Job:
     """The training of a run."""
 
     def identity() -> dict[str, str]:
-        found = _data_identity(data)
-        return {**found, "teacher": file_digest(teacher.weights)} if run.model == "mokd" else found
+        found = run.task.identity(data)
+        return {**found, "teacher": file_digest(teacher.weights)} if run.needs_teacher else found
 
     return training_job(
         run,
         identity,
-        needs=[teacher.name] if run.model == "mokd" else [],
-        expected_seconds=EXPECTED_SECONDS[run.model] * run.config.train.max_iter,
+        needs=[teacher.name] if run.needs_teacher else [],
+        expected_seconds=run.task.expected_seconds[run.model] * run.config.train.max_iter,
     )
 
 
-def test_evaluation(run: Run, data: Path) -> Job:
-    """COCO's metrics of the trained model on the test split."""
-    return evaluation_job(run, lambda: _data_identity(data), ["dataloader.test.dataset=digits_test"])
-
-
-def _data_identity(data: Path) -> dict[str, str]:
-    return {"data": file_digest(data / "manifest.json")}
+def test_evaluation(run: Run, data: Path | None) -> Job:
+    """The metrics of the trained model on the test split."""
+    return evaluation_job(run, lambda: run.task.identity(data), run.task.test_overrides)
 
 
 def load_model(run: Run) -> torch.nn.Module:
-    """The trained detector of a run, on the CPU; of a distillation the student."""
+    """The trained model of a run, on the CPU; of a distillation the student."""
     node = run.config.model.student if "student" in run.config.model else run.config.model
     model = instantiate(node).eval()
     load_into(model, run.weights)
@@ -225,15 +216,13 @@ def load_model(run: Run) -> torch.nn.Module:
 
 
 @torch.no_grad()
-def seconds_per_image(
-    models: Mapping[str, torch.nn.Module], samples: Sequence[dict[str, Any]]
-) -> dict[str, float]:
+def seconds_per_image(models: Mapping[str, torch.nn.Module], inputs: Sequence[Any]) -> dict[str, float]:
     """Median seconds of one image at a time on one CPU thread; the models take turns: equal load for all."""
     times: dict[str, list[float]] = {name: [] for name in models}
     for i in range(WARM_UP_IMAGES + TIMED_IMAGES):
         for name, model in models.items():
             began = time.perf_counter()
-            model([samples[i % len(samples)]])
+            model(inputs[i % len(inputs)])
             if i >= WARM_UP_IMAGES:
                 times[name].append(time.perf_counter() - began)
     return {name: statistics.median(values) for name, values in times.items()}
@@ -247,8 +236,9 @@ def write_results(
     images: int,
 ) -> None:
     """Write results.json, with everything, and results.md, with the table and what it allows to say."""
+    task: Task = options.task
     found = {run.name: run.test_results() for run in runs}
-    of = {model: [run for run in runs if run.model == model] for model in MODELS}
+    of = {model: [run for run in runs if run.model == model] for model in task.models}
 
     def mean(model: str, metric: str) -> float:
         return statistics.fmean(found[run.name][metric] for run in of[model])
@@ -257,32 +247,42 @@ def write_results(
         [
             name,
             of[model][0].config.train.max_iter,
-            *(f"{mean(model, metric):.1f}" for metric in METRICS),
+            *(f"{mean(model, metric):.1f}" for metric in task.metrics),
             f"{parameters[model]:,}",
             f"{seconds[model]:.4f}",
         ]
-        for model, name in MODELS.items()
+        for model, name in task.models.items()
     ]
-    head = ["model", "iterations", *METRICS, "parameters", "seconds per image"]
+    head = ["model", "iterations", *task.metrics, "parameters", "seconds per image"]
     aligned = ["left", *["right"] * (len(head) - 1)]
     seeds = options.seeds
     parts = [
         "# Quick start: results",
         tabulate(rows, head, tablefmt="github", colalign=aligned, disable_numparse=True),
-        f"COCO box metrics in percent on {images} test images, which no choice was made on"
+        f"{task.unit} on {images} test images, which no choice was made on"
         + (f"; of the students the mean over {len(seeds)} seeds" if len(seeds) > 1 else f"; seed {seeds[0]}")
         + ". Seconds per image: median, one image at a time on one CPU thread, the models in turns.",
     ]
     differences = {
-        metric: [
-            found[mokd.name][metric] - found[alone.name][metric]
-            for alone, mokd in zip(of["student"], of["mokd"])
-        ]
-        for metric in METRICS
+        model: {
+            metric: [
+                found[run.name][metric] - found[alone.name][metric]
+                for alone, run in zip(of["student"], of[model], strict=True)
+            ]
+            for metric in task.metrics
+        }
+        for model in task.short
     }
     if len(seeds) > 1:
-        parts.append(_seed_table(seeds, of, found, differences))
-    parts.append(_verdict(seeds, differences["AP"]))
+        parts.append(_seed_table(options, of, found, differences))
+    deciding = task.seed_metrics[0]
+    parts.append(
+        "\n".join(
+            _verdict(seeds, deciding, name, differences[model][deciding])
+            for model, name in task.short.items()
+        )
+    )
+    parts.append(_advice(seeds))
     with atomic_write(options.output / "results.md", "w") as file:
         file.write("\n\n".join(parts) + "\n")
     content = {
@@ -294,11 +294,11 @@ def write_results(
                 "seed": run.seed,
                 "iterations": run.config.train.max_iter,
                 "directory": str(run.directory.relative_to(options.output)),
-                "bbox": found[run.name],
+                task.results: found[run.name],
             }
             for run in runs
         ],
-        "mokd_minus_alone": differences,
+        **{f"{model}_minus_alone": values for model, values in differences.items()},
         "parameters": parameters,
         "seconds_per_image": seconds,
         "torch": torch.__version__,
@@ -310,63 +310,45 @@ def write_results(
 
 
 def _seed_table(
-    seeds: Sequence[int],
+    options: argparse.Namespace,
     of: Mapping[str, Sequence[Run]],
     found: Mapping[str, Mapping[str, float]],
-    differences: Mapping[str, Sequence[float]],
+    differences: Mapping[str, Mapping[str, Sequence[float]]],
 ) -> str:
+    task: Task = options.task
     rows: list[list[Any]] = []
-    for i, seed in enumerate(seeds):
+    for i, seed in enumerate(options.seeds):
         row: list[Any] = [seed]
-        for metric in ("AP", "AP50"):
-            alone, mokd = (found[of[model][i].name][metric] for model in ("student", "mokd"))
-            row += [f"{alone:.1f}", f"{mokd:.1f}", f"{differences[metric][i]:+.1f}"]
+        for metric in task.seed_metrics:
+            row.append(f"{found[of['student'][i].name][metric]:.1f}")
+            for model in task.short:
+                row += [f"{found[of[model][i].name][metric]:.1f}", f"{differences[model][metric][i]:+.1f}"]
         rows.append(row)
-    head = ["seed", "AP alone", "AP MoKD", "difference", "AP50 alone", "AP50 MoKD", "difference"]
+    head = ["seed"]
+    for metric in task.seed_metrics:
+        head.append(f"{metric} alone")
+        for name in task.short.values():
+            head += [f"{metric} {name}", "difference"]
     return tabulate(rows, head, tablefmt="github", colalign=["right"] * len(head), disable_numparse=True)
 
 
-def _verdict(seeds: Sequence[int], differences: Sequence[float]) -> str:
-    """What the differences in AP allow to say."""
+def _verdict(seeds: Sequence[int], metric: str, name: str, differences: Sequence[float]) -> str:
+    """What the differences of a distilled student in a metric allow to say."""
     if len(seeds) == 1:
-        return (
-            f"MoKD against alone: {differences[0]:+.1f} AP. One pair of runs cannot tell a gain from chance: "
-            "`--seeds 0 1 2` trains both students with three seeds."
-        )
+        return f"{name} against alone: {differences[0]:+.1f} {metric}."
     average, spread = statistics.fmean(differences), statistics.stdev(differences)
     error = spread / len(seeds) ** 0.5
     better = sum(difference > 0 for difference in differences)
     return (
-        f"MoKD against alone: {average:+.1f} AP on average, ± {error:.1f} "
-        f"(standard error over {len(seeds)} seeds); better with {better} of {len(seeds)} seeds. "
-        "All pairs share one teacher and one data set."
+        f"{name} against alone: {average:+.1f} {metric} on average, ± {error:.1f} "
+        f"(standard error over {len(seeds)} seeds); better with {better} of {len(seeds)} seeds."
     )
 
 
-@torch.no_grad()
-def draw_predictions(
-    path: Path,
-    runs: Sequence[Run],
-    models: Mapping[str, torch.nn.Module],
-    records: Sequence[dict[str, Any]],
-    samples: Sequence[dict[str, Any]],
-) -> None:
-    """The first test images, as they come, with the truth and what each model finds."""
-    samples, records = samples[:PICTURES], records[:PICTURES]
-    columns = []
-    for run in runs:
-        found = [models[run.model]([sample])[0]["instances"] for sample in samples]
-        columns.append((MODELS[run.model], [BoxSet.from_instances(instances) for instances in found]))
-    figure = predictions_figure(
-        [sample["image"].permute(1, 2, 0).numpy() for sample in samples],
-        [BoxSet.from_annotations(record["annotations"]) for record in records],
-        columns,
-        CLASS_NAMES,
-        min_score=MIN_SCORE,
-        title=f"The first {len(samples)} test images",
-        row_names=[Path(record["file_name"]).name for record in records],
-    )
-    save_png(figure, path)
+def _advice(seeds: Sequence[int]) -> str:
+    if len(seeds) == 1:
+        return "One pair of runs cannot tell a gain from chance: `--seeds 0 1 2` trains the students with three seeds."
+    return "All pairs share one teacher and one data set."
 
 
 if __name__ == "__main__":

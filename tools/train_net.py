@@ -1,6 +1,7 @@
 #!/usr/bin/env python
 """Train or evaluate what a LazyConfig file describes.
 
+    python tools/train_net.py --config-file configs/quickstart/student.py train.max_iter=100
     python tools/train_net.py --config-file configs/COCO/mokd_vidt_nano.py --num-gpus 4
     python tools/train_net.py --config-file FILE --resume
     python tools/train_net.py --config-file FILE --eval-only train.init_checkpoint=student_final.pth
@@ -24,7 +25,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    arguments = argument_parser(__doc__.splitlines()[0]).parse_intermixed_args()
+    arguments = argument_parser(__doc__).parse_intermixed_args()
     sys.exit(
         launch(
             main,

@@ -28,6 +28,7 @@ from mokd_det.checkpoint.atomic_file import atomic_write
 from mokd_det.engine.override_text import as_override
 from mokd_det.engine.run_directory import set_aside_previous_run
 from mokd_det.errors import ConfigError, MoKDError
+from mokd_det.evaluation.main_metric import main_metric
 from mokd_det.visualization import read_run
 
 __all__ = [
@@ -89,9 +90,15 @@ class TrainingRun:
         tool = ROOT / "tools" / "train_net.py"
         return [sys.executable, str(tool), "--config-file", str(self.config_file), *arguments]
 
+    @property
+    def main_metric(self) -> str:
+        """What it is judged by, ``task/metric``."""
+        return main_metric(self.config)
+
     def test_results(self) -> dict[str, float]:
-        """The evaluator's box metrics after the training, in percent."""
-        return json.loads((self.test_directory / "results.json").read_text())["bbox"]
+        """The evaluator's metrics after the training, in percent."""
+        task = self.main_metric.partition("/")[0]
+        return json.loads((self.test_directory / "results.json").read_text())[task]
 
 
 def training_job(
@@ -122,8 +129,9 @@ def training_job(
         return f"anew; an earlier run with other settings, data or teacher is now in {aside}" if aside else ""
 
     def after() -> str:
-        _, values = read_run(run.directory).series("bbox/AP")
-        return f"AP {values[-1]:.1f} on the validation images" if len(values) else ""
+        _, values = read_run(run.directory).series(run.main_metric)
+        name = run.main_metric.partition("/")[2]
+        return f"{name} {values[-1]:.1f} on the validation images" if len(values) else ""
 
     return Job(
         run.name,
@@ -147,7 +155,7 @@ def evaluation_job(
     weights: Path | None = None,
     needs: Sequence[str] | None = None,
 ) -> Job:
-    """COCO's metrics of the trained model, ``test/results.json`` in the run's directory.
+    """The metrics of the trained model, ``test/results.json`` in the run's directory.
 
     Args:
         run: the training.
@@ -158,6 +166,7 @@ def evaluation_job(
     """
     results = run.test_directory / "results.json"
     weights = weights or run.weights
+    metric = run.main_metric.partition("/")[2]
 
     def whole_identity() -> dict[str, str]:
         return {
@@ -184,7 +193,7 @@ def evaluation_job(
         expected_seconds=EXPECTED_OVERHEAD,
         is_done=lambda: results.is_file() and _is_recorded(run.test_directory, whole_identity()),
         before=before,
-        after=lambda: f"AP {run.test_results()['AP']:.1f} on the test images",
+        after=lambda: f"{metric} {run.test_results()[metric]:.1f} on the test images",
     )
 
 

@@ -85,9 +85,18 @@ def official_weights(
     return to_official(weights, source, category_rows=keep_rows == "coco80")
 
 
-def write_file(weights: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
+def write_file(
+    weights: Mapping[str, Tensor],
+    path: str | os.PathLike[str],
+    description: Mapping[str, str] | None = None,
+) -> None:
     """Write weights atomically: as safetensors if the name ends so, else as ``{"model": weights}`` by
     ``torch.save``.
+
+    Args:
+        weights: a state dict.
+        path: of the file.
+        description: stored in the header of a safetensors file, which readers of weights pass over.
 
     Raises:
         CheckpointError: the file cannot be written; an earlier one of that name is untouched.
@@ -98,7 +107,7 @@ def write_file(weights: Mapping[str, Tensor], path: str | os.PathLike[str]) -> N
             if path.suffix == ".safetensors":
                 # This format has no shared storage: a tensor that occurs twice is written twice.
                 plain = {key: value.detach().cpu().clone().contiguous() for key, value in weights.items()}
-                handle.write(safetensors.torch.save(plain, metadata={"format": "pt"}))
+                handle.write(safetensors.torch.save(plain, metadata={**(description or {}), "format": "pt"}))
             else:
                 torch.save({"model": dict(weights)}, handle)
     # A full disk shows as OSError or, from inside torch's zip writer, as RuntimeError.

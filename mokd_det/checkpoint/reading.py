@@ -28,10 +28,22 @@ _WEIGHT_KEYS = ("model", "state_dict")
 # How the unpickler of torch.load names what it will not build.
 _FOREIGN_OBJECT = re.compile(r"GLOBAL (\S+)|SETITEMS? for .* but got <class '([^']+)'>")
 
-_BROKEN = (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError, IndexError)
+_BROKEN = (
+    RuntimeError,
+    EOFError,
+    OSError,
+    ValueError,
+    KeyError,
+    AttributeError,
+    TypeError,
+    IndexError,
+    ImportError,
+)
 
 
-def load_file(path: str | os.PathLike[str], *, what: str = "checkpoint") -> dict[str, Any]:
+def load_file(
+    path: str | os.PathLike[str], *, what: str = "checkpoint", trusted: bool = False
+) -> dict[str, Any]:
     """Read a checkpoint; tensors come to the CPU.
 
     Beside tensors and plain values a file may hold what published ones do: ``argparse.Namespace`` (ViDT,
@@ -42,6 +54,8 @@ def load_file(path: str | os.PathLike[str], *, what: str = "checkpoint") -> dict
         path: a ``torch.save`` file of any version, a ``.safetensors`` file, or an address that Detectron2's
             ``PathManager`` can fetch.
         what: what error messages call the file, e.g. "teacher checkpoint".
+        trusted: let the file run code, because its origin is beyond doubt. Nothing in this package asks for it but
+            ``tools/convert_checkpoint.py --trust-pickle``, when told to.
 
     Returns:
         The file's dict, with the weights under "model" wherever they were: also there, under "state_dict", or
@@ -61,7 +75,9 @@ def load_file(path: str | os.PathLike[str], *, what: str = "checkpoint") -> dict
     if os.path.getsize(local) == 0:
         raise CheckpointError(f"{source} is empty")
     content = (
-        _read_safetensors(local, source) if local.endswith(".safetensors") else _read_pickle(local, source)
+        _read_safetensors(local, source)
+        if local.endswith(".safetensors")
+        else _read_pickle(local, source, trusted)
     )
     if not isinstance(content, dict):
         raise CheckpointError(f"{source} holds a {type(content).__name__}, not a dict with the key 'model'")
@@ -77,8 +93,10 @@ def _read_safetensors(local: str, source: str) -> dict[str, Tensor]:
         ) from error
 
 
-def _read_pickle(local: str, source: str) -> Any:
+def _read_pickle(local: str, source: str, trusted: bool) -> Any:
     try:
+        if trusted:
+            return torch.load(local, map_location="cpu", weights_only=False)
         with _containers_allowed():
             return torch.load(local, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -90,7 +108,7 @@ def _read_pickle(local: str, source: str) -> Any:
         raise CheckpointError(
             f"{source} holds a Python object ({found[1] or found[2]}), which could run code when loaded, so "
             "it is refused. If you trust its origin, load the copy that this makes: "
-            "torch.save({'model': torch.load(FILE, weights_only=False)['model']}, COPY)"
+            "python tools/convert_checkpoint.py FILE COPY --trust-pickle"
         ) from error
     except _BROKEN as error:
         raise CheckpointError(

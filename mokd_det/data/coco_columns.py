@@ -408,7 +408,7 @@ def _read_json(json_file: str, hint: str = "") -> Any:
             return json.load(file, object_hook=_without_unread_keys)
     except FileNotFoundError:
         raise DatasetError(f"data set file {json_file} does not exist{f'; {hint}' if hint else ''}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DatasetError(f"data set file {json_file} is not valid JSON: {error}") from None
     except OSError as error:
         raise DatasetError(f"data set file {json_file} cannot be read: {error.strerror or error}") from None

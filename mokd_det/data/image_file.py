@@ -16,6 +16,7 @@ __all__ = ["image_size", "read_image", "read_image_of", "size_difference"]
 
 _EXIF_ORIENTATION = 0x0112
 _QUARTER_TURNS = (5, 6, 7, 8)
+_DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 
 
 def read_image_of(record: Mapping[str, Any]) -> np.ndarray:
@@ -39,6 +40,8 @@ def read_image_of(record: Mapping[str, Any]) -> np.ndarray:
 def read_image(file_name: str, name: str) -> np.ndarray:
     """An image file as Detectron2 reads it: grayscale, palette and CMYK become RGB, EXIF orientation applied.
 
+    Pixels of more than 8 bits are refused: PIL would cut them off at 255, which leaves a white image.
+
     Args:
         file_name: path.
         name: what messages call it.
@@ -47,10 +50,16 @@ def read_image(file_name: str, name: str) -> np.ndarray:
         uint8 (H, W, 3), RGB.
 
     Raises:
-        DatasetError: a file that is missing or cannot be decoded.
+        DatasetError: a file that is missing, cannot be decoded or has pixels of more than 8 bits.
     """
     try:
-        return detection_utils.read_image(file_name, format="RGB")
+        with PathManager.open(file_name, "rb") as file:
+            image = Image.open(file)
+            _check_depth(image, name)
+            upright = detection_utils._apply_exif_orientation(image)
+            return detection_utils.convert_PIL_to_numpy(upright, "RGB")
+    except DatasetError:
+        raise
     except FileNotFoundError:
         raise DatasetError(f"{name} does not exist") from None
     except Exception as error:
@@ -62,15 +71,18 @@ def image_size(file_name: str, name: str) -> tuple[int, int]:
     """(width, height) that :func:`read_image` will give, from the file's header alone.
 
     Raises:
-        DatasetError: a file that is missing or no image.
+        DatasetError: a file that is missing, no image or has pixels of more than 8 bits.
     """
     try:
         with PathManager.open(file_name, "rb") as file:
             image = Image.open(file)
+            _check_depth(image, name)
             width, height = image.size
             # To find this block behind the pixels of a PNG, PIL would decode them.
             has_exif = image.format != "PNG" or "exif" in image.info
             turned = has_exif and image.getexif().get(_EXIF_ORIENTATION) in _QUARTER_TURNS
+    except DatasetError:
+        raise
     except FileNotFoundError:
         raise DatasetError(f"{name} does not exist") from None
     # As in read_image
@@ -87,3 +99,10 @@ def size_difference(found: tuple[int, int], expected: tuple[int, int]) -> str:
         f"has height {found[1]} and width {found[0]}, but its annotation says height {expected[1]} and width "
         f"{expected[0]}"
     )
+
+
+def _check_depth(image: Image.Image, name: str) -> None:
+    if image.mode in _DEEP_MODES:
+        raise DatasetError(
+            f"{name} has pixels of more than 8 bits (PIL's mode {image.mode}); save it with 8 bits per channel"
+        )

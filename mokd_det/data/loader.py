@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from detectron2.data.common import DatasetFromList
-from detectron2.data.samplers import InferenceSampler
 from detectron2.utils import comm
 from detectron2.utils.serialize import PicklableWrapper
 from torch.utils.data import DataLoader, Dataset
 
 from mokd_det.data.catalog import has_boxes, load_dataset_dicts
 from mokd_det.data.sampling import EpochBatches, SampleKey, sample_rng
-from mokd_det.errors import ConfigError, DatasetError, MoKDError
+from mokd_det.data.stream import EndlessLoader, Failure, build_share_loader, or_failure
+from mokd_det.errors import DatasetError
 
 __all__ = ["TrainLoader", "build_test_loader", "build_train_loader"]
 
@@ -23,12 +22,11 @@ Mapper = Callable[[Record], Record]
 Records = str | Sequence[str] | Sequence[Record]
 
 
-class TrainLoader:
-    """Endless training batches of this process.
+class TrainLoader(EndlessLoader[list[Record]]):
+    """Endless training batches of this process, lists of model inputs.
 
-    Batch k is a pure function of (seed, k, rank, number of ranks): the records from a permutation per epoch,
-    the augmentation from generators that are seeded for each sample. Each ``iter()`` starts a stream of its
-    own, with its own workers, which live as long as the stream.
+    The records come from a permutation per epoch, the augmentation from generators that are seeded for each
+    sample; see :class:`~mokd_det.data.stream.EndlessLoader`.
     """
 
     def __init__(
@@ -44,43 +42,7 @@ class TrainLoader:
         Raises:
             ConfigError: a negative number of workers.
         """
-        _check_workers(num_workers)
-        self.batches = batches
-        self.num_workers = num_workers
-        self._samples = _TrainSamples(records, mapper, batches.seed)
-        self._start = 0
-
-    @property
-    def batch_size(self) -> int:
-        """Samples per batch of this process."""
-        return self.batches.batch_size
-
-    @property
-    def batches_per_epoch(self) -> int:
-        """Batches until every record was shown once (but for an incomplete last batch)."""
-        return self.batches.batches_per_epoch
-
-    def start_from(self, batch_index: int) -> None:
-        """Let the following ``iter()`` begin at this batch, counted from the start of training; costs
-        nothing.
-
-        Raises:
-            ConfigError: a negative index.
-        """
-        if batch_index < 0:
-            raise ConfigError(f"the first batch is {batch_index}: must not be negative")
-        self._start = batch_index
-
-    def __iter__(self) -> Iterator[list[Record]]:
-        loader = DataLoader(
-            self._samples,
-            batch_sampler=self.batches.starting_at(self._start),
-            num_workers=self.num_workers,
-            collate_fn=_as_list,
-            # An own generator: else creating the workers would draw a number from torch's global one.
-            generator=torch.Generator().manual_seed(self.batches.seed),
-        )
-        return map(_raise_failure, loader)
+        super().__init__(_TrainSamples(records, mapper, batches.seed), batches, num_workers)
 
 
 def build_train_loader(
@@ -143,34 +105,8 @@ def build_test_loader(
         DatasetError: data that cannot be used; while iterating also errors of the mapper, from workers too.
         ConfigError: a batch size below 1 or a negative worker count.
     """
-    _check_workers(num_workers)
-    if batch_size < 1:
-        raise ConfigError(f"batch_size={batch_size}: must be at least 1")
     records = _resolve(dataset, filter_empty=False)
-    return _TestLoader(
-        _TestSamples(records, mapper),
-        batch_size=batch_size,
-        sampler=InferenceSampler(len(records)),
-        num_workers=num_workers,
-        collate_fn=_as_list,
-        generator=torch.Generator().manual_seed(0),
-    )
-
-
-class _Failure:
-    """An error caused by the data, on its way from the process that met it to the one that asked for the
-    batch.
-
-    torch would send it too, but with the worker's traceback as its message.
-    """
-
-    def __init__(self, error: MoKDError) -> None:
-        self.error = error
-
-
-class _TestLoader(DataLoader[list[Record]]):
-    def __iter__(self) -> Iterator[list[Record]]:  # type: ignore[override]
-        return map(_raise_failure, super().__iter__())
+    return build_share_loader(_TestSamples(records, mapper), batch_size, num_workers)
 
 
 class _TestSamples(Dataset[Any]):
@@ -185,11 +121,8 @@ class _TestSamples(Dataset[Any]):
     def __len__(self) -> int:
         return len(self._records)
 
-    def __getitem__(self, index: int) -> Record | _Failure:
-        try:
-            return self._map(index)
-        except MoKDError as error:
-            return _Failure(error)
+    def __getitem__(self, index: int) -> Record | Failure:
+        return or_failure(self._map, index)
 
     def _map(self, index: int) -> Record:
         record = self._records[index]
@@ -208,27 +141,9 @@ class _TrainSamples(_TestSamples):
         super().__init__(records, mapper)
         self._seed = seed
 
-    def __getitem__(self, key: SampleKey) -> Record | _Failure:  # type: ignore[override]
+    def __getitem__(self, key: SampleKey) -> Record | Failure:  # type: ignore[override]
         with sample_rng(self._seed, key.position):
             return super().__getitem__(key.record)
-
-
-def _raise_failure(batch: list[Record | _Failure]) -> list[Record]:
-    for sample in batch:
-        if isinstance(sample, _Failure):
-            error = sample.error
-            try:
-                raise error
-            finally:
-                # A frame that refers to its own exception is a cycle: it would keep the callers' frames, and
-                # so the workers, until the garbage collector comes, which then waits seconds for each of
-                # them.
-                del error, sample, batch
-    return batch  # type: ignore[return-value]
-
-
-def _as_list(batch: list[Any]) -> list[Any]:
-    return batch
 
 
 def _resolve(dataset: Records, filter_empty: bool) -> list[Record]:
@@ -243,8 +158,3 @@ def _resolve(dataset: Records, filter_empty: bool) -> list[Record]:
     if not records:
         raise DatasetError("no image with boxes in the data set")
     return records
-
-
-def _check_workers(num_workers: int) -> None:
-    if num_workers < 0:
-        raise ConfigError(f"num_workers={num_workers}: must not be negative")

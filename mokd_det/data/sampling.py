@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -19,11 +19,12 @@ from torch.utils.data import Sampler
 
 from mokd_det.errors import ConfigError, DatasetError
 
-__all__ = ["EpochBatches", "SampleKey", "sample_rng"]
+__all__ = ["EpochBatches", "SampleKey", "batch_rng", "sample_rng"]
 
-# Keeps the permutations' random stream apart from the samples' under the same user seed.
+# Keep what is drawn for one purpose apart from what is drawn for another under the same user seed.
 _PERMUTATION_STREAM = 1
 _SAMPLE_STREAM = 2
+_BATCH_STREAM = 3
 
 
 class SampleKey(NamedTuple):
@@ -44,6 +45,10 @@ class EpochBatches(Sampler[list[SampleKey]]):
 
     The union of all ranks' batch k depends on seed, k and the total batch size only, not on the number of
     ranks.
+
+    With ``repeats`` R > 1 (repeated augmentation; Hoffer et al., CVPR 2020, in the form of DeiT) each record of
+    the permutation stands there R times in a row, and the ranks take turns sample by sample, so that different
+    ranks see differently augmented copies. An epoch stays as long as without: about one record in R is shown.
     """
 
     def __init__(
@@ -55,6 +60,7 @@ class EpochBatches(Sampler[list[SampleKey]]):
         rank: int = 0,
         world_size: int = 1,
         start: int = 0,
+        repeats: int = 1,
     ) -> None:
         """
         Args:
@@ -64,10 +70,11 @@ class EpochBatches(Sampler[list[SampleKey]]):
             rank: this process.
             world_size: number of processes.
             start: first batch of the iteration.
+            repeats: copies of each record in an epoch.
 
         Raises:
-            ConfigError: a batch size that is not a positive multiple of ``world_size``, or a negative seed or
-                start.
+            ConfigError: a batch size that is not a positive multiple of ``world_size``, a negative seed or
+                start, or fewer than 1 repeats.
             DatasetError: fewer records than one batch needs.
         """
         if total_batch_size < 1 or total_batch_size % world_size:
@@ -79,6 +86,8 @@ class EpochBatches(Sampler[list[SampleKey]]):
             raise ConfigError(f"seed={seed}: must not be negative")
         if start < 0:
             raise ConfigError(f"the first batch is {start}: must not be negative")
+        if repeats < 1:
+            raise ConfigError(f"repeats={repeats}: must be 1 or more")
         if size < total_batch_size:
             raise DatasetError(
                 f"the data set has {size} images, fewer than one batch (total_batch_size={total_batch_size})"
@@ -91,6 +100,7 @@ class EpochBatches(Sampler[list[SampleKey]]):
         self.rank = rank
         self.world_size = world_size
         self.start = start
+        self.repeats = repeats
 
     def starting_at(self, batch: int) -> EpochBatches:
         """The same stream from another batch on."""
@@ -101,30 +111,61 @@ class EpochBatches(Sampler[list[SampleKey]]):
             rank=self.rank,
             world_size=self.world_size,
             start=batch,
+            repeats=self.repeats,
         )
+
+    def epoch_at(self, position: int) -> float:
+        """Epochs before the batch that a sample is in, as a fraction.
+
+        Args:
+            position: of the sample (:class:`SampleKey`).
+        """
+        return position // self.total_batch_size / self.batches_per_epoch
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         epoch, within = divmod(self.start, self.batches_per_epoch)
         while True:
             order = np.random.default_rng([_PERMUTATION_STREAM, self.seed, epoch]).permutation(self.size)
             for batch in range(within, self.batches_per_epoch):
-                offset = batch * self.total_batch_size + self.rank * self.batch_size
-                first = epoch * self.batches_per_epoch * self.total_batch_size + offset
-                records = order[offset : offset + self.batch_size].tolist()
-                yield [SampleKey(first + i, record) for i, record in enumerate(records)]
+                places = batch * self.total_batch_size + self._share
+                first = epoch * self.batches_per_epoch * self.total_batch_size
+                records = order[places // self.repeats]
+                yield list(map(SampleKey, (first + places).tolist(), records.tolist()))
             epoch, within = epoch + 1, 0
 
+    @property
+    def _share(self) -> np.ndarray:
+        """This rank's places in a batch of all ranks."""
+        places = np.arange(self.total_batch_size)
+        if self.repeats > 1:
+            return places[self.rank :: self.world_size]
+        return places[self.rank * self.batch_size : (self.rank + 1) * self.batch_size]
 
-@contextmanager
-def sample_rng(seed: int, position: int) -> Iterator[None]:
+
+def sample_rng(seed: int, position: int) -> AbstractContextManager[None]:
     """Seed python's, numpy's and torch's (CPU) global generators for one sample; on exit they are as before.
 
     Args:
         seed: of the run, non-negative.
         position: of the sample (:class:`SampleKey`).
     """
+    return _seeded_generators(_SAMPLE_STREAM, seed, position)
+
+
+def batch_rng(seed: int, position: int) -> AbstractContextManager[None]:
+    """The same for what is drawn once for a rank's batch, apart from what its samples draw.
+
+    Args:
+        seed: of the run, non-negative.
+        position: of the batch's first sample on this rank (:class:`SampleKey`).
+    """
+    return _seeded_generators(_BATCH_STREAM, seed, position)
+
+
+@contextmanager
+def _seeded_generators(stream: int, seed: int, position: int) -> Iterator[None]:
     python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    words = np.random.SeedSequence([_SAMPLE_STREAM, seed, position]).generate_state(6)
+    words = np.random.SeedSequence([stream, seed, position]).generate_state(6)
     random.seed(int.from_bytes(words[:2].tobytes(), "little"))
     np.random.seed(words[2:4])
     # not torch.manual_seed: that would also reseed the accelerator's generators, which belong to the model

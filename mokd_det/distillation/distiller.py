@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from detectron2.modeling import META_ARCH_REGISTRY
@@ -14,6 +16,7 @@ from mokd_det.checkpoint import load_into
 from mokd_det.distillation.context import MethodContext
 from mokd_det.distillation.map_alignment import align_maps, image_sizes
 from mokd_det.distillation.methods.base import Method
+from mokd_det.distillation.subspace import require_choice
 from mokd_det.distillation.taps import TapRecorder, TapSource, TapValue, tap_specs
 from mokd_det.distillation.token_matching import (
     PREDICTION_TAPS,
@@ -30,6 +33,8 @@ __all__ = ["DEFAULT_TAPS", "DistillationBatch", "Distiller"]
 DEFAULT_TAPS = {"patch": "patch", "neck": "neck", "head": "head"}
 """The taps that a ViDT offers."""
 
+TeacherPrecision = Literal["as_student", "float32", "bfloat16", "float16"]
+
 
 @dataclass(frozen=True)
 class DistillationBatch:
@@ -38,7 +43,8 @@ class DistillationBatch:
     Attributes:
         inputs: the loader's batch: Detectron2's ``list[dict]``, or an object such as
             :class:`~mokd_det.classification.ClassificationBatch`.
-        teacher_taps: name → value of the teacher's tap, without a graph.
+        teacher_taps: name → value of the teacher's tap, without a graph; empty until the student has run, for a
+            method whose teacher sees what the student attends to (``teacher_after_student``).
         teacher_predictions: "logits" and "boxes" of the teacher's queries, where tokens are matched by them.
     """
 
@@ -78,13 +84,16 @@ class Distiller(nn.Module):
         teacher: a module that takes the same batch in eval mode; None for a method that needs none.
         method: its modules are built here, for the taps' shapes.
         taps: name → where it is found in both models (a module path, or a mapping; see
-            :mod:`mokd_det.distillation.taps`), or ``{"student": …, "teacher": …}`` where they differ.
+            :mod:`mokd_det.distillation.taps`), or ``{"student": …, "teacher": …}`` where they differ. Those in the
+            method's ``student_only_taps`` are looked for in the student alone.
         teacher_checkpoint: the teacher's weights, ours or published (see
             :func:`mokd_det.checkpoint.load_into`); "": they stay as they are.
         ignore_teacher_keys: patterns of tensors in that file that the teacher may lack.
         token_matching: which query of the teacher a student's is compared with: "index", the one of the same
             index; "hungarian" (or a :class:`~mokd_det.distillation.token_matching.HungarianTokenMatching` with
             costs of its own), the one that predicts the most similar object, whatever the numbers of queries.
+        teacher_precision: of the teacher's forward: "as_student" (that of the training), "float32", or mixed
+            "bfloat16" or "float16", whatever the student trains in. Its weights stay as they are.
         prediction_taps: where that matching finds "logits" (B, N, classes) and "boxes" (B, N, 4), spelled as
             ``taps`` are; None: as a ViDT offers them.
 
@@ -107,8 +116,11 @@ class Distiller(nn.Module):
         ignore_teacher_keys: Sequence[str] = (),
         token_matching: TokenMatchingChoice | HungarianTokenMatching = "index",
         prediction_taps: Mapping[str, str | Mapping[str, Any] | TapSource] | None = None,
+        teacher_precision: TeacherPrecision = "as_student",
     ) -> None:
         super().__init__()
+        require_choice("teacher_precision", teacher_precision, TeacherPrecision)
+        self._teacher_precision = teacher_precision
         taps = DEFAULT_TAPS if taps is None else taps
         self._matching = parse_token_matching(token_matching)
         if prediction_taps is not None and (
@@ -119,7 +131,8 @@ class Distiller(nn.Module):
                 f"token_matching='hungarian' only"
             )
         if not method.needs_teacher:
-            taps, self._matching = {}, None
+            taps = {name: value for name, value in taps.items() if name in method.student_only_taps}
+            self._matching = None
         elif teacher is None:
             raise ConfigError(f"{type(method).__name__} needs a teacher, but teacher is None")
         if teacher is student:
@@ -127,7 +140,8 @@ class Distiller(nn.Module):
         self.student = student
         self.method = method
         self._student_sources = _for_model(taps, "student")
-        self._teacher_sources = _for_model(taps, "teacher")
+        shared = {name: value for name, value in taps.items() if name not in method.student_only_taps}
+        self._teacher_sources = _for_model(shared, "teacher")
         predictions = {} if self._matching is None else prediction_taps or PREDICTION_TAPS
         self._student_predictions = _for_model(predictions, "student")
         self._teacher_predictions = _for_model(predictions, "teacher")
@@ -181,20 +195,44 @@ class Distiller(nn.Module):
 
     @torch.no_grad()
     def prepare_batch(self, batched_inputs: Any) -> DistillationBatch:
-        """Run the teacher, once for all forwards of this batch.
+        """Run the teacher, once for all forwards of this batch, after what the student's own ``prepare_batch`` does.
 
         No graph is recorded, yet its values may enter the student's graph (learned teacher projections),
         which tensors of ``torch.inference_mode`` could not.
         """
-        teacher = self.teacher
-        if teacher is None or not self.method.needs_teacher:
+        prepare = getattr(self.student, "prepare_batch", None)
+        if prepare is not None:
+            batched_inputs = prepare(batched_inputs)
+        if self.teacher is None or not self.method.needs_teacher or self.method.teacher_after_student:
             return DistillationBatch(batched_inputs)
+        return self._with_teacher(DistillationBatch(batched_inputs), {})
+
+    @torch.no_grad()
+    def _with_teacher(
+        self, batch: DistillationBatch, student_taps: Mapping[str, TapValue]
+    ) -> DistillationBatch:
+        """The same batch with what the teacher says about it, which it keeps for its other forwards."""
+        teacher = self.teacher
+        assert teacher is not None  # a method that needs none never comes here
         with (
+            self._teacher_autocast(),
+            self.method.teacher_pass(teacher, student_taps),
             TapRecorder(teacher, self._teacher_sources) as taps,
             TapRecorder(teacher, self._teacher_predictions) as predictions,
         ):
-            teacher(batched_inputs)
-        return DistillationBatch(batched_inputs, taps.values, predictions.values)
+            teacher(batch.inputs)
+        batch.teacher_taps.update(taps.values)
+        batch.teacher_predictions.update(predictions.values)
+        return batch
+
+    def _teacher_autocast(self) -> AbstractContextManager[Any]:
+        if self._teacher_precision == "as_student":
+            return nullcontext()
+        reference = next(self.student.parameters(), None)
+        kind = "cpu" if reference is None else reference.device.type
+        if self._teacher_precision == "float32":
+            return torch.autocast(kind, enabled=False)
+        return torch.autocast(kind, dtype=getattr(torch, self._teacher_precision))
 
     def forward(self, batch: Any) -> Any:
         """Losses in training, the student's predictions in evaluation.
@@ -225,6 +263,8 @@ class Distiller(nn.Module):
             )
         student_taps = recorder.values
         self._student_taps = _tensors_with_graph(student_taps)
+        if self.method.teacher_after_student and not prepared.teacher_taps:
+            self._with_teacher(prepared, student_taps)
         teacher_taps = prepared.teacher_taps
         if self._matching is not None:
             queries = self._matching.assign(predictions.values, prepared.teacher_predictions)
@@ -273,11 +313,24 @@ class Distiller(nn.Module):
         Args:
             batches: the loader's batches, every image once.
         """
-        self.method.prepare((self.prepare_batch(batch).teacher_taps, _context(batch)) for batch in batches)
+        prepared = (self.prepare_batch(batch) for batch in batches)
+        if self.method.teacher_after_student:
+            prepared = (self._with_teacher(batch, {}) for batch in prepared)
+        self.method.prepare((batch.teacher_taps, _context(batch.inputs)) for batch in prepared)
 
     def after_step(self) -> None:
         """To be called after each optimiser step."""
         self.method.after_step()
+
+    def teacher_digest(self) -> str | None:
+        """A digest of the teacher's weights, by which a resumed run knows that it has the same one; None without it."""
+        if self.teacher is None:
+            return None
+        digest = hashlib.blake2b(digest_size=16)
+        for name, value in sorted(self.teacher.state_dict().items()):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
 
     def diagnostics(self) -> dict[str, float]:
         """The method's numbers under ``distill/``, for a hook to log every so many iterations."""

@@ -11,7 +11,7 @@ from mokd_det.distillation.taps import TapValue
 from mokd_det.errors import IncompatibleModelsError
 from mokd_det.layers.tap_point import FeatureMap, TapSpec
 
-__all__ = ["RowPair", "check_comparable", "pair_rows", "row_channels"]
+__all__ = ["RowPair", "check_comparable", "describe", "pair_rows", "row_channels"]
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def check_comparable(name: str, student: TapSpec, teacher: TapSpec, same_channel
         IncompatibleModelsError: different kinds, strides, numbers of tokens or of token sets (or of
             channels).
     """
-    both = f"tap {name!r}: student {_describe(student)}, teacher {_describe(teacher)}"
+    both = f"tap {name!r}: student {describe(student)}, teacher {describe(teacher)}"
     if student.kind != teacher.kind:
         raise IncompatibleModelsError(f"{both}; both must deliver maps, or both tokens, or both vectors")
     if student.kind == "maps":
@@ -85,7 +85,8 @@ def check_comparable(name: str, student: TapSpec, teacher: TapSpec, same_channel
                 raise IncompatibleModelsError(f"{both}; without a projection {key!r} needs equal channels")
 
 
-def _describe(spec: TapSpec) -> str:
+def describe(spec: TapSpec) -> str:
+    """The shapes that a tap delivers, for messages."""
     if spec.kind == "maps":
         return "maps " + ", ".join(
             f"(B, {c}, H/{s}, W/{s})" for c, s in zip(spec.channels, spec.strides, strict=True)

@@ -208,6 +208,9 @@ def find_module(model: nn.Module, path: str) -> tuple[str, nn.Module]:
     hints = [f"near matches: {', '.join(near)}"] if near else []
     if offered:
         hints.append(f"the model offers the taps {', '.join(offered)}")
+    explain = getattr(model, "missing_tap_hint", None)
+    if explain is not None and explain(path):
+        hints.insert(0, explain(path))
     hint = "; ".join(hints) or "model.named_modules() lists the paths it has"
     raise IncompatibleModelsError(f"{type(model).__name__} has no module {path!r} to tap; {hint}")
 

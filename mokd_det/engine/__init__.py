@@ -5,7 +5,7 @@ from mokd_det.engine.checkpointing import AtomicCheckpointer
 from mokd_det.engine.config_file import load_config
 from mokd_det.engine.launch import launch
 from mokd_det.engine.lr_schedule import EpochCosineParamScheduler
-from mokd_det.engine.optimizer import get_vidt_param_groups
+from mokd_det.engine.optimizer import get_timm_param_groups, get_vidt_param_groups
 from mokd_det.engine.setup import argument_parser, default_setup
 from mokd_det.engine.train_settings import TrainSettings
 from mokd_det.engine.trainer import MoKDTrainer
@@ -20,6 +20,7 @@ __all__ = [
     "default_setup",
     "do_test",
     "do_train",
+    "get_timm_param_groups",
     "get_vidt_param_groups",
     "launch",
     "load_config",

@@ -21,6 +21,7 @@ from mokd_det.balancing.base import Balancer
 from mokd_det.balancing.objectives import Objectives
 from mokd_det.checkpoint import export_student, load_into, write_file
 from mokd_det.engine.checkpointing import AtomicCheckpointer
+from mokd_det.engine.ema import EMA_TASK_PREFIX, StudentEma
 from mokd_det.engine.gradient_conflict import GradientConflict
 from mokd_det.engine.hooks import (
     BalancePrinter,
@@ -29,7 +30,9 @@ from mokd_det.engine.hooks import (
     MethodDiagnostics,
     PeriodicCheckpointer,
     PeriodicWriter,
+    SaveWhenStopping,
 )
+from mokd_det.engine.non_finite import BATCH_FOLDER, NonFinitePolicy
 from mokd_det.engine.run_directory import drop_metrics_from, set_aside_previous_run
 from mokd_det.engine.setup import pick_device
 from mokd_det.engine.testing import evaluate, write_results
@@ -62,9 +65,11 @@ def build_trainer(cfg: DictConfig, settings: TrainSettings) -> MoKDTrainer:
     patterns = OmegaConf.to_container(cfg.objectives, resolve=True)
     balancer = instantiate(cfg.balancer)
     _check_signs(model, balancer)
+    loader = instantiate(cfg.dataloader.train)
+    _check_classes(cfg, model, loader)
     return MoKDTrainer(
         create_ddp_model(model, **ddp),
-        instantiate(cfg.dataloader.train),
+        loader,
         optimizer,
         objectives=Objectives({name: group for name, group in patterns.items() if group is not None}),
         balancer=balancer,
@@ -72,6 +77,9 @@ def build_trainer(cfg: DictConfig, settings: TrainSettings) -> MoKDTrainer:
         clip_grad=dataclasses.asdict(settings.clip_grad) if settings.clip_grad is not None else None,
         accumulate=settings.accumulate,
         seed=settings.seed,
+        non_finite=NonFinitePolicy(
+            **dataclasses.asdict(settings.non_finite), directory=str(Path(settings.output_dir) / BATCH_FOLDER)
+        ),
     )
 
 
@@ -82,6 +90,30 @@ def _check_signs(model: nn.Module, balancer: Balancer) -> None:
         raise ConfigError(
             f"balancer {type(balancer).__name__} takes logarithms, but loss '{signed[0]}' can be 0 or negative by "
             f"construction; use FixedWeights, or a variant of the method whose losses are positive"
+        )
+
+
+def _check_classes(cfg: DictConfig, model: nn.Module, loader: Any) -> None:
+    """Refuse classes that differ between model, training data and evaluation data, as far as these say theirs."""
+    dataset: Any = getattr(loader, "dataset", None)
+    names = getattr(dataset, "class_names", None)
+    if names is None:
+        return
+    student = getattr(model, "student", model)
+    found = getattr(student, "num_classes", len(names))
+    if found != len(names):
+        raise ConfigError(
+            f"{'model.student' if student is not model else 'model'} ({type(student).__name__}) has "
+            f"num_classes={found}, but the training data {dataset.name} has {len(names)} classes; "
+            f"num_classes must be {len(names)}"
+        )
+    test = (cfg.dataloader.get("test") or {}).get("dataset")
+    others = getattr(instantiate(test), "class_names", names) if isinstance(test, DictConfig) else names
+    if tuple(others) != tuple(names):
+        differing = [name for name in (*names, *others) if (name in names) != (name in others)]
+        raise ConfigError(
+            f"the training data {dataset.name} and the evaluation data must have the same classes in the same order, "
+            + (f"but only one of them has '{differing[0]}'" if differing else "but their orders differ")
         )
 
 
@@ -97,6 +129,9 @@ def _make_plain(optimizer: torch.optim.Optimizer) -> None:
 def do_train(cfg: DictConfig, settings: TrainSettings, *, resume: bool = False) -> MoKDTrainer:
     """Train to ``max_iter``, with all hooks; ends with ``<output_dir>/student_final.pth``.
 
+    With ``train.ema`` the averaged weights are in the checkpoints under "ema", are evaluated beside the student's, and
+    end in ``student_final_ema.pth``.
+
     Args:
         cfg: from :func:`mokd_det.engine.config_file.load_config`.
         settings: from :func:`mokd_det.engine.setup.default_setup`.
@@ -110,14 +145,19 @@ def do_train(cfg: DictConfig, settings: TrainSettings, *, resume: bool = False) 
     student = getattr(trainer.module, "student", trainer.module)
     method = getattr(trainer.module, "method", None)
     parts = {"method": method} if method is not None and method is not trainer.module else {}
+    ema = None if settings.ema is None else StudentEma(student, **dataclasses.asdict(settings.ema))
+    if ema is not None:
+        parts["ema"] = ema.model
     checkpointer = AtomicCheckpointer(student, settings.output_dir, trainer=trainer, **parts)
-    trainer.register_hooks(_hooks(cfg, settings, checkpointer, student))
+    trainer.register_hooks(_hooks(cfg, settings, checkpointer, student, ema))
     if settings.diagnostics_period > 0 and hasattr(trainer.module, "diagnostics"):
         trainer.register_hooks([MethodDiagnostics(settings.diagnostics_period)])
     # A single objective has nothing to be in conflict with.
     if settings.conflict_period > 0 and len(trainer.objectives.names) > 1:
         trainer.register_hooks([GradientConflict(settings.conflict_period, settings.conflict_groups)])
     start = _restore(trainer, checkpointer, student, settings, cfg, resume)
+    if ema is not None and start == 0:
+        ema.restart()
     # The writers open their files, so those of an earlier run must be dealt with before.
     if comm.is_main_process():
         writers = [
@@ -125,12 +165,20 @@ def do_train(cfg: DictConfig, settings: TrainSettings, *, resume: bool = False) 
             BalancePrinter(trainer.objectives.names),
         ]
         trainer.register_hooks([PeriodicWriter(writers, period=settings.log_period)])
+        # After the writers: a kill between the two leaves lines too many, which a resume drops, and never one too few.
+        period, keep = settings.checkpointer.period, settings.checkpointer.max_to_keep
+        trainer.register_hooks([PeriodicCheckpointer(checkpointer, period, max_to_keep=keep)])
     trainer.train(start, settings.max_iter)
     if comm.is_main_process():
-        final = Path(settings.output_dir) / "student_final.pth"
-        write_file(export_student({"model": student.state_dict()})["model"], final)
-        logger.info("The trained weights are in %s", final)
+        _export(student, Path(settings.output_dir) / "student_final.pth", "trained")
+        if ema is not None:
+            _export(ema.model, Path(settings.output_dir) / "student_final_ema.pth", "averaged")
     return trainer
+
+
+def _export(student: nn.Module, file: Path, what: str) -> None:
+    write_file(export_student({"model": student.state_dict()})["model"], file)
+    logger.info("The %s weights are in %s", what, file)
 
 
 def do_test(cfg: DictConfig, settings: TrainSettings, *, resume: bool = False) -> dict[str, Any]:
@@ -204,13 +252,14 @@ def _restore(
         return start
     if resume:
         logger.info("--resume: no checkpoint in %s, starting at iteration 0", settings.output_dir)
+    # Before anything moves: the weights may be those of the earlier run, and a mistake must leave that alone.
+    if settings.init_checkpoint:
+        _load_initial(student, settings)
     # All ranks must have looked for checkpoints before the files move.
     comm.synchronize()
     if comm.is_main_process():
         set_aside_previous_run(settings.output_dir)
     comm.synchronize()
-    if settings.init_checkpoint:
-        _load_initial(student, settings)
     if getattr(trainer.module, "needs_preparation", False):
         trainer.module.prepare_method(_training_pass(cfg))
     return 0
@@ -231,20 +280,31 @@ def _hooks(
     settings: TrainSettings,
     checkpointer: AtomicCheckpointer,
     student: nn.Module,
+    ema: StudentEma | None,
 ) -> list[HookBase]:
     registered: list[HookBase] = [
         hooks.IterationTimer(),
         hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
     ]
+    if ema is not None:
+        registered.append(ema)
+    if comm.is_main_process():
+        registered.append(SaveWhenStopping(checkpointer))
+
+    def evaluated() -> dict[str, Any]:
+        results = evaluate(cfg.dataloader, student)
+        if ema is not None:
+            averaged = evaluate(cfg.dataloader, ema.model)
+            results.update((EMA_TASK_PREFIX + task, metrics) for task, metrics in averaged.items())
+        return results
+
     if _can_evaluate(cfg):
-        registered.append(Evaluation(settings.eval_period, lambda: evaluate(cfg.dataloader, student)))
+        registered.append(Evaluation(settings.eval_period, evaluated))
         if settings.best is not None:
             best = settings.best
             directory = str(Path(settings.output_dir) / "best")
-            registered.append(BestModel(student, directory, best.metric, best.mode, settings.eval_period))
+            model = ema.model if ema is not None and best.metric.startswith(EMA_TASK_PREFIX) else student
+            registered.append(BestModel(model, directory, best.metric, best.mode, settings.eval_period))
     elif settings.best is not None:
         raise ConfigError("train.best needs dataloader.test and dataloader.evaluator")
-    if comm.is_main_process():
-        period, keep = settings.checkpointer.period, settings.checkpointer.max_to_keep
-        registered.append(PeriodicCheckpointer(checkpointer, period, max_to_keep=keep))
     return registered

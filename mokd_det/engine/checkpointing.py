@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mokd_det.checkpoint.atomic_file import atomic_write, remove_leftovers
 from mokd_det.checkpoint.key_report import compare_keys
 from mokd_det.checkpoint.reading import load_file
+from mokd_det.engine.machine_error import is_lost_worker
 from mokd_det.errors import CheckpointError
 
 __all__ = ["AtomicCheckpointer"]
@@ -30,13 +31,25 @@ def _load_strictly(model: nn.Module, weights: Mapping[str, Tensor], source: str)
     model.load_state_dict(weights)
 
 
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error, and those during whose handling it arose."""
+    current: BaseException | None = error
+    while current is not None:
+        yield current
+        current = current.__context__
+
+
 def _save(content: Mapping[str, Any], path: Path) -> None:
     try:
         with atomic_write(path) as handle:
             torch.save(dict(content), handle)
     # A full disk shows as OSError or, from inside torch's zip writer, as RuntimeError.
     except (OSError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if is_lost_worker(error):
+            raise
+        # The zip writer fails once more while it closes the file; what the system said stands behind that.
+        first = next((e for e in _chain(error) if isinstance(e, OSError)), error)
+        reason = str(first).strip().splitlines()[0] if str(first).strip() else type(first).__name__
         raise CheckpointError(
             f"checkpoint '{path}' could not be written ({reason}); earlier checkpoints are untouched"
         ) from error

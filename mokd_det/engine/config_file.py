@@ -13,6 +13,7 @@ from mokd_det.engine.call_arguments import check_call_arguments
 from mokd_det.engine.near_keys import did_you_mean
 from mokd_det.engine.overrides import apply_overrides
 from mokd_det.engine.own_data import fill_from_data
+from mokd_det.engine.references import check_references
 from mokd_det.engine.train_settings import TrainSettings, train_defaults
 from mokd_det.errors import ConfigError, MoKDError
 
@@ -74,6 +75,7 @@ def load_config(
             cfg.train[key] = OmegaConf.merge(value, cfg.train[key])
     apply_overrides(cfg, overrides)
     fill_from_data(cfg, overrides, training=training)
+    check_references(cfg, REQUIRED_KEYS)
     TrainSettings.from_config(OmegaConf.to_container(cfg.train, resolve=True))
     check_call_arguments(cfg)
     return cfg

@@ -25,6 +25,7 @@ __all__ = [
     "MethodDiagnostics",
     "PeriodicCheckpointer",
     "PeriodicWriter",
+    "SaveWhenStopping",
 ]
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,19 @@ class PeriodicWriter(hooks.PeriodicWriter):
             self.trainer.flush_scalars()
         super().after_step()
 
+    def after_train(self) -> None:
+        if self.trainer.completed:
+            super().after_train()
+            return
+        # The error that ended the training is about to be reported. Writers may fail over an unfinished step
+        # (Detectron2's divides by the iterations since its last line) or the same full disk, and must not hide it.
+        for writer in self._writers:
+            for last_words in (writer.write, writer.close):
+                try:
+                    last_words()
+                except Exception as error:
+                    logger.debug("%s failed after the training had: %s", type(writer).__name__, error)
+
 
 class PeriodicCheckpointer(hooks.PeriodicCheckpointer):
     """Detectron2's, counting the files of earlier parts of the same run among those it keeps."""
@@ -50,6 +64,26 @@ class PeriodicCheckpointer(hooks.PeriodicCheckpointer):
             self.recent_checkpoints = [
                 str(file) for file in sorted(directory.glob(f"{self.file_prefix}_[0-9]*.pth"))
             ]
+
+
+class SaveWhenStopping(HookBase):
+    """Writes a checkpoint when the trainer is about to stop early (SIGTERM).
+
+    To be registered after the hooks whose state a step changes (learning rate, averages) and before those that take
+    long (evaluation), which the system may not wait for.
+
+    Args:
+        checkpointer: of the training; files are named like the periodic ones.
+        file_prefix: of the file's name.
+    """
+
+    def __init__(self, checkpointer: AtomicCheckpointer, file_prefix: str = "model") -> None:
+        self._checkpointer = checkpointer
+        self._prefix = file_prefix
+
+    def after_step(self) -> None:
+        if self.trainer.stopping:
+            self._checkpointer.save(f"{self._prefix}_{self.trainer.iter:07d}", iteration=self.trainer.iter)
 
 
 class Evaluation(hooks.EvalHook):

@@ -25,15 +25,19 @@ import torch.distributed as dist
 from detectron2.utils import comm
 
 from mokd_det.checkpoint.atomic_file import atomic_write
+from mokd_det.engine.termination import TrainingStopped
 from mokd_det.errors import ConfigError, MoKDError
 
-__all__ = ["EXIT_BUG", "EXIT_USER_ERROR", "launch"]
+__all__ = ["EXIT_BUG", "EXIT_STOPPED", "EXIT_USER_ERROR", "launch"]
 
 EXIT_BUG = 1
 """Exit status of a failure that is not the input's."""
 
 EXIT_USER_ERROR = 2
 """Exit status of a :class:`MoKDError`."""
+
+EXIT_STOPPED = 128 + signal.SIGTERM
+"""Exit status (143) of a training that SIGTERM ended in order: saved, and ready for --resume."""
 
 
 def launch(
@@ -53,7 +57,7 @@ def launch(
     Like Detectron2's ``launch``, and further: a machine without GPUs shares its cores between the processes
     (unless OMP_NUM_THREADS is set); when one process fails, the others get ``grace_seconds`` to report and
     are then ended, whatever they are doing; the first report is printed once; when this process disappears,
-    so do its children.
+    so do its children. SIGTERM to this process is handed on to them.
 
     Args:
         main: a function of an importable module.
@@ -67,7 +71,8 @@ def launch(
 
     Returns:
         Exit status for ``sys.exit``: 0, or ``EXIT_USER_ERROR`` for a :class:`MoKDError`, whose message goes
-        to stderr as "error: …", or ``EXIT_BUG`` for anything else, with its traceback.
+        to stderr as "error: …", or ``EXIT_STOPPED`` for a training that SIGTERM ended in order, or ``EXIT_BUG`` for
+        anything else, with its traceback.
     """
     try:
         _check(num_processes, num_machines, machine_rank, dist_url)
@@ -83,6 +88,9 @@ def launch(
     except MoKDError as error:
         _print_error(str(error))
         return EXIT_USER_ERROR
+    except TrainingStopped as stop:
+        print(stop, file=sys.stderr, flush=True)
+        return EXIT_STOPPED
     except Exception:
         traceback.print_exc()
         return EXIT_BUG
@@ -138,6 +146,7 @@ def _launch_many(
             )
             for local_rank in range(num_processes)
         ]
+        stack.enter_context(_handing_on(signal.SIGTERM, workers))
         try:
             for worker in workers:
                 worker.start()
@@ -147,11 +156,34 @@ def _launch_many(
             deadline = time.monotonic() + grace_seconds
             for worker in workers:
                 worker.join(max(0.0, deadline - time.monotonic()))
-            # A partner may notice the broken connection before this process sees that the other one was killed.
-            failed = next((w for w in workers if w.exitcode is not None and w.exitcode < 0), failed)
+            # A partner may notice the broken connection before this process sees that the other one is gone.
+            failed = next((w for w in workers if _died_silently(w, Path(reports))), failed)
         finally:
             _end(workers)
         return _report(failed, Path(reports))
+
+
+@contextlib.contextmanager
+def _handing_on(
+    number: signal.Signals, workers: Sequence[multiprocessing.process.BaseProcess]
+) -> Iterator[None]:
+    """Pass a signal that this process gets on to the others, which know what to do about it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def hand_on(*_: Any) -> None:
+        for worker in workers:
+            # A process that has ended may be unknown to the system by now.
+            with contextlib.suppress(ProcessLookupError):
+                if worker.pid is not None and worker.exitcode is None:
+                    os.kill(worker.pid, number)
+
+    before = signal.signal(number, hand_on)
+    try:
+        yield
+    finally:
+        signal.signal(number, signal.SIG_DFL if before is None else before)
 
 
 @contextlib.contextmanager
@@ -196,13 +228,31 @@ def _write_report(reports: str, rank: int, is_user_error: bool, text: str) -> No
         json.dump({"rank": rank, "time": time.time(), "is_user_error": is_user_error, "text": text}, handle)
 
 
+def _write_stop(reports: str, text: str) -> None:
+    with atomic_write(Path(reports) / "stopped", "w") as handle:
+        handle.write(text)
+
+
+def _died_silently(worker: multiprocessing.process.BaseProcess, reports: Path) -> bool:
+    """Whether a process has ended badly without a word: killed, or by ``os._exit`` somewhere in a library."""
+    rank = worker.name.removeprefix("rank ")
+    return worker.exitcode not in (None, 0, EXIT_STOPPED) and not (reports / f"{rank}.json").exists()
+
+
 def _report(failed: Any, reports: Path) -> int:
     found = sorted(
         (json.loads(file.read_text()) for file in reports.glob("*.json")), key=lambda report: report["time"]
     )
+    stopped = reports / "stopped"
+    if stopped.exists() and not found:
+        print(stopped.read_text(), file=sys.stderr, flush=True)
+        return EXIT_STOPPED
     is_user_error = any(report["is_user_error"] for report in found)
     was_killed = failed.exitcode is not None and failed.exitcode < 0
-    if not found or (was_killed and not is_user_error):
+    if not found or (_died_silently(failed, reports) and not is_user_error):
+        if failed.exitcode == -signal.SIGTERM:
+            print("SIGTERM: stopped outside of a training step; nothing to save", file=sys.stderr, flush=True)
+            return EXIT_STOPPED
         how = f"with status {failed.exitcode}"
         if was_killed:
             how = f"by signal {signal.Signals(-failed.exitcode).name}"
@@ -255,6 +305,9 @@ def _worker(
     except MoKDError as error:
         _write_report(reports, rank, True, str(error))
         status = EXIT_USER_ERROR
+    except TrainingStopped as stop:
+        _write_stop(reports, str(stop))
+        status = EXIT_STOPPED
     except Exception:
         _write_report(reports, rank, False, traceback.format_exc())
         status = EXIT_BUG

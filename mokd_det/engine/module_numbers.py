@@ -32,6 +32,10 @@ class ModuleNumbers:
         finally:
             self._put(_numbers(self._model), present)
 
+    def put_back(self) -> None:
+        """Give the modules these numbers again, for good."""
+        self._put(_numbers(self._model), self._values)
+
     @staticmethod
     def _put(old: dict[tuple[nn.Module, str], float], new: dict[tuple[nn.Module, str], float]) -> None:
         for module, name in old.keys() - new.keys():

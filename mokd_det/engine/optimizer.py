@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from torch import nn
 
 from mokd_det.errors import ConfigError
 
-__all__ = ["get_vidt_param_groups", "vidt_param_group"]
+__all__ = ["get_timm_param_groups", "get_vidt_param_groups", "vidt_param_group"]
 
 GroupName = Literal["head", "backbone_decay", "backbone_no_decay"]
 
@@ -53,15 +54,68 @@ def get_vidt_param_groups(
     Raises:
         ConfigError: no model, or one without trainable parameters.
     """
+    model, student = _bare(model)
+    members = {name: vidt_param_group(name, parameter) for name, parameter in _trainable(student)}
+    return _groups(model, student, members, weight_decay, lr, backbone_lr)
+
+
+def get_timm_param_groups(
+    model: nn.Module | None = None,
+    weight_decay: float = 0.05,
+    lr: float | None = None,
+    decay_vectors: bool = False,
+) -> list[dict[str, Any]]:
+    """Groups of a classifier's trainable parameters with timm's weight decay, each tensor once.
+
+    Not decayed: vectors (biases, norms) and what the student's ``no_weight_decay()`` names (position embeddings and
+    class tokens of transformers). A Distiller's method is grouped as in :func:`get_vidt_param_groups`.
+
+    Args:
+        model: the bare model; filled in by the tool that builds the optimiser from the configuration.
+        weight_decay: of the decayed groups.
+        lr: learning rate; None: the optimiser's own.
+        decay_vectors: decay every parameter of the student, as recipes with SGD for CIFAR do.
+
+    Returns:
+        Groups for a torch optimiser, with their ``name``; empty groups are left out.
+
+    Raises:
+        ConfigError: no model, or one without trainable parameters.
+    """
+    model, student = _bare(model)
+    listed: set[str] = getattr(student, "no_weight_decay", set)()
+    members: dict[str, str] = {}
+    for name, parameter in _trainable(student):
+        undecayed = not decay_vectors and (parameter.ndim <= 1 or name.endswith(".bias") or name in listed)
+        members[name] = "no_decay" if undecayed else "decay"
+    return _groups(model, student, members, weight_decay, lr)
+
+
+def _bare(model: nn.Module | None) -> tuple[nn.Module, nn.Module]:
+    """The model, and the student in it."""
     if model is None:
         raise ConfigError("optimizer.params.model is not set; it is filled in when the optimiser is built")
-    student = getattr(model, "student", model)
+    return model, getattr(model, "student", model)
+
+
+def _trainable(student: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return [(name, parameter) for name, parameter in student.named_parameters() if parameter.requires_grad]
+
+
+def _groups(
+    model: nn.Module,
+    student: nn.Module,
+    group_of: Mapping[str, str],
+    weight_decay: float,
+    lr: float | None,
+    backbone_lr: float | None = None,
+) -> list[dict[str, Any]]:
+    """The optimiser's groups from the student's, by parameter name, and the method's own."""
     members: dict[str, list[nn.Parameter]] = defaultdict(list)
     seen: set[nn.Parameter] = set()
-    for name, parameter in student.named_parameters():
-        if parameter.requires_grad:
-            members[vidt_param_group(name, parameter)].append(parameter)
-            seen.add(parameter)
+    for name, parameter in _trainable(student):
+        members[group_of[name]].append(parameter)
+        seen.add(parameter)
     undecayed = set(getattr(model, "no_weight_decay_parameters", tuple)())
     for parameter in model.parameters():
         if parameter.requires_grad and parameter not in seen:

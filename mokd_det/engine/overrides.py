@@ -32,6 +32,7 @@ _NULLABLE = (
     "train.best",
     "train.checkpointer.max_to_keep",
     "train.clip_grad",
+    "train.ema",
 )
 """What null switches off, outside of calls."""
 

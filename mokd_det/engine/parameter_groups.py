@@ -33,8 +33,8 @@ def group_parameters(
     """Divide parameters into groups by their names.
 
     Without patterns a ViDT has the groups backbone, neck (with the decoder) and head (the predictors); any other
-    model one group per first component of the names, so Detectron2's R-CNNs have backbone, proposal_generator and
-    roi_heads.
+    model one group per first component in which the names differ, so Detectron2's R-CNNs have backbone,
+    proposal_generator and roi_heads, and a classifier its network's parts.
 
     Args:
         model: gives the names.
@@ -53,17 +53,29 @@ def group_parameters(
         _check(patterns, list(names.values()))
     elif isinstance(model, ViDT):
         patterns = _VIDT_GROUPS
+    shared = 0 if patterns else _shared_components(list(names.values()))
     groups: dict[str, list[int]] = {}
     for position, parameter in enumerate(parameters):
         name = names.get(id(parameter))
-        groups.setdefault(REST if name is None else _group_of(name, patterns), []).append(position)
+        groups.setdefault(REST if name is None else _group_of(name, patterns, shared), []).append(position)
     order = [*(patterns or groups), REST]
     return {group: groups[group] for group in dict.fromkeys(order) if group in groups}
 
 
-def _group_of(name: str, patterns: Mapping[str, Sequence[str]] | None) -> str:
+def _shared_components(names: Sequence[str]) -> int:
+    """How many wrapping modules all parameters are in; a single layer is no wrapper."""
+    paths = [name.split(".")[:-1] for name in names]
+    count = 0
+    while any(len(path) > count + 1 for path in paths) and all(
+        len(path) > count and path[count] == paths[0][count] for path in paths
+    ):
+        count += 1
+    return count
+
+
+def _group_of(name: str, patterns: Mapping[str, Sequence[str]] | None, shared: int) -> str:
     if not patterns:
-        return name.partition(".")[0]
+        return name.split(".")[shared]
     matching = (group for group, of_group in patterns.items() if any(fnmatchcase(name, p) for p in of_group))
     return next(matching, REST)
 

@@ -17,10 +17,11 @@ logger = logging.getLogger(__name__)
 _PRODUCTS = (
     "model_*.pth",
     "last_checkpoint",
-    "student_final.pth",
+    "student_final*.pth",
     "metrics.json",
     "results.json",
     "best",
+    "bad_batches",
     "events.out.tfevents.*",
 )
 

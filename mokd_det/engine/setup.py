@@ -28,7 +28,9 @@ logger = logging.getLogger(__name__)
 
 def argument_parser(description: str) -> argparse.ArgumentParser:
     """The arguments that all tools share."""
-    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--config-file", required=True, metavar="FILE", help="LazyConfig file")
     parser.add_argument(
         "--num-gpus",

@@ -17,6 +17,7 @@ from tabulate import tabulate
 from torch import nn
 
 from mokd_det.checkpoint.atomic_file import atomic_write
+from mokd_det.engine.machine_error import machine_error
 
 __all__ = ["evaluate", "format_results", "write_results"]
 
@@ -34,8 +35,17 @@ def evaluate(dataloader: DictConfig, model: nn.Module) -> dict[str, Any]:
 
     Returns:
         {task: {metric: value}} on the main process, {} on the others.
+
+    Raises:
+        MachineError: a process that loads data is gone, or the disk is full.
     """
-    results = inference_on_dataset(model, instantiate(dataloader.test), instantiate(dataloader.evaluator))
+    try:
+        results = inference_on_dataset(model, instantiate(dataloader.test), instantiate(dataloader.evaluator))
+    except (RuntimeError, OSError) as error:
+        lost = machine_error(error, "while evaluating")
+        if lost is None:
+            raise
+        raise lost from error
     if comm.is_main_process() and results:
         logger.info("Results:\n%s", format_results(results))
     return dict(results) if comm.is_main_process() else {}

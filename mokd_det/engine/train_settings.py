@@ -19,6 +19,8 @@ __all__ = [
     "BestSettings",
     "CheckpointerSettings",
     "ClipGradSettings",
+    "EmaSettings",
+    "NonFiniteSettings",
     "TrainSettings",
     "ddp_arguments",
     "train_defaults",
@@ -59,6 +61,24 @@ class BestSettings:
 
 
 @dataclass(frozen=True)
+class EmaSettings:
+    """Moving average of the student's weights, see :class:`mokd_det.engine.ema.StudentEma`."""
+
+    decay: float = 0.99996
+    warmup: bool = False
+
+
+@dataclass(frozen=True)
+class NonFiniteSettings:
+    """NaN and infinity, see :class:`mokd_det.engine.non_finite.NonFinitePolicy`."""
+
+    policy: str = "stop"
+    max_skips: int = 10
+    max_kept: int = 3
+    check_gradients: bool = True
+
+
+@dataclass(frozen=True)
 class TrainSettings:
     """``cfg.train``.
 
@@ -80,6 +100,8 @@ class TrainSettings:
         ddp: arguments of ``DistributedDataParallel``, and ``fp16_compression``.
         checkpointer: when checkpoints are written and how many are kept.
         best: keep the best model; None: do not.
+        ema: average the student's weights beside the training, and evaluate and export both; None: do not.
+        non_finite: what happens at NaN and infinity in a loss, a gradient, a tap of the teacher or an image.
         eval_period: iterations between evaluations; 0: only after the last one.
         log_period: iterations between lines of the log and the writers.
         diagnostics_period: iterations between looks into the distillation method (signature of D, rank of the
@@ -111,6 +133,8 @@ class TrainSettings:
     )
     checkpointer: CheckpointerSettings = field(default_factory=CheckpointerSettings)
     best: BestSettings | None = None
+    ema: EmaSettings | None = None
+    non_finite: NonFiniteSettings = field(default_factory=NonFiniteSettings)
     eval_period: int = 5000
     log_period: int = 20
     diagnostics_period: int = 500
@@ -184,6 +208,17 @@ class TrainSettings:
         if self.best is not None:
             _require_type(self.best.metric, str, "train.best.metric")
             _require(self.best.mode in ("max", "min"), "train.best.mode", self.best.mode, "'max' or 'min'")
+        if self.ema is not None:
+            _require_type(self.ema.decay, float, "train.ema.decay")
+            _require(0 <= self.ema.decay < 1, "train.ema.decay", self.ema.decay, "from 0 to below 1")
+            _require_type(self.ema.warmup, bool, "train.ema.warmup")
+        policy = self.non_finite.policy
+        _require(policy in ("stop", "skip"), "train.non_finite.policy", policy, "'stop' or 'skip'")
+        for name in ("max_skips", "max_kept"):
+            value = getattr(self.non_finite, name)
+            _require_type(value, int, f"train.non_finite.{name}")
+            _require(value >= 0, f"train.non_finite.{name}", value, "0 or more")
+        _require_type(self.non_finite.check_gradients, bool, "train.non_finite.check_gradients")
         if not isinstance(self.ddp, Mapping):
             raise ConfigError(f"train.ddp is {self.ddp!r}; it must be a mapping")
         _reject_unknown(self.ddp, ddp_arguments(), "train.ddp")
@@ -194,8 +229,10 @@ _SECTIONS: dict[str, Any] = {
     "clip_grad": ClipGradSettings,
     "checkpointer": CheckpointerSettings,
     "best": BestSettings,
+    "ema": EmaSettings,
+    "non_finite": NonFiniteSettings,
 }
-_OPTIONAL = ("clip_grad", "best")
+_OPTIONAL = ("clip_grad", "best", "ema")
 
 
 def train_defaults() -> dict[str, Any]:
@@ -206,7 +243,7 @@ def train_defaults() -> dict[str, Any]:
 
 
 def train_section_defaults(name: str) -> dict[str, Any]:
-    """The keys of an optional section (``clip_grad``, ``best``) when it is switched on; {} for any other
+    """The keys of an optional section (``clip_grad``, ``best``, ``ema``) when it is switched on; {} for any other
     name."""
     return dataclasses.asdict(_SECTIONS[name]()) if name in _OPTIONAL else {}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -17,12 +18,17 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mokd_det.balancing.base import Balancer, StepContext
 from mokd_det.balancing.objectives import Objectives
+from mokd_det.engine.batch_numbers import bad_positions, describe_images, number_sums
 from mokd_det.engine.host_copy import HostCopy
 from mokd_det.engine.loss_monitor import LossMonitor
+from mokd_det.engine.machine_error import lost_worker, machine_error
+from mokd_det.engine.non_finite import NonFinitePolicy, StepState, keep_batch, kept_file
+from mokd_det.engine.parameter_groups import REST, group_parameters
 from mokd_det.engine.seeded_rng import step_seed
 from mokd_det.engine.step_forward import StepForward
+from mokd_det.engine.termination import StopSignal, TrainingStopped
 from mokd_det.engine.time_split import TimeSplit
-from mokd_det.errors import ConfigError, MoKDError
+from mokd_det.errors import CheckpointError, ConfigError, InvalidLossError, InvalidNumberError, MoKDError
 
 __all__ = ["MoKDTrainer"]
 
@@ -69,11 +75,16 @@ class MoKDTrainer(SimpleTrainer):
 
     One step: the next ``accumulate`` batches → ``prepare_batch`` → ``balancer.backward`` over forwards that
         can be
-    repeated exactly → unscaling → a check of every loss → clipping → optimiser step → ``model.after_step`` →
-    ``balancer.after_step`` → scalars. A loss that is NaN or infinite stops the training before anything is
-    stepped; a step that the GradScaler skips changes neither the balancer nor the model.
+    repeated exactly → unscaling → clipping → a check of every loss, gradient and number that entered → optimiser step →
+    ``model.after_step`` → ``balancer.after_step`` → scalars. NaN or infinity in any of them stops the training before
+    anything is stepped, or leaves the step out (``non_finite``): parameters, optimiser, balancer and buffers are then
+    those of before, and only the iteration is counted. A step that the GradScaler skips changes neither the balancer
+    nor the model.
 
     Negative losses stop the training only where the balancer ``requires_positive``.
+
+    SIGTERM lets all ranks finish the step they are in; hooks see ``stopping`` and save, then
+    :class:`~mokd_det.engine.termination.TrainingStopped` ends the training.
 
     Scalars, per iteration: every loss (mean over ranks and micro-batches), ``total_loss``, what the balancer
         returns
@@ -81,8 +92,9 @@ class MoKDTrainer(SimpleTrainer):
     and ``data_time``, ``teacher_time`` (``prepare_batch``), ``student_time`` (``balancer.backward`` and the
     optimiser step), ``balance_time`` (``balancer.after_step``: the second forward of the amortised mode). On
     CUDA the times are the device's, from events. Nothing synchronises the device: on CUDA a step waits only
-    for its own forward, and its remaining scalars are stored one step later, under the iteration they belong
-    to (:meth:`flush_scalars`).
+    for its own backward (its forward without ``non_finite.check_gradients``), and its remaining scalars are stored one
+    step later, under the iteration they belong to (:meth:`flush_scalars`). ``skipped_steps`` is stored where steps are
+    left out, instead of everything else.
 
     Hooks' ``after_backward`` runs when the gradients are in ``.grad``, still times the loss scale and unclipped.
     While it does, ``step_forwards`` can be replayed and ``step_context`` tells what the balancer was told; the time
@@ -101,6 +113,10 @@ class MoKDTrainer(SimpleTrainer):
             clipping.
         accumulate: micro-batches per optimiser step.
         seed: with iteration, micro-batch and rank it determines every random mask.
+        non_finite: what happens at NaN and infinity; None: the training stops, and no batch is kept.
+
+    Raises:
+        CheckpointError: the ranks have read different teachers.
     """
 
     def __init__(
@@ -115,6 +131,7 @@ class MoKDTrainer(SimpleTrainer):
         clip_grad: Mapping[str, Any] | None = None,
         accumulate: int = 1,
         seed: int = 0,
+        non_finite: NonFinitePolicy | None = None,
     ) -> None:
         super().__init__(model, data_loader, optimizer)
         if accumulate < 1:
@@ -125,7 +142,14 @@ class MoKDTrainer(SimpleTrainer):
         self.balancer = balancer
         self.accumulate = accumulate
         self.seed = seed
+        self.non_finite = NonFinitePolicy() if non_finite is None else non_finite
         self.completed = False
+        self.stopping = False
+        self.skipped_steps = 0
+        self._kept_batches = 0
+        self._stop_signal = StopSignal()
+        self._parameter_names: dict[int, tuple[str, str]] = {}
+        self._teacher_digest = self._same_teacher_everywhere()
         self._autocast, self.grad_scaler = self._mixed_precision(amp)
         self._clip = dict(clip_grad) if clip_grad else None
         self._pending: list[_StepScalars] = []
@@ -150,6 +174,10 @@ class MoKDTrainer(SimpleTrainer):
 
         ``completed`` tells the hooks' ``after_train`` whether all of them were done; after an error it stays
         False.
+
+        Raises:
+            TrainingStopped: SIGTERM came, and the hooks of the step it came in have run.
+            MachineError: a process that loads data is gone, or the disk is full.
         """
         logger.info("Training iterations %d to %d", start_iter, max_iter - 1)
         self.iter = self.start_iter = start_iter
@@ -157,18 +185,23 @@ class MoKDTrainer(SimpleTrainer):
         self.completed = False
         if self._data_loader_iter_obj is None and hasattr(self.data_loader, "start_from"):
             self.data_loader.start_from(start_iter * self.accumulate)
-        with EventStorage(start_iter) as self.storage:
+        with EventStorage(start_iter) as self.storage, self._stop_signal:
             try:
                 self.before_train()
                 for self.iter in range(start_iter, max_iter):
                     self.before_step()
                     self.run_step()
                     self.after_step()
+                    if self.stopping:
+                        self._leave()
                 self.iter = max_iter
                 self.completed = True
-            except MoKDError:
+            except (MoKDError, TrainingStopped):
                 raise
-            except Exception:
+            except Exception as error:
+                lost = machine_error(error, f"at iteration {self.iter}")
+                if lost is not None:
+                    raise lost from error
                 logger.exception("Training failed at iteration %d", self.iter)
                 raise
             finally:
@@ -179,6 +212,7 @@ class MoKDTrainer(SimpleTrainer):
 
         Raises:
             InvalidLossError: a loss is NaN, infinite or, where a logarithm is taken, negative.
+            InvalidNumberError: an image, a tap of the teacher or a gradient is NaN or infinite.
         """
         if not self.model.training:
             raise RuntimeError(
@@ -186,29 +220,24 @@ class MoKDTrainer(SimpleTrainer):
             )
         times = TimeSplit(self.device)
         with times.part("data", host_only=True):
-            batches = [self._next_batch() for _ in range(self.accumulate)]
-        prepare = getattr(self.module, "prepare_batch", None)
-        with times.part("teacher"):
-            if prepare is not None:
-                with self._autocast():
-                    batches = [prepare(batch) for batch in batches]
-
-        monitor = LossMonitor(self.iter, allow_negative=not self.balancer.requires_positive)
-        context = self._context()
-        forwards = [self._forward(batch, index, monitor) for index, batch in enumerate(batches)]
-
+            loaded = [self._next_batch() for _ in range(self.accumulate)]
+        monitor = LossMonitor(
+            self.iter,
+            allow_negative=not self.balancer.requires_positive,
+            stop_requested=self._stop_signal.requested,
+        )
+        state = StepState(self.module) if self.non_finite.policy == "skip" else None
+        try:
+            batches = self._prepare(loaded, times)
+            context = self._context()
+            forwards = [self._forward(batch, index, monitor) for index, batch in enumerate(batches)]
+            losses, scalars = self._backward(batches, forwards, context, monitor, times)
+        except InvalidNumberError as error:
+            self._refuse_step(error, monitor, loaded, state)
+            return
+        finally:
+            self.stopping = monitor.stop_agreed and self.iter + 1 < self.max_iter
         with times.part("student"):
-            self.optimizer.zero_grad(set_to_none=True)
-            scalars = dict(self.balancer.backward(forwards, context))
-        self.step_forwards, self.step_context = forwards, context
-        self.after_backward()
-        self.step_forwards, self.step_context = (), None
-        with times.part("student"):
-            if self.grad_scaler is not None:
-                self.grad_scaler.unscale_(self.optimizer)
-            losses = monitor.check()
-            if self._clip is not None:
-                scalars["grad_norm"] = nn.utils.clip_grad_norm_(self._trained_parameters(), **self._clip)
             stepped = self._optimizer_step(scalars)
         with times.part("balance"):
             if stepped:
@@ -218,6 +247,153 @@ class MoKDTrainer(SimpleTrainer):
                 scalars.update(self.balancer.after_step(forwards, context))
         self._store(losses, scalars, times)
 
+    def _prepare(self, loaded: Sequence[Any], times: TimeSplit) -> Sequence[Any]:
+        """The batches as the model is called with them."""
+        prepare = getattr(self.module, "prepare_batch", None)
+        with times.part("teacher"):
+            if prepare is None:
+                return loaded
+            try:
+                with self._autocast():
+                    return [prepare(batch) for batch in loaded]
+            except Exception as error:
+                self._explain(error, loaded)
+                raise
+
+    def _backward(
+        self,
+        batches: Sequence[Any],
+        forwards: Sequence[StepForward],
+        context: StepContext,
+        monitor: LossMonitor,
+        times: TimeSplit,
+    ) -> tuple[dict[str, float], dict[str, Tensor | float]]:
+        """The checked and clipped gradient in ``.grad``; returns the losses, and scalars to log."""
+        with times.part("student"):
+            self.optimizer.zero_grad(set_to_none=True)
+            try:
+                scalars = dict(self.balancer.backward(forwards, context))
+            except Exception as error:
+                self._explain(error, batches)
+                raise
+        self.step_forwards, self.step_context = forwards, context
+        self.after_backward()
+        self.step_forwards, self.step_context = (), None
+        with times.part("student"):
+            if self.grad_scaler is not None:
+                self.grad_scaler.unscale_(self.optimizer)
+            elif self.non_finite.check_gradients:
+                self._watch_gradients(monitor)
+            if self._clip is not None:
+                scalars["grad_norm"] = nn.utils.clip_grad_norm_(self._trained_parameters(), **self._clip)
+            return monitor.check(), scalars
+
+    def _explain(self, error: Exception, batches: Sequence[Any]) -> None:
+        """Raise what really went wrong, if a forward failed over numbers that are not finite."""
+        for batch in batches:
+            for name, value in number_sums(batch).items():
+                if not math.isfinite(value):
+                    where = describe_images(batch, bad_positions(batch, name) or None)
+                    raise InvalidNumberError(
+                        f"{name} holds numbers that are NaN or infinite, at iteration {self.iter}; images: {where}. "
+                        f"The forward failed ({_first_line(error)}); nothing was stepped."
+                    ) from error
+        if isinstance(error, FloatingPointError) and not isinstance(error, InvalidNumberError):
+            images = ", ".join(describe_images(batch) for batch in batches)
+            raise InvalidLossError(
+                f"the forward failed at iteration {self.iter} ({_first_line(error)}); images: {images}. "
+                "Nothing was stepped."
+            ) from error
+
+    def _watch_gradients(self, monitor: LossMonitor) -> None:
+        with_gradient = [p for p in self._trained_parameters() if p.grad is not None]
+        if not self._parameter_names:
+            self._parameter_names = self._name_parameters()
+        named = [self._parameter_names.get(id(p), ("a parameter", REST)) for p in with_gradient]
+        monitor.watch_gradients(
+            [name for name, _ in named],
+            [group for _, group in named],
+            [p.grad for p in with_gradient if p.grad is not None],
+        )
+
+    def _name_parameters(self) -> dict[int, tuple[str, str]]:
+        """Name and group of every parameter, by identity."""
+        student = getattr(self.module, "student", self.module)
+        parameters = list(student.parameters())
+        of_student = {
+            id(parameters[position]): group
+            for group, positions in group_parameters(student, parameters).items()
+            for position in positions
+        }
+        return {
+            id(parameter): (name, of_student.get(id(parameter), name.partition(".")[0]))
+            for name, parameter in self.module.named_parameters()
+        }
+
+    def _refuse_step(
+        self,
+        error: InvalidNumberError,
+        monitor: LossMonitor,
+        loaded: Sequence[Any],
+        state: StepState | None,
+    ) -> None:
+        """Leave the step out, or end the training."""
+        # A forward that failed on its own rank cannot be agreed upon: its partners wait within theirs.
+        agreed = bool(monitor.bad_ranks)
+        skip = state is not None and monitor.all_non_finite and (agreed or comm.get_world_size() == 1)
+        if state is not None:
+            state.put_back()
+        message = f"{error}{self._keep(error, monitor.bad_ranks, loaded)}"
+        if skip and self.skipped_steps >= self.non_finite.max_skips:
+            message += f" {self.skipped_steps} steps were left out before (train.non_finite.max_skips)."
+        if not skip or self.skipped_steps >= self.non_finite.max_skips:
+            raise type(error)(message) from error
+        self.skipped_steps += 1
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.grad_scaler is not None:
+            # It would refuse to unscale a second time; the scale itself is not to blame.
+            self.grad_scaler.update(self.grad_scaler.get_scale())
+        logger.warning("Step left out (%d of %d): %s", self.skipped_steps, self.non_finite.max_skips, message)
+        if comm.is_main_process():
+            self.storage.put_scalar("skipped_steps", self.skipped_steps, smoothing_hint=False)
+
+    def _keep(self, error: InvalidNumberError, bad_ranks: Sequence[int], loaded: Sequence[Any]) -> str:
+        """Keep the batches of these ranks (none: this one's alone); returns a sentence about it."""
+        directory = self.non_finite.directory
+        if not directory or self._kept_batches >= self.non_finite.max_kept:
+            return ""
+        self._kept_batches += 1
+        rank = comm.get_rank()
+        reason = ""
+        if rank in (bad_ranks or (rank,)):
+            facts = {"iteration": self.iter, "rank": rank, "seed": self.seed}
+            file = kept_file(directory, self.iter, rank)
+            reason = keep_batch(file, self.module, loaded, str(error), facts)
+        # Only a failure that all ranks know of may be talked about.
+        reasons = [text for text in (comm.all_gather(reason) if bad_ranks else [reason]) if text]
+        if reasons:
+            return f" The batch could not be kept ({reasons[0]})."
+        file = kept_file(directory, self.iter, bad_ranks[0] if bad_ranks else rank)
+        return f" To look into it: python tools/replay_batch.py {file}"
+
+    def _leave(self) -> None:
+        self.flush_scalars()
+        # No rank may end before the checkpoint is written: the launcher ends the others soon after the first.
+        comm.synchronize()
+        raise TrainingStopped(f"SIGTERM: stopped after iteration {self.iter}; --resume continues")
+
+    def _same_teacher_everywhere(self) -> str | None:
+        digest_of = getattr(self.module, "teacher_digest", None)
+        digest = None if digest_of is None else digest_of()
+        digests = comm.all_gather(digest)
+        if len(set(digests)) > 1:
+            shown = ", ".join(f"rank {rank} {str(found)[:12]}" for rank, found in enumerate(digests))
+            raise CheckpointError(
+                f"the ranks have different teachers ({shown}): the teacher's file was replaced while the run started, "
+                "or the machines have different files"
+            )
+        return digest
+
     def _next_batch(self) -> Any:
         try:
             return next(self._data_loader_iter)
@@ -225,6 +401,9 @@ class MoKDTrainer(SimpleTrainer):
             raise ConfigError(
                 f"the training data loader ended at iteration {self.iter}; dataloader.train must be endless"
             ) from None
+        except (ConnectionError, EOFError) as error:
+            # A process that is killed while it hands over a batch breaks the pipe before torch sees it end.
+            raise lost_worker(type(error).__name__, f"at iteration {self.iter}") from error
 
     def _context(self) -> StepContext:
         shared = getattr(self.module, "shared_parameters", self.module.parameters)()
@@ -301,6 +480,9 @@ class MoKDTrainer(SimpleTrainer):
         if self.grad_scaler is not None:
             state["grad_scaler"] = self.grad_scaler.state_dict()
         state["run"] = self._run_identity()
+        state["skipped_steps"] = self.skipped_steps
+        if self._teacher_digest is not None:
+            state["teacher"] = self._teacher_digest
         return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -308,9 +490,17 @@ class MoKDTrainer(SimpleTrainer):
         run.
 
         Raises:
+            CheckpointError: the teacher has other weights than the one the run began with.
             ValueError: the optimiser's groups differ from the stored ones.
         """
+        teacher = state_dict.get("teacher")
+        if None not in (teacher, self._teacher_digest) and teacher != self._teacher_digest:
+            raise CheckpointError(
+                "the teacher's weights are not those this run began with: was its file replaced? Put the old file "
+                "back, or begin a new run (train.init_checkpoint=FILE keeps the student's weights)"
+            )
         super().load_state_dict(state_dict)
+        self.skipped_steps = state_dict.get("skipped_steps", 0)
         stored, own = state_dict["balancer"], self.state_dict()["balancer"]
         if (stored["type"], stored["objectives"]) == (own["type"], own["objectives"]):
             self.balancer.load_state_dict(stored["state"])
@@ -343,3 +533,7 @@ class MoKDTrainer(SimpleTrainer):
             "world_size": comm.get_world_size(),
             "precision": precision,
         }
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -7,7 +7,7 @@ import io
 import itertools
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from detectron2.evaluation import COCOEvaluator
@@ -35,6 +35,9 @@ class CocoDetectionEvaluator(COCOEvaluator):
     - Files without ``area`` or ``iscrowd``, or with an annotation id 0 (which COCO's code takes for "not
       matched"), are evaluated correctly.
     """
+
+    main_metric: ClassVar[str] = "bbox/AP"
+    """What a run is judged by."""
 
     def __init__(
         self,

@@ -2,7 +2,8 @@
 
 from .boxes import box_iou, cxcywh_to_xyxy, generalized_iou, inverse_sigmoid, xyxy_to_cxcywh
 from .deformable_attention import KERNELS, MultiScaleDeformableAttention, register_kernel
-from .det_attention import attend_det_tokens
+from .det_attention import attend_det_tokens, det_attention_weights
+from .gather_kernel import gather_kernel
 from .mlp import MLP
 from .position_encoding import masked_sine_encoding
 from .reconfigured_attention import ReconfiguredAttention
@@ -19,6 +20,8 @@ __all__ = [
     "attend_det_tokens",
     "box_iou",
     "cxcywh_to_xyxy",
+    "det_attention_weights",
+    "gather_kernel",
     "generalized_iou",
     "inverse_sigmoid",
     "masked_sine_encoding",

@@ -43,11 +43,10 @@ def grid_sample_kernel(
     value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor
 ) -> Tensor:
     """Bilinear sampling by ``grid_sample``, one call per level; exact gradients in every float type."""
-    batch, _, heads, channels = value.shape
-    queries, levels, points = locations.shape[1], locations.shape[3], locations.shape[4]
+    heads = value.shape[2]
     maps = value.permute(0, 2, 3, 1).flatten(0, 1)  # (B·M, D, S)
     grid = (2 * locations - 1).transpose(1, 2).flatten(0, 1)  # (B·M, Q, L, P, 2)
-    weights = weights.transpose(1, 2).reshape(batch * heads, 1, queries, levels, points)
+    weights = weights.transpose(1, 2).flatten(0, 1).unsqueeze(1)  # (B·M, 1, Q, L, P)
     output = value.new_zeros(())
     start = 0
     for level, (height, width) in enumerate(shapes):
@@ -58,7 +57,7 @@ def grid_sample_kernel(
         )  # (B·M, D, Q, P)
         output = output + (sampled * weights[:, :, :, level]).sum(-1)
         start += size
-    return output.view(batch, heads * channels, queries).transpose(1, 2)
+    return output.unflatten(0, (-1, heads)).flatten(1, 2).transpose(1, 2)
 
 
 class MultiScaleDeformableAttention(nn.Module):
@@ -127,11 +126,32 @@ class MultiScaleDeformableAttention(nn.Module):
         Returns:
             (B, Q, C).
         """
-        batch, queries, _ = query.shape
-        grid = (batch, queries, self.num_heads, self.num_levels, self.num_points)
         value = self.value_proj(value)
         if padding_mask is not None:
             value = value.masked_fill(padding_mask[..., None], 0.0)
+        locations, weights = self.sampling(query, reference, shapes)
+        value = value.view(*value.shape[:2], self.num_heads, -1)
+        # Half-precision coordinates would miss cells of a large map: the sampling runs in the locations' type.
+        if value.dtype in (torch.float16, torch.bfloat16):
+            value, locations, weights = value.float(), locations.float(), weights.float()
+        with torch.autocast(device_type=value.device.type, enabled=False):
+            output = KERNELS[self.kernel](value, shapes, locations.to(value.dtype), weights.to(value.dtype))
+        return self.output_proj(output.to(query.dtype))
+
+    def sampling(
+        self, query: Tensor, reference: Tensor, shapes: Sequence[tuple[int, int]]
+    ) -> tuple[Tensor, Tensor]:
+        """Where :meth:`forward` reads, and with which weights.
+
+        Args:
+            query, reference, shapes: as there.
+
+        Returns:
+            Locations (B, Q, M, L, P, 2) as (x, y) in units of each level's width and height, and weights
+            (B, Q, M, L, P) that add up to 1 over levels and points, as kernels take them.
+        """
+        batch, queries, _ = query.shape
+        grid = (batch, queries, self.num_heads, self.num_levels, self.num_points)
         offsets = self.sampling_offsets(query).view(*grid, 2)
         weights = self.attention_weights(query).view(*grid[:3], -1).softmax(-1).view(grid)
         anchor = reference[:, :, None, :, None, :]  # (B, Q, 1, L, 1, 2 or 4)
@@ -142,13 +162,7 @@ class MultiScaleDeformableAttention(nn.Module):
             locations = anchor + offsets / sizes[:, None, :]
         else:
             raise ValueError(f"reference must end in 2 or 4 numbers, not {reference.shape[-1]}")
-        value = value.unflatten(-1, (self.num_heads, -1))
-        # Half-precision coordinates would miss cells of a large map: the sampling runs in the locations' type.
-        if value.dtype in (torch.float16, torch.bfloat16):
-            value, locations, weights = value.float(), locations.float(), weights.float()
-        with torch.autocast(device_type=value.device.type, enabled=False):
-            output = KERNELS[self.kernel](value, shapes, locations.to(value.dtype), weights.to(value.dtype))
-        return self.output_proj(output.to(query.dtype))
+        return locations, weights
 
     def extra_repr(self) -> str:
         return f"levels={self.num_levels}, points={self.num_points}, kernel={self.kernel!r}"

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["attend_det_tokens", "split_heads"]
+__all__ = ["attend_det_tokens", "det_attention_weights", "split_heads"]
 
 
 def split_heads(x: Tensor, parts: int, num_heads: int) -> list[Tensor]:
@@ -28,15 +28,44 @@ def attend_det_tokens(
             DET tokens see each other only.
         padding_mask: (B, H, W) bool, True on image padding; such keys get -100.
     """
-    query, key, value = split_heads(qkv(det), 3, num_heads)
+    query, key, value = _project(qkv, num_heads, det, patches)
     bias = None
+    if patches is not None and padding_mask is not None:
+        padded = F.pad(padding_mask.flatten(1), (0, det.shape[1]))  # no DET token is padding
+        bias = torch.zeros_like(padded, dtype=query.dtype).masked_fill(padded, -100.0)[:, None, None]
+    out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+    return out.transpose(1, 2).flatten(2)
+
+
+def det_attention_weights(
+    qkv: nn.Linear, num_heads: int, det: Tensor, patches: Tensor, padding_mask: Tensor | None
+) -> Tensor:
+    """The weights with which :func:`attend_det_tokens` averages, for a look at them.
+
+    Args:
+        qkv, num_heads, det, patches, padding_mask: as there.
+
+    Returns:
+        (B, heads, N, H·W + N): each row, of one DET token, adds up to 1 over the cells (row by row) and the DET tokens.
+        A padded cell, whose share the model makes about e⁻¹⁰⁰, has exactly 0.
+    """
+    query, key, _ = _project(qkv, num_heads, det, patches)
+    logits = query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5
+    if padding_mask is not None:
+        logits[..., : padding_mask[0].numel()].masked_fill_(
+            padding_mask.flatten(1)[:, None, None], float("-inf")
+        )
+    return logits.softmax(-1)
+
+
+def _project(
+    qkv: nn.Linear, num_heads: int, det: Tensor, patches: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries of the DET tokens; keys and values of the patches, if any, and the DET tokens: (B, heads, ·, C/heads)."""
+    query, key, value = split_heads(qkv(det), 3, num_heads)
     if patches is not None:
         dim = det.shape[-1]
         flat = F.linear(patches.flatten(1, 2), qkv.weight[dim:], qkv.bias[dim:])  # no queries needed
         patch_key, patch_value = split_heads(flat, 2, num_heads)
         key, value = torch.cat((patch_key, key), 2), torch.cat((patch_value, value), 2)
-        if padding_mask is not None:
-            bias = query.new_zeros(len(det), 1, 1, key.shape[2])
-            bias[..., : padding_mask[0].numel()].masked_fill_(padding_mask.flatten(1)[:, None, None], -100.0)
-    out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
-    return out.transpose(1, 2).flatten(2)
+    return query, key, value

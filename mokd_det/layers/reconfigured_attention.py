@@ -16,6 +16,7 @@ from .det_attention import attend_det_tokens, split_heads
 
 __all__ = [
     "ReconfiguredAttention",
+    "build_shift_mask",
     "merge_windows",
     "partition_windows",
     "relative_position_index",
@@ -46,13 +47,10 @@ def relative_position_index(size: int) -> Tensor:
     return dy * (2 * size - 1) + dx
 
 
-@lru_cache(maxsize=64)
-def shift_mask(
+def build_shift_mask(
     height: int, width: int, size: int, shift: int, device: torch.device, dtype: torch.dtype
 ) -> Tensor:
     """Additive mask of shifted windows: -100 between cells that the roll brought together from opposite edges.
-
-    Cached, because a training run sees few padded sizes and building one takes longer than using it.
 
     Returns:
         (windows, size², size²) of 0 and -100.
@@ -69,6 +67,10 @@ def shift_mask(
         regions = partition_windows(regions[None, :, :, None], size).squeeze(-1)
         different = regions[:, None, :] != regions[:, :, None]
         return torch.zeros(different.shape, dtype=dtype).masked_fill_(different, -100.0).to(device)
+
+
+# A training run sees few padded sizes, and building a mask takes longer than using it.
+shift_mask = lru_cache(maxsize=64)(build_shift_mask)
 
 
 class ReconfiguredAttention(nn.Module):
@@ -107,7 +109,8 @@ class ReconfiguredAttention(nn.Module):
         batch, height, width, _ = patches.shape
         size = self.window_size
         pad_h, pad_w = -height % size, -width % size
-        if pad_h or pad_w:
+        # A trace (for export, or to count FLOPs) is to hold for every size, so it must hold the padding.
+        if torch.jit.is_tracing() or pad_h or pad_w:
             patches = F.pad(patches, (0, 0, 0, pad_w, 0, pad_h))
         if shift:
             patches = patches.roll((-shift, -shift), dims=(1, 2))
@@ -115,7 +118,9 @@ class ReconfiguredAttention(nn.Module):
         query, key, value = split_heads(self.qkv(partition_windows(patches, size)), 3, self.num_heads)
         bias = self._window_bias().to(query.dtype)
         if shift:
-            mask = shift_mask(full_h, full_w, size, shift, query.device, query.dtype)
+            # The sizes of a trace are variables, nothing to cache a mask for.
+            mask_of = build_shift_mask if torch.jit.is_tracing() else shift_mask
+            mask = mask_of(full_h, full_w, size, shift, query.device, query.dtype)
             bias = (bias + mask[:, None]).repeat(batch, 1, 1, 1)
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
         out = merge_windows(out.transpose(1, 2).flatten(2), size, full_h, full_w)

@@ -5,6 +5,7 @@ from .decoder import DeformableTransformer
 from .matcher import HungarianMatcher
 from .neck import EPFF, InputProjection
 from .postprocess import top_predictions
+from .timm_model import create_timm_model
 from .torchvision_detector import TorchvisionDetector
 from .vidt import ViDT
 
@@ -16,5 +17,6 @@ __all__ = [
     "SetCriterion",
     "TorchvisionDetector",
     "ViDT",
+    "create_timm_model",
     "top_predictions",
 ]

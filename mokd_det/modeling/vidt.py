@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mokd_det.errors import ConfigError
 from mokd_det.layers import MLP, FeatureMap, TapPoint, TapSpec, xyxy_to_cxcywh
 
-from .backbone.base import DetBackbone, check_declaration, check_output
+from .backbone.base import DetBackbone, check_declaration, check_output, resize_mask
 from .criterion import SetCriterion
 from .decoder import DeformableTransformer
 from .neck import EPFF, InputProjection, projection
@@ -49,7 +49,8 @@ class ViDT(nn.Module):
 
     Parameter names are those of the published checkpoints. Tap points (``taps.*``), in MoKD's names: ``patch``, the
     projected feature levels; ``neck``, the projected DET tokens that enter the decoder; ``head``, the DET tokens of
-    every decoder level, the input included; ``logits`` and ``boxes``, what the last level predicts.
+    every decoder level, the input included; ``head_logits``, the classes that each of these levels predicts; ``logits``
+    and ``boxes``, what the last level predicts.
 
     Args:
         backbone: any backbone with DET tokens.
@@ -113,6 +114,9 @@ class ViDT(nn.Module):
                 "neck": TapPoint(TapSpec("tokens", (dim,), num_tokens=self.num_queries)),
                 "head": TapPoint(TapSpec("tokens", (dim,), num_tokens=self.num_queries, num_levels=levels)),
                 "logits": TapPoint(TapSpec("tokens", (num_classes,), num_tokens=self.num_queries)),
+                "head_logits": TapPoint(
+                    TapSpec("tokens", (num_classes,), num_tokens=self.num_queries, num_levels=levels)
+                ),
                 "boxes": TapPoint(TapSpec("tokens", (4,), num_tokens=self.num_queries)),
             }
         )
@@ -146,7 +150,7 @@ class ViDT(nn.Module):
             check_output(self.backbone, features, images)
             self._backbone_checked = True
         maps = self.neck(features.patch_features)
-        masks = [F.interpolate(padding_mask[None].float(), size=m.shape[-2:])[0].bool() for m in maps]
+        masks = [resize_mask(padding_mask, tuple(m.shape[-2:])) for m in maps]
         maps = [
             level.tensor
             for level in self.taps["patch"](
@@ -156,7 +160,7 @@ class ViDT(nn.Module):
         tokens = self.tgt_proj(features.det_tokens.transpose(1, 2).unsqueeze(-1)).squeeze(-1).transpose(1, 2)
         tokens = self.taps["neck"](tokens)
         pos = self.query_pos_proj(features.det_pos.transpose(1, 2).unsqueeze(-1)).squeeze(-1).transpose(1, 2)
-        pos = pos.expand(len(images), -1, -1)
+        pos = pos.expand(images.shape[0], -1, -1)
         memory = torch.cat([m.flatten(2).transpose(1, 2) for m in maps], 1)
         shapes = [tuple(m.shape[-2:]) for m in maps]
         # float32 whatever the model's type: they are ratios of counts, rounded so by the published model
@@ -166,6 +170,7 @@ class ViDT(nn.Module):
         )
         states = self.taps["head"](decoded.states)
         logits = torch.stack([head(state) for head, state in zip(self.class_embed, states)])
+        self.taps["head_logits"](logits)
         self.taps["logits"](logits[-1])
         self.taps["boxes"](decoded.boxes[-1])
         iou_logits = token_logits = None

@@ -24,7 +24,9 @@ from mokd_det.visualization.run_metrics import RunMetrics, Series
 
 __all__ = ["curves_figure"]
 
-_RESULTS = ("AP", "AP50", "AP75")
+_RESULTS = {"bbox": ("AP", "AP50", "AP75"), "classification": ("top1", "ece")}
+"""Task → the evaluation results that are drawn."""
+
 _PANEL_WIDTH, _PANEL_HEIGHT = 2.9, 2.15
 
 
@@ -40,7 +42,7 @@ class _Panel:
 
 
 def curves_figure(runs: Sequence[RunMetrics], *, title: str = "", results: str = "bbox") -> Figure:
-    """AP, the weights π and every loss over iterations.
+    """The evaluation results, the weights π and every loss over iterations.
 
     One row for the evaluation results and π, and one per objective: the sum of its losses, then each term
     (summed over the levels of the decoder). Panels of which no run has anything are left out. Runs with equal
@@ -49,7 +51,7 @@ def curves_figure(runs: Sequence[RunMetrics], *, title: str = "", results: str =
     Args:
         runs: from :func:`~mokd_det.visualization.run_metrics.read_run`.
         title: above everything.
-        results: task whose evaluation results are drawn.
+        results: task whose evaluation results are drawn, "bbox" or "classification".
 
     Raises:
         ValueError: no runs, or none with anything to draw.
@@ -83,7 +85,7 @@ def _rows(runs: Sequence[RunMetrics], results: str) -> list[list[_Panel]]:
             [("", _series(f"{results}/{metric}"))],
             markers=True,
         )
-        for metric in _RESULTS
+        for metric in _RESULTS[results]
         if f"{results}/{metric}" in names
     ]
     weighted = [name.removeprefix("pi/") for name in names if name.startswith("pi/")]

@@ -104,7 +104,8 @@ def draw_header(figure: Figure, title: str, entries: Sequence[tuple[str, str]]) 
     inches = figure.get_figheight()
     top = 1.0 - 0.1 / inches
     if title:
-        figure.text(0.012, top, title, fontsize=12, fontweight="bold", va="top")
+        # Names of runs and files are no formulas: "$" is a plain character, here and in the legend.
+        figure.text(0.012, top, title, fontsize=12, fontweight="bold", va="top", parse_math=False)
         top -= 0.27 / inches
     if entries:
         handles = [Line2D([], [], color=colour, linewidth=2.4, label=label) for label, colour in entries]
@@ -120,6 +121,8 @@ def draw_header(figure: Figure, title: str, entries: Sequence[tuple[str, str]]) 
                 borderpad=0.0,
                 columnspacing=1.8,
             )
+            for text in legend.get_texts():
+                text.set_parse_math(False)
             box = legend.get_window_extent().transformed(figure.transFigure.inverted())
             if box.x1 <= 0.99 or columns == 1:
                 break

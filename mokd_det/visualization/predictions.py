@@ -16,7 +16,7 @@ from matplotlib.transforms import Bbox
 from mokd_det.visualization.box_drawing import class_colour, draw_frame, place_label, show_image
 from mokd_det.visualization.figure_style import INK, MUTED, figure_style, new_figure
 
-__all__ = ["BoxSet", "predictions_figure"]
+__all__ = ["BoxSet", "match_predictions", "predictions_figure"]
 
 _CELL = 2.1
 _MATCHING_IOU = 0.5
@@ -128,7 +128,7 @@ def _draw_boxes(
     axes: Axes, renderer: RendererAgg, found: BoxSet, truth: BoxSet, class_names: Sequence[str]
 ) -> None:
     right, missed = (
-        _match(found, truth) if found.scores is not None else (np.ones(len(found.boxes), bool), [])
+        match_predictions(found, truth) if found.scores is not None else (np.ones(len(found.boxes), bool), [])
     )
     frames = [draw_frame(axes, truth.boxes[i], "#FFFFFF", _MISSED) for i in missed]
     frames += [
@@ -146,7 +146,7 @@ def _draw_boxes(
         place_label(axes, renderer, text, box, ink, fill, taken, outlines)
 
 
-def _match(found: BoxSet, truth: BoxSet) -> tuple[np.ndarray, list[int]]:
+def match_predictions(found: BoxSet, truth: BoxSet) -> tuple[np.ndarray, list[int]]:
     """Which predictions (best first) hit a true box of their class, and which true boxes none hits."""
     assert found.scores is not None
     overlap = _iou(found.boxes, truth.boxes)

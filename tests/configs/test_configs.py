@@ -59,7 +59,7 @@ def test_config(path: Path) -> None:
         total = sum(p.numel() for p in student.parameters())
         assert total == COUNTS[variant] - 7 * 11 * 257
         assert settings.max_iter == 50 * 7392 and cfg.optimizer.lr == 1e-4
-    assert isinstance(model, Distiller) is path.stem.startswith("mokd")
+    assert isinstance(model, Distiller) is path.stem.startswith(("mokd", "dkd"))
     before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     with EventStorage() as storage:
         trainer.storage, trainer.iter, trainer.max_iter = storage, 0, 1

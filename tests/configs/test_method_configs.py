@@ -12,10 +12,11 @@ from detectron2.utils.events import EventStorage
 from omegaconf import DictConfig, OmegaConf
 
 from mokd_det.balancing import Amortized, FixedWeights
-from mokd_det.distillation import Method, MoKD, ProjectorMatching, TokenMatching, VkD
+from mokd_det.distillation import DKD, Method, MoKD, ProjectorMatching, TokenMatching, VkD
 from mokd_det.engine import load_config
 from mokd_det.engine.build import build_trainer
 from mokd_det.engine.train_settings import TrainSettings
+from mokd_det.errors import IncompatibleModelsError
 from tests.configs.test_configs import ROOT, random_batches
 
 COCO = ROOT / "COCO"
@@ -23,6 +24,7 @@ CONFIGS: dict[str, tuple[type[Method], type, int]] = {
     # file → method, balancer, dimension of the common space of two 256-channel models
     "token_matching_vidt_nano": (TokenMatching, FixedWeights, 0),
     "vkd_vidt_nano": (VkD, FixedWeights, 0),
+    "dkd_vidt_nano": (DKD, FixedWeights, 0),
     "projector_vidt_nano": (ProjectorMatching, FixedWeights, 0),
     "table3/row1_token_matching": (TokenMatching, FixedWeights, 0),
     "table3/row2_subspace": (MoKD, FixedWeights, 256),
@@ -43,15 +45,21 @@ def resolved(cfg: DictConfig, *, without: tuple[str, ...] = ()) -> dict[str, Any
     return OmegaConf.to_container(cfg, resolve=True)
 
 
-def step(cfg: DictConfig) -> tuple[torch.nn.Module, dict[str, float]]:
-    """One training step on the quick start's models in the place of the large ones."""
+def with_small_models(cfg: DictConfig) -> DictConfig:
+    """The same with the quick start's models in the place of the large ones."""
     small = load_config(str(ROOT / "quickstart" / "mokd.py"))
     cfg.model.student, cfg.model.teacher = small.model.student, small.model.teacher
+    cfg.model.teacher_checkpoint = cfg.train.init_checkpoint = ""
+    return cfg
+
+
+def step(cfg: DictConfig) -> tuple[torch.nn.Module, dict[str, float]]:
+    """One training step of small models."""
+    cfg = with_small_models(cfg)
     for node in (cfg.model.student, cfg.model.teacher):
         node.transformer.reference_init = (
             "learned"  # on a common grid, both models' boxes have the same order
         )
-    cfg.model.teacher_checkpoint = cfg.train.init_checkpoint = ""
     cfg.dataloader.train = L(random_batches)(classes=10, size=64)
     torch.manual_seed(0)
     trainer = build_trainer(cfg, TrainSettings.from_config(OmegaConf.to_container(cfg.train, resolve=True)))
@@ -69,7 +77,7 @@ def test_every_config_is_listed() -> None:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_only_method_and_balancer_differ(name: str) -> None:
-    switches = ("model.method", "balancer", "train.output_dir", "published", "mokd")
+    switches = ("model.method", "model.taps", "balancer", "train.output_dir", "published", "mokd")
     main, other = load("mokd_vidt_nano"), load(name)
     for key in ("published", "mokd"):
         main[key] = other[key] = None
@@ -88,6 +96,8 @@ def test_a_step(name: str) -> None:
     terms = {key for key in latest if key.startswith("loss_distill_")}
     if method is TokenMatching:
         assert terms == {"loss_distill_tokens"} and not list(model.method.parameters())
+    elif method is DKD:
+        assert terms == {"loss_distill_tckd", "loss_distill_nckd"} and not list(model.method.parameters())
     else:
         assert terms == {"loss_distill_patch", "loss_distill_neck", "loss_distill_head"}
     if balancer is FixedWeights:
@@ -123,7 +133,9 @@ def test_the_projector_is_one_override(projector: str) -> None:
     assert latest["loss_distill_head"] > 0
 
 
-@pytest.mark.parametrize("name", ["token_matching_vidt_nano", "vkd_vidt_nano", "mokd_vidt_nano"])
+@pytest.mark.parametrize(
+    "name", ["token_matching_vidt_nano", "vkd_vidt_nano", "dkd_vidt_nano", "mokd_vidt_nano"]
+)
 def test_hungarian_matching_is_one_override(name: str) -> None:
     cfg = load(name, ("model.token_matching=hungarian",))
     _, by_prediction = step(cfg)
@@ -132,6 +144,15 @@ def test_hungarian_matching_is_one_override(name: str) -> None:
     assert by_prediction[term] > 0 and by_prediction[term] != by_index[term]
     for key in ("loss_ce", "loss_bbox", "loss_giou"):
         assert by_prediction[key] == by_index[key]
+
+
+def test_logits_of_other_classes_are_refused() -> None:
+    cfg = with_small_models(load("dkd_vidt_nano"))
+    cfg.model.teacher.num_classes = 7
+    with pytest.raises(
+        IncompatibleModelsError, match=r"DKD .* the student has 10 classes and the teacher 7;"
+    ):
+        instantiate(cfg.model)
 
 
 def test_the_files_differ_in_those_lines_only() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 
 import pytest
 
@@ -92,8 +93,10 @@ def test_old_checkpoints_are_removed_across_resumes(tmp_path):
     ]
 
 
-def test_the_printer_shows_weights_and_times(caplog):
+def test_the_printer_shows_weights_and_times(caplog, monkeypatch):
     caplog.set_level("INFO")
+    # A tool that ran in this process before may have given the package handlers of its own.
+    monkeypatch.setattr(logging.getLogger("mokd_det"), "propagate", True)
     from mokd_det.balancing import Amortized
 
     trainer = make_trainer(Amortized())

@@ -8,7 +8,14 @@ from types import SimpleNamespace
 import pytest
 
 from mokd_det.engine import launch as launch_function
-from mokd_det.engine.launch import EXIT_BUG, EXIT_USER_ERROR, _report, _write_report
+from mokd_det.engine.launch import (
+    EXIT_BUG,
+    EXIT_STOPPED,
+    EXIT_USER_ERROR,
+    _report,
+    _write_report,
+    _write_stop,
+)
 from mokd_det.errors import ConfigError
 from tests.engine import launch_workers
 
@@ -88,3 +95,19 @@ def test_a_bug_is_reported_with_its_traceback(tmp_path, capsys):
     assert "rank 1 failed" in message
     assert "first" in message
     assert "second" not in message
+
+
+def test_a_rank_that_leaves_without_a_word_is_named_even_if_its_partner_reported(tmp_path, capsys):
+    _write_report(str(tmp_path), 0, False, "Traceback: connection closed by peer")
+    assert _report(SimpleNamespace(name="rank 1", exitcode=9), tmp_path) == EXIT_BUG
+    assert capsys.readouterr().err == (
+        "error: the process of rank 1 was ended with status 9; all others were ended too\n"
+    )
+
+
+def test_the_end_that_sigterm_asked_for_is_no_failure(tmp_path, capsys):
+    _write_stop(str(tmp_path), "SIGTERM: stopped after iteration 7; --resume continues")
+    assert _report(SimpleNamespace(name="rank 0", exitcode=EXIT_STOPPED), tmp_path) == EXIT_STOPPED
+    assert capsys.readouterr().err == "SIGTERM: stopped after iteration 7; --resume continues\n"
+    _write_report(str(tmp_path), 1, True, "image 7 cannot be decoded")
+    assert _report(SimpleNamespace(name="rank 1", exitcode=2), tmp_path) == EXIT_USER_ERROR

@@ -1,4 +1,4 @@
-"""The tool itself, on the toy configuration."""
+"""The tool itself, on toy configurations of detection and of classification."""
 
 from __future__ import annotations
 
@@ -21,6 +21,13 @@ from tests.engine.helpers import differences, loggers_restored
 ROOT = Path(__file__).parents[2]
 TOOL = ROOT / "tools" / "train_net.py"
 CONFIG = Path(__file__).with_name("toy_config.py")
+CLASSIFICATION = ROOT / "tests" / "classification" / "toy_config.py"
+CONFIGS = {"detection": CONFIG, "classification": CLASSIFICATION}
+DETERMINISTIC = {
+    "detection": ("model.dropout=0.0", "model.norm=false"),
+    # Keys have no gradient from their bias but rounding errors, which an unbounded AdamW would make full steps of.
+    "classification": ("model.student.network.drop_path_rate=0.0", "optimizer.eps=1e-2"),
+}
 
 
 def load_tool():
@@ -32,22 +39,22 @@ def load_tool():
     return module
 
 
-def run_here(output_dir: Path, *arguments: str) -> None:
+def run_here(output_dir: Path, *arguments: str, config: Path = CONFIG) -> None:
     parser = argument_parser("test")
     parsed = parser.parse_intermixed_args(
-        ["--config-file", str(CONFIG), f"train.output_dir={output_dir}", *arguments]
+        ["--config-file", str(config), f"train.output_dir={output_dir}", *arguments]
     )
     with loggers_restored():
         load_tool().main(parsed)
 
 
-def run_tool(output_dir: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run_tool(output_dir: Path, *arguments: str, config: Path = CONFIG) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [
             sys.executable,
             str(TOOL),
             "--config-file",
-            str(CONFIG),
+            str(config),
             f"train.output_dir={output_dir}",
             *arguments,
         ],
@@ -104,11 +111,20 @@ def test_a_run_leaves_what_it_should(whole_run):
     assert differences(final["model"], load_file(whole_run / "model_final.pth")["model"]) == []
 
 
-def test_a_killed_run_resumes_bit_exactly(whole_run, tmp_path):
+@pytest.fixture(scope="module")
+def whole_classification_run(tmp_path_factory) -> Path:
+    output_dir = tmp_path_factory.mktemp("whole_classification")
+    run_here(output_dir, config=CLASSIFICATION)
+    return output_dir
+
+
+@pytest.mark.parametrize("task", CONFIGS)
+def test_a_killed_run_resumes_bit_exactly(task, request, tmp_path):
+    whole_run = request.getfixturevalue("whole_run" if task == "detection" else "whole_classification_run")
     kill_at = random.Random(os.urandom(4)).randrange(1, 12)
-    killed = run_tool(tmp_path, f"dataloader.train.kill_at={kill_at}")
+    killed = run_tool(tmp_path, f"dataloader.train.kill_at={kill_at}", config=CONFIGS[task])
     assert killed.returncode == -9, killed.stderr
-    resumed = run_tool(tmp_path, "--resume")
+    resumed = run_tool(tmp_path, "--resume", config=CONFIGS[task])
     assert resumed.returncode == 0, resumed.stderr
     first_checkpoint_exists = kill_at >= 3
     assert ("Resuming at iteration" in resumed.stdout) == first_checkpoint_exists, kill_at
@@ -119,10 +135,11 @@ def test_a_killed_run_resumes_bit_exactly(whole_run, tmp_path):
     assert rates == again
 
 
-def test_two_processes_equal_one_with_the_same_batch(tmp_path):
-    settings = ("model.dropout=0.0", "model.norm=false", "train.max_iter=6", "train.eval_period=0")
-    run_here(tmp_path / "one", *settings)
-    two = run_tool(tmp_path / "two", "--num-gpus", "2", *settings)
+@pytest.mark.parametrize("task", CONFIGS)
+def test_two_processes_equal_one_with_the_same_batch(task, tmp_path):
+    settings = (*DETERMINISTIC[task], "train.max_iter=6", "train.eval_period=0")
+    run_here(tmp_path / "one", *settings, config=CONFIGS[task])
+    two = run_tool(tmp_path / "two", "--num-gpus", "2", *settings, config=CONFIGS[task])
     assert two.returncode == 0, two.stderr
     one, other = (load_file(tmp_path / name / "model_final.pth") for name in ("one", "two"))
     for name, value in one["model"].items():
@@ -132,6 +149,39 @@ def test_two_processes_equal_one_with_the_same_batch(tmp_path):
             if key.startswith(("loss", "pi/", "total_loss", "grad_norm")):
                 assert second[key] == pytest.approx(first[key], rel=1e-5), key
     assert (tmp_path / "two" / "log.txt.rank1").exists()
+
+
+def test_a_classification_run_leaves_the_averaged_student_too(whole_classification_run):
+    final = load_file(whole_classification_run / "model_final.pth")
+    student, averaged = (
+        load_file(whole_classification_run / f"student_final{suffix}.pth") for suffix in ("", "_ema")
+    )
+    assert differences(final["model"], student["model"]) == []
+    assert differences(final["ema"], averaged["model"]) == []
+    assert list(student["model"]) == list(averaged["model"])
+    assert differences(student["model"], averaged["model"])
+    last = metrics(whole_classification_run)[-1]
+    assert last["classification/top1"] != last["ema_classification/top1"]
+
+
+def test_the_averaged_student_is_evaluated_as_any_other(whole_classification_run, tmp_path):
+    file = whole_classification_run / "student_final_ema.pth"
+    run_here(tmp_path, "--eval-only", f"train.init_checkpoint={file}", config=CLASSIFICATION)
+    results = json.loads((tmp_path / "results.json").read_text())
+    wanted = metrics(whole_classification_run)[-1]["ema_classification/top1"]
+    assert results["classification"]["top1"] == pytest.approx(wanted, rel=1e-6)
+
+
+def test_the_best_averaged_student(tmp_path):
+    run_here(
+        tmp_path,
+        "train.best.metric=ema_classification/top1",
+        "train.eval_period=3",
+        "train.max_iter=3",
+        config=CLASSIFICATION,
+    )
+    best, final = load_file(tmp_path / "best" / "model_best.pth"), load_file(tmp_path / "model_final.pth")
+    assert differences(best["model"], final["ema"]) == []
 
 
 def test_a_bad_loss_on_one_rank_stops_all_with_one_line(tmp_path, capfd):

@@ -8,7 +8,7 @@ from torch import nn
 
 from mokd_det.errors import ConfigError
 from mokd_det.modeling import DeformableTransformer, InputProjection, ViDT
-from mokd_det.modeling.backbone import DetBackbone, DetFeatures
+from mokd_det.modeling.backbone import DetBackbone, DetFeatures, resize_mask
 
 
 class Liar(DetBackbone):
@@ -107,3 +107,12 @@ def test_what_is_wrong_before_any_forward() -> None:
 
     with pytest.raises(ConfigError, match="Silent does not declare num_det_tokens, pos_channels"):
         detector(Silent(), num_levels=1)
+
+
+def test_masks_are_resized_as_by_interpolation() -> None:
+    """Bit by bit, in every size up to 300 and to each of the sizes that a detector asks for."""
+    for length in [*range(1, 301), 800, 1066, 1333]:
+        mask = torch.rand(2, 3, length, generator=torch.Generator().manual_seed(length)) < 0.5
+        for cells in {max(length // 8, 1), *(-(-length // stride) for stride in (4, 8, 16, 32, 64)), length}:
+            expected = torch.nn.functional.interpolate(mask[None].float(), size=(2, cells))[0].bool()
+            assert torch.equal(resize_mask(mask, (2, cells)), expected), (length, cells)

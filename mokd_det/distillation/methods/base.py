@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import ClassVar
 
 import torch
@@ -39,6 +40,10 @@ class Method(nn.Module):
     """The rows are compared as they are, so student and teacher need equal channels."""
     required_taps: tuple[str, ...] = ()
     """Names of the taps that the method reads; (): whatever is given."""
+    student_only_taps: tuple[str, ...] = ()
+    """Names of taps that are read from the student alone."""
+    teacher_after_student: bool = False
+    """The teacher runs within the student's forward, after it, since :meth:`teacher_pass` depends on it."""
     signed_terms: frozenset[str] = frozenset()
     """Terms that can be 0 or negative by construction; a balancer that takes logarithms refuses them."""
     needs_preparation: bool = False
@@ -65,7 +70,7 @@ class Method(nn.Module):
             raise RuntimeError(
                 f"{type(self).__name__} is set up already; make a new one for another pair of models"
             )
-        if set(student) != set(teacher):
+        if set(student) - set(self.student_only_taps) != set(teacher) - set(self.student_only_taps):
             raise IncompatibleModelsError(
                 f"the student is tapped at {sorted(student)}, the teacher at {sorted(teacher)}"
             )
@@ -90,18 +95,30 @@ class Method(nn.Module):
             teacher: the frozen teacher; None where the method needs none.
         """
 
+    def teacher_pass(
+        self, teacher: nn.Module, student: Mapping[str, TapValue]
+    ) -> AbstractContextManager[None]:
+        """What surrounds each run of the teacher, where that differs from its plain inference.
+
+        Args:
+            teacher: the frozen teacher.
+            student: the student's taps of the batch, for a method with ``teacher_after_student``; else empty, as it is
+                for the pass of :meth:`prepare`.
+        """
+        return nullcontext()
+
     def check(self, student: Mapping[str, TapSpec], teacher: Mapping[str, TapSpec]) -> None:
         """Whether the taps can be compared; row by row unless a subclass knows better.
 
         Raises:
             IncompatibleModelsError: they cannot; the message gives both shapes.
         """
-        for name, spec in student.items():
-            check_comparable(name, spec, teacher[name], self.same_channels)
+        for name, spec in teacher.items():
+            check_comparable(name, student[name], spec, self.same_channels)
 
     def build_for(self, student: Mapping[str, TapSpec], teacher: Mapping[str, TapSpec]) -> None:
         """Build the method's modules for these taps."""
-        self.build({name: row_channels(name, spec, teacher[name]) for name, spec in student.items()})
+        self.build({name: row_channels(name, student[name], spec) for name, spec in teacher.items()})
 
     def build(self, channels: Mapping[str, Mapping[str, tuple[int, int]]]) -> None:
         """Build modules for the row pairs that will come: tap → key of the pair → (n_s, n_t)."""

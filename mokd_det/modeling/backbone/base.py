@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-import torch.nn.functional as F
+import torch
 from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
@@ -85,7 +85,21 @@ class DetBackbone(nn.Module, ABC):
 
 def resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
     """Nearest-neighbour resize of a (B, H, W) bool mask, by floor(i · in / out) as ViDT does everywhere."""
-    return F.interpolate(mask[None].float(), size=size, mode="nearest")[0].bool()
+    height, width = mask.shape[-2:]
+    rows = _nearest_cells(height, size[0], mask.device)
+    columns = _nearest_cells(width, size[1], mask.device)
+    return mask.index_select(1, rows).index_select(2, columns)
+
+
+def _nearest_cells(length: int, cells: int, device: torch.device) -> Tensor:
+    """The source of each of ``cells`` cells; float32 throughout, as ``F.interpolate`` rounds.
+
+    Written out, because exported graphs would leave the rounding to each runtime's own resize operator.
+    """
+    # Two tensors, because CUDA divides by a number through its reciprocal, which rounds twice.
+    source, target = (torch.full((), n, dtype=torch.float32, device=device) for n in (length, cells))
+    index = torch.arange(cells, dtype=torch.float32, device=device) * (source / target)
+    return index.floor().long().clamp(max=length - 1)
 
 
 def check_declaration(backbone: nn.Module) -> None:

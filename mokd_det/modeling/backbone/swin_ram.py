@@ -91,7 +91,7 @@ class PatchMerging(nn.Module):
     def merge_patches(self, patches: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, ceil(H/2), ceil(W/2), out_dim)."""
         height, width = patches.shape[1:3]
-        if height % 2 or width % 2:
+        if torch.jit.is_tracing() or height % 2 or width % 2:
             patches = F.pad(patches, (0, 0, 0, width % 2, 0, height % 2))
         corners = [patches[:, row::2, col::2] for row, col in ((0, 0), (1, 0), (0, 1), (1, 1))]
         return self.reduction(self.norm(torch.cat(corners, -1)))
@@ -232,15 +232,16 @@ class SwinRAM(DetBackbone):
         patches = self.patch_embed(images)
         # Resized first to this size and only then, if it differs, to the last stage's: the two roundings are part of
         # the published model (one step moves boxes by up to 0.17).
-        coarse = tuple(max(side // 8, 1) for side in patches.shape[1:3])
+        # (Eighths, but at least one cell; in arithmetic, because of a max() a trace would keep one argument.)
+        coarse = tuple(side // 8 + 1 // (side // 8 + 1) for side in patches.shape[1:3])
         padding_mask = resize_mask(padding_mask, coarse)
-        det = self.det_token.expand(len(images), -1, -1)
+        det = self.det_token.expand(images.shape[0], -1, -1)
         features: list[Tensor] = []
         for i, stage in enumerate(self.layers):
             patch_pos = None
             if i == 3:
                 size = tuple(patches.shape[1:3])
-                if size != coarse:
+                if torch.jit.is_tracing() or size != coarse:
                     padding_mask = resize_mask(padding_mask, size)
                 patch_pos = masked_sine_encoding(padding_mask, patches.shape[-1])
             for block in stage.blocks:

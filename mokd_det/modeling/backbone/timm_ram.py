@@ -7,21 +7,17 @@ width from the first stage to the last instead of following the host's.
 
 from __future__ import annotations
 
-import difflib
-import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 import torch.nn.functional as F
 from timm.layers import freeze_batch_norm_2d
-from timm.models import load_state_dict
 from torch import Tensor, nn
 
-from mokd_det.errors import CheckpointError, ConfigError
+from mokd_det.errors import ConfigError
 from mokd_det.layers import attend_det_tokens, masked_sine_encoding
+from mokd_det.modeling.timm_model import create_timm_model
 
 from .base import DetBackbone, DetFeatures, register_backbone, resize_mask
 from .swin_ram import FeedForward
@@ -29,8 +25,6 @@ from .swin_ram import FeedForward
 __all__ = ["TimmRAM"]
 
 HOST_STRIDES = (8, 16, 32)
-
-_logger = logging.getLogger(__name__)
 
 
 class DetBlock(nn.Module):
@@ -180,7 +174,9 @@ class TimmRAM(DetBackbone):
         """(B, 3, H, W) -> the host's maps (B, C_l, ceil(H/s), ceil(W/s)) of strides 8, 16 and 32."""
         height, width = images.shape[-2:]
         # at least 2x2 cells of the coarsest map: BatchNorm cannot train on a single value
-        padded = (max(height + -height % 32, 64), max(width + -width % 32, 64))
+        # (in arithmetic, because of a max() a trace would keep one argument)
+        cells = [(side + 31) // 32 for side in (height, width)]
+        padded = [32 * (count + 1 // count) for count in cells]
         maps = self.host(F.pad(images, (0, padded[1] - width, 0, padded[0] - height)))
         if getattr(self.host, "output_fmt", "NCHW") == "NHWC":
             maps = [level.permute(0, 3, 1, 2) for level in maps]
@@ -188,7 +184,7 @@ class TimmRAM(DetBackbone):
 
     def forward(self, images: Tensor, padding_mask: Tensor) -> DetFeatures:
         maps = self.host_maps(images)
-        det = self.det_token.expand(len(images), -1, -1)
+        det = self.det_token.expand(images.shape[0], -1, -1)
         for stage, level in zip(self.stages, maps):
             mask = resize_mask(padding_mask, tuple(level.shape[-2:]))
             det = stage(det, self.det_pos_embed, level, mask)
@@ -229,61 +225,13 @@ def build_host(
     """
     arguments = {"out_indices": (-3, -2, -1), **(options or {}), "features_only": True}
     arguments["out_indices"] = tuple(arguments["out_indices"])
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=3)
-        hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists them"
-        raise ConfigError(f"timm {timm.__version__} has no model {name!r}; {hint}")
-    if weights and download:
-        raise ConfigError(f"weights={weights!r} and download=True contradict each other; drop one")
-    if weights and not Path(weights).is_file():
-        raise CheckpointError(f"weights of {name} '{weights}' do not exist")
-    random_state = torch.get_rng_state()
-    # timm reports what it cannot build by nearly any exception class.
-    try:
-        host = timm.create_model(name, pretrained=download, **arguments)
-    except Exception as error:
-        raise ConfigError(
-            f"timm cannot build the feature maps of {name} with {arguments}: {_reason(error)}"
-        ) from error
+    host = create_timm_model(
+        name, weights=weights, download=download, what=f"the feature maps of {name}", **arguments
+    )
     reductions = tuple(host.feature_info.reduction())
     if reductions != HOST_STRIDES:
         raise ConfigError(
             f"{name} gives maps of strides {reductions} for out_indices={arguments['out_indices']}; a host needs those "
             f"of {HOST_STRIDES} (host_options=dict(out_indices=...) selects them, if it has them)"
         )
-    if not weights:
-        return host
-    torch.set_rng_state(random_state)
-    try:
-        # Read apart, because not every timm that reads a file by itself refuses one that holds code.
-        overlay = {"state_dict": load_state_dict(weights, weights_only=True)}
-        loaded = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **arguments)
-    except Exception as error:
-        raise CheckpointError(f"weights '{weights}' do not fit {name}: {_reason(error)}") from error
-    for settings in (loaded.pretrained_cfg, loaded.default_cfg):
-        settings.pop("state_dict", None)
-    _check_loaded(loaded, host, name, weights)
-    _logger.info("Loaded the weights of %s from %s", name, weights)
-    return loaded
-
-
-def _check_loaded(loaded: nn.Module, random: nn.Module, name: str, weights: str) -> None:
-    """Refuse weights that leave a random matrix as it was: timm drops the classifier by loading without complaint."""
-    initial = dict(random.named_parameters())
-    matrices = [(key, value) for key, value in loaded.named_parameters() if value.ndim > 1]
-    # a constant is no random start: the file may well have the same
-    kept = [
-        key
-        for key, value in matrices
-        if torch.equal(value, initial[key]) and bool((value != value.flatten()[0]).any())
-    ]
-    if kept:
-        raise CheckpointError(
-            f"weights '{weights}' do not fit {name}: {len(kept)} of its {len(matrices)} weight matrices are not in the "
-            f"file, e.g. '{kept[0]}'"
-        )
-
-
-def _reason(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join([f"{type(error).__name__}:", *lines[:2]])
+    return host

@@ -1,0 +1,20 @@
+"""MoKD on Fashion-MNIST: ResNet-8 from ResNet-56, which teacher.py trains first."""
+
+from detectron2.config import LazyCall as L
+
+from mokd_det.distillation import Combined, Distiller, LogitDistillation, MoKD
+
+from ..common.classification import mokd
+from .common import dataloader, lr_multiplier, optimizer, student, teacher, train
+
+model = L(Distiller)(
+    student=student,
+    teacher=teacher,
+    teacher_checkpoint="output/fashion_mnist/teacher/student_final.pth",
+    method=L(Combined)(
+        parts=dict(kd=L(MoKD)(), kl=L(LogitDistillation)()), taps=dict(kd=["pooled"], kl=["logits"])
+    ),
+    taps=dict(pooled="pooled", logits="logits"),
+)
+objectives, balancer = mokd["objectives"], mokd["balancer"]
+train["output_dir"] = "output/fashion_mnist/mokd"

@@ -1,0 +1,8 @@
+"""The student alone, on Fashion-MNIST."""
+
+from ..common.classification import alone
+from .common import dataloader, lr_multiplier, optimizer, train
+from .common import student as model
+
+objectives, balancer = alone["objectives"], alone["balancer"]
+train["output_dir"] = "output/fashion_mnist/student"

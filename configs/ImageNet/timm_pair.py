@@ -1,0 +1,26 @@
+"""MoKD between any two of timm's models: here MobileNetV4-small from ResNet-50. Change the names, and nothing else.
+
+Both need "pooled" features and logits, which all of timm's classifiers have; one with a distillation token as the
+student takes ``separate_heads=False``, or the taps of mokd_deit_tiny.py.
+"""
+
+from detectron2.config import LazyCall as L
+
+from mokd_det.distillation import Combined, Distiller, LogitDistillation, MoKD
+
+from ..common.classification import mokd
+from ..common.imagenet import dataloader
+from ..common.schedule_deit import lr_multiplier, optimizer, train
+from ..common.timm_classifiers import timm_classifier
+
+model = L(Distiller)(
+    student=timm_classifier("mobilenetv4_conv_small", drop_path_rate=0.1),
+    teacher=timm_classifier("resnet50.a1_in1k", download=True),
+    method=L(Combined)(
+        parts=dict(kd=L(MoKD)(), kl=L(LogitDistillation)(temperature=1.0)),
+        taps=dict(kd=["pooled"], kl=["logits"]),
+    ),
+    taps=dict(logits="logits", pooled="pooled"),
+)
+objectives, balancer = mokd["objectives"], mokd["balancer"]
+train["output_dir"] = "output/timm_pair"

@@ -1,0 +1,118 @@
+"""CIFAR-100 with the augmentation and the schedules of the distillation literature, under $DETECTRON2_DATASETS
+(default: datasets), folder cifar-100-python; ``choice.recipe`` chooses one of two.
+
+RepDistiller's: batch 64, rate 0.05, as the numbers of FitNet, RKD, PKT, CRD and KD were made; they are those of the
+last epoch. ReviewKD's: batch 128, rate 0.1, Nesterov momentum. Both: 240 epochs of SGD, the rate divided by 10 three
+times, weight decay on everything. The last weights are in student_final.pth, the best by the test images (which the
+literature uses so) in best/.
+"""
+
+import torch
+from detectron2.config import LazyCall as L
+from fvcore.common.param_scheduler import MultiStepParamScheduler
+
+from mokd_det.classification import (
+    Cifar100,
+    ClassificationEvaluator,
+    SmallImageTransform,
+    build_classification_test_loader,
+    build_classification_train_loader,
+)
+from mokd_det.engine import get_timm_param_groups
+
+TRAIN_IMAGES, EPOCHS = 50000, 240
+
+
+def recipe(batch_size, rate, mobile_rate, nesterov, decay_epochs, mean, std):
+    """A schedule; the incomplete last batch of an epoch is left out."""
+    per_epoch = TRAIN_IMAGES // batch_size
+    return dict(
+        batch_size=batch_size,
+        rate=dict(resnet=rate, mobile=mobile_rate),
+        nesterov=nesterov,
+        iterations_per_epoch=per_epoch,
+        max_iter=EPOCHS * per_epoch,
+        milestones=[epoch * per_epoch for epoch in decay_epochs],
+        mean=mean,
+        std=std,
+    )
+
+
+recipes = dict(
+    RepDistiller=recipe(
+        batch_size=64,
+        rate=0.05,
+        mobile_rate=0.01,
+        nesterov=False,
+        decay_epochs=(150, 180, 210),
+        mean=(0.5071, 0.4867, 0.4408),
+        std=(0.2675, 0.2565, 0.2761),
+    ),
+    ReviewKD=recipe(
+        batch_size=128,
+        rate=0.1,
+        mobile_rate=0.02,
+        nesterov=True,
+        decay_epochs=(151, 181, 211),  # its code looks at the epoch's number after the epoch
+        mean=(125.3 / 255, 123.0 / 255, 113.9 / 255),
+        std=(63.0 / 255, 62.1 / 255, 66.7 / 255),
+    ),
+)
+
+choice = dict(recipe="RepDistiller")
+pair = dict(num_classes=100)
+warmup_epochs = dict(value=20)  # of DKD and ReviewKD
+
+
+def chosen(key):
+    """A value of the chosen recipe."""
+    return "${recipes.${choice.recipe}." + key + "}"
+
+
+def transform(is_train):
+    """Normalised by the recipe's numbers."""
+    return L(SmallImageTransform)(is_train=is_train, mean=chosen("mean"), std=chosen("std"))
+
+
+dataloader = dict(
+    train=L(build_classification_train_loader)(
+        dataset=L(Cifar100)(split="train"),
+        transform=transform(is_train=True),
+        total_batch_size=chosen("batch_size"),  # over all GPUs
+        num_workers=4,  # per GPU
+        seed=0,
+    ),
+    test=L(build_classification_test_loader)(
+        dataset=L(Cifar100)(split="test"), transform=transform(is_train=False), batch_size=256, num_workers=4
+    ),
+    evaluator=L(ClassificationEvaluator)(dataset="${..test.dataset}", per_class=False),
+    # once over the training images, for methods that need class centres
+    preparation=L(build_classification_test_loader)(
+        dataset="${..train.dataset}", transform="${..test.transform}", batch_size=256, num_workers=4
+    ),
+)
+
+train = dict(
+    max_iter=chosen("max_iter"),
+    output_dir="output/cifar100",
+    seed=0,
+    device="auto",
+    amp=dict(enabled=False, dtype="bfloat16"),
+    checkpointer=dict(period=10000, max_to_keep=2),
+    best=dict(metric="classification/top1", mode="max"),
+    eval_period=chosen("iterations_per_epoch"),
+    log_period=50,
+    diagnostics_period=1000,
+    conflict_period=0,
+)
+
+optimizer = L(torch.optim.SGD)(
+    params=L(get_timm_param_groups)(weight_decay=5e-4, decay_vectors=True),
+    lr=0.05,
+    momentum=0.9,
+    nesterov=chosen("nesterov"),
+)
+
+lr_multiplier = L(MultiStepParamScheduler)(
+    values=[1.0, 0.1, 0.01, 0.001], milestones=chosen("milestones"), num_updates=chosen("max_iter")
+)

@@ -1,0 +1,28 @@
+"""How classification's losses are grouped and balanced, and where its methods look."""
+
+from detectron2.config import LazyCall as L
+
+from mokd_det.balancing import Amortized, FixedWeights
+
+# a model that is trained alone has one objective, and its weight is 1
+alone = dict(objectives=dict(task=["loss_cls"]), balancer=L(FixedWeights)())
+
+# MoKD: L_kl + L_kd against L_cls, their weights learned beside the model
+mokd = dict(
+    objectives=dict(distill=["loss_distill_*"], task=["loss_cls"]),
+    balancer=L(Amortized)(pi_optimizer="adamw", lr=0.025, weight_decay=0.01, update_every=1),
+)
+
+# the same with each of the three as an objective of its own
+mokd_three_objectives = dict(
+    objectives=dict(kl=["loss_distill_kl_*"], kd=["loss_distill_kd_*"], cls=["loss_cls"]),
+    balancer=mokd["balancer"],
+)
+
+# the plain sum of plain KD and of VkD, and DeiT's mean of task and distillation
+plain_sum = dict(objectives=mokd["objectives"], balancer=L(FixedWeights)())
+mean = dict(objectives=mokd["objectives"], balancer=L(FixedWeights)(weights=dict(distill=0.5, task=0.5)))
+
+# the teacher's logits teach the student's distillation token; features are compared after pooling
+dist_token = dict(student="dist_logits", teacher="logits")
+token_and_features = dict(logits=dist_token, pooled="pooled")

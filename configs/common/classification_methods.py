@@ -1,0 +1,51 @@
+"""The methods that tools/compare_methods.py knows for classifiers (``--methods-file``): what each changes in a config.
+
+As in configs/common/methods.py, with the taps, which differ from method to method here. Every term has the weight 1.
+"""
+
+from detectron2.config import LazyCall as L
+
+from mokd_det.balancing import FixedWeights
+from mokd_det.distillation import Combined, LogitDistillation, MoKD, NoDistillation, VkD
+
+from .classification import alone, mokd, mokd_three_objectives
+
+fixed, amortized = L(FixedWeights)(weights=dict(distill=1.0, task=1.0)), mokd["balancer"]
+on_logits = {"model.taps": dict(logits="logits")}
+on_both = {"model.taps": dict(pooled="pooled", logits="logits")}
+# the comparison knows the distillation losses as "distill": here those of the features
+three = {
+    "distill": mokd_three_objectives["objectives"]["kd"],
+    "kl": mokd_three_objectives["objectives"]["kl"],
+    "task": mokd_three_objectives["objectives"]["cls"],
+}
+
+
+def with_logits(method):
+    """A method on pooled features beside the divergence of the class probabilities."""
+    return L(Combined)(
+        parts=dict(kd=method, kl=L(LogitDistillation)()), taps=dict(kd=["pooled"], kl=["logits"])
+    )
+
+
+kd, vkd, subspaces = (
+    L(LogitDistillation)(),
+    with_logits(L(VkD)(task="classification")),
+    with_logits(L(MoKD)()),
+)
+
+methods = dict(
+    none=dict(label="student alone", method=L(NoDistillation)(), balancer=alone["balancer"]),
+    kd=dict(label="KD", method=kd, balancer=fixed, settings=on_logits),
+    kd_amortized=dict(label="KD, amortised", method=kd, balancer=amortized, settings=on_logits),
+    vkd=dict(label="VkD", method=vkd, balancer=fixed, settings=on_both),
+    vkd_amortized=dict(label="VkD, amortised", method=vkd, balancer=amortized, settings=on_both),
+    mokd_fixed=dict(label="MoKD, fixed weights", method=subspaces, balancer=fixed, settings=on_both),
+    mokd=dict(label="MoKD", method=subspaces, balancer=amortized, settings=on_both),
+    mokd_three_objectives=dict(
+        label="MoKD, three objectives",
+        method=subspaces,
+        balancer=amortized,
+        settings=dict(**on_both, objectives=three),
+    ),
+)

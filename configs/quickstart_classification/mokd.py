@@ -1,0 +1,20 @@
+"""The same student with MoKD: features in a common subspace and logits, against the task."""
+
+from detectron2.config import LazyCall as L
+
+from mokd_det.distillation import Combined, Distiller, LogitDistillation, MoKD
+
+from ..common.classification import mokd
+from .common import dataloader, lr_multiplier, optimizer, student, teacher, train
+
+model = L(Distiller)(
+    student=student,
+    teacher=teacher,
+    teacher_checkpoint="output/quickstart_classification/teacher/student_final.pth",
+    method=L(Combined)(
+        parts=dict(kd=L(MoKD)(), kl=L(LogitDistillation)()), taps=dict(kd=["pooled"], kl=["logits"])
+    ),
+    taps=dict(pooled="pooled", logits="logits"),
+)
+objectives, balancer = mokd["objectives"], mokd["balancer"]
+train["output_dir"] = "output/quickstart_classification/mokd"

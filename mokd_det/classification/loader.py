@@ -1,0 +1,245 @@
+"""Loaders of classification: batches for training and evaluation, the same whatever the number of workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.utils import comm
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from mokd_det.classification.batch import ClassificationBatch
+from mokd_det.classification.dataset import ImageDataset
+from mokd_det.classification.mixing import LabelMixer
+from mokd_det.classification.negatives import NegativeSampler
+from mokd_det.data.sampling import EpochBatches, SampleKey, sample_rng
+from mokd_det.data.stream import EndlessLoader, Failure, build_share_loader, or_failure
+from mokd_det.errors import ConfigError
+
+__all__ = [
+    "ClassificationTrainLoader",
+    "build_classification_test_loader",
+    "build_classification_train_loader",
+]
+
+Transform = Callable[[Image.Image], Tensor]
+
+
+class ClassificationTrainLoader(EndlessLoader[ClassificationBatch]):
+    """Endless training batches of this process; see :class:`~mokd_det.data.stream.EndlessLoader`.
+
+    Attributes:
+        dataset: what the images come from; ``indices`` and ``negatives`` of the batches are positions in it.
+    """
+
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        transform: Transform,
+        batches: EpochBatches,
+        mixer: LabelMixer,
+        negatives: NegativeSampler | None = None,
+        num_workers: int = 0,
+    ) -> None:
+        """
+        Args:
+            dataset: the labelled images.
+            transform: makes a normalised float tensor (3, H, W) from an image.
+            batches: which images a batch holds.
+            mixer: makes the targets, and mixes.
+            negatives: draws images of other classes; None: none are.
+            num_workers: loading processes; 0: load in this process.
+
+        Raises:
+            ConfigError: a negative number of workers.
+        """
+        samples = _TrainSamples(dataset, transform, negatives, batches.seed)
+        super().__init__(samples, batches, num_workers, _TrainCollate(batches, mixer))
+        self.dataset = dataset
+
+    @property
+    def num_classes(self) -> int:
+        """K, which the model must have."""
+        return self.dataset.num_classes
+
+
+def build_classification_train_loader(
+    dataset: ImageDataset,
+    transform: Transform,
+    total_batch_size: int,
+    num_workers: int = 0,
+    seed: int = 0,
+    *,
+    mixup: Mapping[str, Any] | None = None,
+    label_smoothing: float = 0.0,
+    repeated_augmentation: int = 1,
+    negatives: int = 0,
+    rank: int | None = None,
+    world_size: int | None = None,
+) -> ClassificationTrainLoader:
+    """Loader of one training process.
+
+    Args:
+        dataset: the labelled images.
+        transform: makes a normalised float tensor (3, H, W) from an image, e.g. ``timm.data.create_transform``.
+            It may draw from python's, numpy's and torch's global generators, which are seeded for each image.
+        total_batch_size: images per batch over all processes.
+        num_workers: loading processes; no influence on the batches.
+        seed: of order, augmentation, mixing and negatives, non-negative.
+        mixup: arguments of ``timm.data.Mixup`` (:class:`~mokd_det.classification.mixing.LabelMixer`); None: no
+            mixing.
+        label_smoothing: ε of the targets.
+        repeated_augmentation: copies of each image in an epoch, which lasts as long as without (DeiT's 3).
+        negatives: positions of other-class images per image, for methods that contrast; 0: none.
+        rank: of this process; None: Detectron2's.
+        world_size: number of processes; None: Detectron2's.
+
+    Returns:
+        An endless iterable of :class:`ClassificationBatch`. Batch k of a rank is a pure function of the seed, k,
+        the rank and the number of ranks.
+
+    Raises:
+        DatasetError: fewer images than a batch; while iterating, images that cannot be used, from workers too.
+        ConfigError: settings that contradict each other or are out of range.
+    """
+    batches = EpochBatches(
+        len(dataset),
+        total_batch_size,
+        seed=seed,
+        rank=comm.get_rank() if rank is None else rank,
+        world_size=comm.get_world_size() if world_size is None else world_size,
+        repeats=repeated_augmentation,
+    )
+    if negatives < 0:
+        raise ConfigError(f"negatives={negatives}: must not be negative")
+    return ClassificationTrainLoader(
+        dataset,
+        transform,
+        batches,
+        LabelMixer(dataset.num_classes, batches.batch_size, seed, mixup, label_smoothing),
+        NegativeSampler(dataset.labels, negatives, seed) if negatives else None,
+        num_workers,
+    )
+
+
+def build_classification_test_loader(
+    dataset: ImageDataset, transform: Transform, batch_size: int = 64, num_workers: int = 0
+) -> DataLoader[ClassificationBatch]:
+    """Loader of one evaluating process: its contiguous share of the images, in order, each exactly once.
+
+    Args:
+        dataset: the labelled images.
+        transform: makes a normalised float tensor (3, H, W) from an image.
+        batch_size: images per batch of this process; the last one may be smaller.
+        num_workers: loading processes.
+
+    Returns:
+        A loader of :class:`ClassificationBatch` whose targets are the labels, with a length.
+
+    Raises:
+        DatasetError: while iterating, images that cannot be used, from workers too.
+        ConfigError: a batch size below 1 or a negative worker count.
+    """
+    return build_share_loader(_Samples(dataset, transform), batch_size, num_workers, _collate)
+
+
+@dataclass(frozen=True)
+class _Sample:
+    image: Tensor
+    label: int
+    index: int
+    name: str
+    position: int
+    negatives: np.ndarray | None
+
+
+class _Samples(Dataset[Any]):
+    """Transformed images by position in the data set."""
+
+    def __init__(self, dataset: ImageDataset, transform: Transform) -> None:
+        self._dataset = dataset
+        self._transform = transform
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int) -> _Sample | Failure:
+        return or_failure(self._read, index)
+
+    def _read(self, index: int, position: int = 0, negatives: np.ndarray | None = None) -> _Sample:
+        name = self._dataset.image_name(index)
+        image = self._transform(self._dataset.read(index))
+        if (
+            not isinstance(image, Tensor)
+            or image.ndim != 3
+            or image.shape[0] != 3
+            or not image.is_floating_point()
+        ):
+            found = (
+                f"{image.dtype} {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
+            )
+            raise ConfigError(
+                f"the transform made {found} of {name}; the loader needs a normalised float tensor (3, H, W)"
+            )
+        return _Sample(image, int(self._dataset.labels[index]), index, name, position, negatives)
+
+
+class _TrainSamples(_Samples):
+    """Transformed images by :class:`SampleKey`, augmented with random numbers that only the key decides."""
+
+    def __init__(
+        self, dataset: ImageDataset, transform: Transform, negatives: NegativeSampler | None, seed: int
+    ) -> None:
+        super().__init__(dataset, transform)
+        self._negatives = negatives
+        self._seed = seed
+
+    def __getitem__(self, key: SampleKey) -> _Sample | Failure:  # type: ignore[override]
+        negatives = None
+        if self._negatives is not None:
+            negatives = self._negatives.draw(int(self._dataset.labels[key.record]), key.position)
+        with sample_rng(self._seed, key.position):
+            return or_failure(self._read, key.record, key.position, negatives)
+
+
+class _TrainCollate:
+    """The batch with its targets, its epoch and its negatives."""
+
+    def __init__(self, batches: EpochBatches, mixer: LabelMixer) -> None:
+        self._batches = batches
+        self._mixer = mixer
+
+    def __call__(self, samples: list[_Sample]) -> ClassificationBatch:
+        position = samples[0].position
+        return _collate(samples, self._mixer, self._batches.epoch_at(position))
+
+
+def _collate(
+    samples: list[_Sample], mixer: LabelMixer | None = None, epoch: float = 0.0
+) -> ClassificationBatch:
+    for sample in samples:
+        if sample.image.shape != samples[0].image.shape:
+            raise ConfigError(
+                f"the transform made images of different sizes: {tuple(samples[0].image.shape)} of "
+                f"{samples[0].name} and {tuple(sample.image.shape)} of {sample.name}; it must crop or resize to one"
+            )
+    images = torch.stack([sample.image for sample in samples])
+    labels = torch.tensor([sample.label for sample in samples])
+    targets = labels
+    if mixer is not None:
+        images, targets = mixer(images, labels, samples[0].position)
+    negatives = [sample.negatives for sample in samples if sample.negatives is not None]
+    return ClassificationBatch(
+        images=images,
+        targets=targets,
+        labels=labels,
+        indices=torch.tensor([sample.index for sample in samples]),
+        names=[sample.name for sample in samples],
+        epoch=epoch,
+        negatives=torch.from_numpy(np.stack(negatives)) if negatives else None,
+    )

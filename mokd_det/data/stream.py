@@ -1,0 +1,178 @@
+"""Streams of batches that detection and classification share: resumable, indifferent to the number of workers, and
+with errors that arrive as what they are."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, TypeVar
+
+import torch
+from detectron2.data.samplers import InferenceSampler
+from torch.utils.data import DataLoader, Dataset
+
+from mokd_det.data.sampling import EpochBatches
+from mokd_det.errors import ConfigError, MoKDError
+
+__all__ = ["EndlessLoader", "Failure", "build_share_loader", "or_failure"]
+
+Batch = TypeVar("Batch")
+Collate = Callable[[list[Any]], Any]
+
+
+class Failure:
+    """An error caused by the data, on its way from the process that met it to the one that asked for the
+    batch.
+
+    torch would send it too, but with the worker's traceback as its message.
+    """
+
+    def __init__(self, error: MoKDError) -> None:
+        self.error = error
+
+
+def or_failure(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What the function returns, or the user's error that it raises as a :class:`Failure`."""
+    try:
+        return function(*arguments)
+    except MoKDError as error:
+        return Failure(error)
+
+
+class EndlessLoader(Generic[Batch]):
+    """Endless training batches of this process.
+
+    Batch k is a pure function of (seed, k, rank, number of ranks), as far as the samples and the collation are
+    functions of their :class:`~mokd_det.data.sampling.SampleKey`. Each ``iter()`` starts a stream of its own,
+    with its own workers, which live as long as the stream.
+    """
+
+    def __init__(
+        self,
+        samples: Dataset[Any],
+        batches: EpochBatches,
+        num_workers: int = 0,
+        collate: Collate = list,
+    ) -> None:
+        """
+        Args:
+            samples: indexed by :class:`~mokd_det.data.sampling.SampleKey`; a :class:`Failure` stands for a
+                sample that cannot be had.
+            batches: which samples a batch holds.
+            num_workers: loading processes; 0: load in this process.
+            collate: makes the batch from its samples, where they are loaded.
+
+        Raises:
+            ConfigError: a negative number of workers.
+        """
+        _check_workers(num_workers)
+        self.batches = batches
+        self.num_workers = num_workers
+        self._samples = samples
+        self._collate = _CollateSamples(collate)
+        self._start = 0
+
+    @property
+    def batch_size(self) -> int:
+        """Samples per batch of this process."""
+        return self.batches.batch_size
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Batches until every record was shown once (but for an incomplete last batch)."""
+        return self.batches.batches_per_epoch
+
+    def start_from(self, batch_index: int) -> None:
+        """Let the following ``iter()`` begin at this batch, counted from the start of training; costs
+        nothing.
+
+        Raises:
+            ConfigError: a negative index.
+        """
+        if batch_index < 0:
+            raise ConfigError(f"the first batch is {batch_index}: must not be negative")
+        self._start = batch_index
+
+    def __iter__(self) -> Iterator[Batch]:
+        loader = DataLoader(
+            self._samples,
+            batch_sampler=self.batches.starting_at(self._start),
+            num_workers=self.num_workers,
+            collate_fn=self._collate,
+            worker_init_fn=_outlive_sigterm,
+            # An own generator: else creating the workers would draw a number from torch's global one.
+            generator=torch.Generator().manual_seed(self.batches.seed),
+        )
+        return map(_raise_failure, loader)
+
+
+def build_share_loader(
+    samples: Dataset[Any], batch_size: int = 1, num_workers: int = 0, collate: Collate = list
+) -> DataLoader[Any]:
+    """Loader of one evaluating process: its contiguous share of the samples, in order, each exactly once.
+
+    Args:
+        samples: indexed by number, with a length; a :class:`Failure` stands for a sample that cannot be had.
+        batch_size: samples per batch of this process.
+        num_workers: loading processes.
+        collate: makes the batch from its samples.
+
+    Returns:
+        A loader with a length, as ``detectron2.evaluation.inference_on_dataset`` needs it.
+
+    Raises:
+        ConfigError: a batch size below 1 or a negative worker count.
+    """
+    _check_workers(num_workers)
+    if batch_size < 1:
+        raise ConfigError(f"batch_size={batch_size}: must be at least 1")
+    return _ShareLoader(
+        samples,
+        batch_size=batch_size,
+        sampler=InferenceSampler(len(samples)),  # type: ignore[arg-type]
+        num_workers=num_workers,
+        collate_fn=_CollateSamples(collate),
+        worker_init_fn=_outlive_sigterm,
+        generator=torch.Generator().manual_seed(0),
+    )
+
+
+class _ShareLoader(DataLoader[Any]):
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        return map(_raise_failure, super().__iter__())
+
+
+class _CollateSamples:
+    """The batch, or the first failure among its samples."""
+
+    def __init__(self, collate: Collate) -> None:
+        self._collate = collate
+
+    def __call__(self, samples: list[Any]) -> Any:
+        for sample in samples:
+            if isinstance(sample, Failure):
+                return sample
+        return or_failure(self._collate, samples)
+
+
+def _raise_failure(batch: Any) -> Any:
+    if isinstance(batch, Failure):
+        error = batch.error
+        try:
+            raise error
+        finally:
+            # A frame that refers to its own exception is a cycle: it would keep the callers' frames, and so the
+            # workers, until the garbage collector comes, which then waits seconds for each of them.
+            del error, batch
+    return batch
+
+
+def _outlive_sigterm(worker: int) -> None:
+    """Let a worker ignore SIGTERM, which a whole group of processes may get: the main process, which finishes its step
+    and saves, ends its workers itself, and they end by themselves when it is gone."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _check_workers(num_workers: int) -> None:
+    if num_workers < 0:
+        raise ConfigError(f"num_workers={num_workers}: must not be negative")

@@ -1,0 +1,159 @@
+"""Several methods at once, each on its own taps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TypeVar
+
+from detectron2.config import instantiate
+from torch import Tensor, nn
+
+from mokd_det.distillation.context import MethodContext
+from mokd_det.distillation.methods.base import Method
+from mokd_det.distillation.taps import TapValue
+from mokd_det.errors import ConfigError, IncompatibleModelsError
+from mokd_det.layers.tap_point import TapSpec
+
+__all__ = ["Combined"]
+
+Tap = TypeVar("Tap")
+
+
+class Combined(Method):
+    """Runs methods side by side; the term t of part p is named ``p_t``, so that objectives can tell the parts apart.
+
+    Args:
+        parts: name → method, or a configuration of one.
+        taps: name of a part → the taps it reads; a part that is left out reads all of them.
+
+    Raises:
+        ConfigError: no part, a part that is no method, or taps for a part that does not exist.
+    """
+
+    def __init__(self, parts: Mapping[str, Method], taps: Mapping[str, Sequence[str]] | None = None) -> None:
+        super().__init__()
+        if not parts:
+            raise ConfigError("Combined has no parts; give it name → method")
+        # Detectron2 instantiates the values of a node, but not those of a mapping in it.
+        parts = {str(name): instantiate(part) for name, part in parts.items()}
+        for name, part in parts.items():
+            if not isinstance(part, Method):
+                raise ConfigError(
+                    f"part {name!r} of Combined is of type {type(part).__name__}, not a distillation method"
+                )
+        self.parts = nn.ModuleDict(parts)
+        self.part_taps = {name: tuple(listed) for name, listed in (taps or {}).items()}
+        unknown = sorted(set(self.part_taps) - set(parts))
+        if unknown:
+            raise ConfigError(
+                f"Combined gives taps to {unknown[0]!r}, but its parts are {', '.join(map(repr, parts))}"
+            )
+
+    @property
+    def needs_teacher(self) -> bool:  # type: ignore[override]
+        """Whether a part does."""
+        return any(part.needs_teacher for part in self.parts.values())
+
+    @property
+    def student_only_taps(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Taps that every part which reads them reads from the student alone."""
+        named = dict.fromkeys(tap for part in self.parts.values() for tap in part.student_only_taps)
+        return tuple(
+            tap
+            for tap in named
+            if all(
+                tap in part.student_only_taps or tap not in self.part_taps.get(name, (tap,))
+                for name, part in self.parts.items()
+            )
+        )
+
+    @property
+    def teacher_after_student(self) -> bool:  # type: ignore[override]
+        """Whether a part needs it so."""
+        return any(part.teacher_after_student for part in self.parts.values())
+
+    @contextmanager
+    def teacher_pass(self, teacher: nn.Module, student: Mapping[str, TapValue]) -> Iterator[None]:
+        """What any of the parts wants, for all of them: there is one run of the teacher."""
+        with ExitStack() as stack:
+            for name, part in self.parts.items():
+                stack.enter_context(part.teacher_pass(teacher, self._own(name, student)))
+            yield
+
+    @property
+    def signed_terms(self) -> frozenset[str]:  # type: ignore[override]
+        """Those of the parts."""
+        return frozenset(f"{name}_{term}" for name, part in self.parts.items() for term in part.signed_terms)
+
+    @property
+    def needs_preparation(self) -> bool:  # type: ignore[override]
+        """Whether a part does."""
+        return any(part.needs_preparation for part in self.parts.values())
+
+    def inspect(self, student: nn.Module, teacher: nn.Module | None) -> None:
+        """Let every part see the models."""
+        for part in self.parts.values():
+            part.inspect(student, teacher)
+
+    def check(self, student: Mapping[str, TapSpec], teacher: Mapping[str, TapSpec]) -> None:
+        """Whether each part's taps are there, and none is for nobody; the parts check the rest.
+
+        Raises:
+            IncompatibleModelsError: a tap that is missing or unread.
+        """
+        for name, listed in self.part_taps.items():
+            missing = [tap for tap in listed if tap not in student]
+            if missing:
+                raise IncompatibleModelsError(
+                    f"part {name!r} of Combined reads the tap {missing[0]!r}, which model.taps does not name; it "
+                    f"names {', '.join(map(repr, student))}"
+                )
+        read = {tap for name in self.parts for tap in self.part_taps.get(name, student)}
+        unread = [tap for tap in student if tap not in read]
+        if unread:
+            raise IncompatibleModelsError(f"no part of Combined reads the tap {unread[0]!r}")
+
+    def build_for(self, student: Mapping[str, TapSpec], teacher: Mapping[str, TapSpec]) -> None:
+        """Set every part up with its taps."""
+        for name, part in self.parts.items():
+            part.setup(self._own(name, student), self._own(name, teacher))
+
+    def compare_taps(
+        self, student: Mapping[str, TapValue], teacher: Mapping[str, TapValue], context: MethodContext
+    ) -> dict[str, Tensor]:
+        """The terms of all parts."""
+        return {
+            f"{name}_{term}": value
+            for name, part in self.parts.items()
+            for term, value in part(self._own(name, student), self._own(name, teacher), context).items()
+        }
+
+    def prepare(self, batches: Iterable[tuple[dict[str, TapValue], MethodContext]]) -> None:
+        """Give the pass over the training set to the parts that need it, in one pass for all where there is one."""
+        needing = [name for name, part in self.parts.items() if part.needs_preparation]
+        # One part consumes the pass as it comes; several need the teacher's taps kept meanwhile.
+        kept = batches if len(needing) == 1 else list(batches)
+        for name in needing:
+            self.parts[name].prepare((self._own(name, taps), context) for taps, context in kept)
+
+    def after_step(self) -> None:
+        """Let every part have its own."""
+        for part in self.parts.values():
+            part.after_step()
+
+    def no_weight_decay_parameters(self) -> list[nn.Parameter]:
+        """Those of the parts."""
+        return [p for part in self.parts.values() for p in part.no_weight_decay_parameters()]
+
+    def diagnostics(self) -> dict[str, float]:
+        """``<part>/<number>`` for the numbers of every part."""
+        return {
+            f"{name}/{number}": value
+            for name, part in self.parts.items()
+            for number, value in part.diagnostics().items()
+        }
+
+    def _own(self, name: str, taps: Mapping) -> dict:
+        # The teacher has no tap that is read from the student alone.
+        return {tap: taps[tap] for tap in self.part_taps.get(name, taps) if tap in taps}

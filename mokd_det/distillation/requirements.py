@@ -1,0 +1,135 @@
+"""What a method requires of the taps, the label sets and the batch, each with one clear message."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from torch import Tensor, nn
+
+from mokd_det.distillation.context import MethodContext
+from mokd_det.distillation.rows import describe
+from mokd_det.errors import ConfigError, IncompatibleModelsError
+from mokd_det.layers.tap_point import TapSpec
+
+__all__ = [
+    "hard_targets",
+    "known_class_names",
+    "require_equal_classes",
+    "require_kind",
+    "require_known",
+    "require_several",
+]
+
+_PURPOSE = {
+    "labels": "the images' classes",
+    "targets": "what the task loss compares with",
+    "indices": "the images' positions in the training set",
+    "negatives": "positions of images of other classes; set the training loader's number of negatives",
+}
+
+
+def require_kind(
+    method: str, name: str, kind: Literal["maps", "tokens", "vectors"], *specs: Mapping[str, TapSpec]
+) -> None:
+    """Refuse a tap that delivers something else.
+
+    Args:
+        method: who reads the tap, for the message.
+        name: of the tap.
+        kind: what it must deliver.
+        specs: the student's taps and, where it has this one, the teacher's.
+
+    Raises:
+        IncompatibleModelsError: another kind; the message has what each model delivers.
+    """
+    if any(taps[name].kind != kind for taps in specs):
+        found = ", ".join(
+            f"{who} {describe(taps[name])}" for who, taps in zip(("student", "teacher"), specs, strict=False)
+        )
+        raise IncompatibleModelsError(f"{method} reads {kind} at the tap {name!r}, but found: {found}")
+
+
+def known_class_names(model: nn.Module | None) -> tuple[str, ...] | None:
+    """The names of a model's classes, where it carries them (``class_names``)."""
+    names = getattr(model, "class_names", None)
+    return None if names is None else tuple(str(name) for name in names)
+
+
+def require_equal_classes(
+    method: str,
+    student: TapSpec,
+    teacher: TapSpec,
+    names: Sequence[tuple[str, ...] | None] = (None, None),
+) -> int:
+    """The number of classes that both models' logits have.
+
+    Args:
+        method: who compares the logits, for the message.
+        student: the student's logits.
+        teacher: the teacher's.
+        names: the class names of both, as far as they are known.
+
+    Raises:
+        IncompatibleModelsError: different numbers of classes, or names that differ; the message has both counts.
+    """
+    classes_s, classes_t = student.channels[0], teacher.channels[0]
+    known = [found if found is not None and len(found) == n else None
+             for found, n in zip(names, (classes_s, classes_t), strict=True)]  # fmt: skip
+    names_s, names_t = known
+    shown = [f" ({_shorten(found)})" if found else "" for found in known]
+    if classes_s != classes_t:
+        raise IncompatibleModelsError(
+            f"{method} compares logits class by class, but the student has {classes_s} classes{shown[0]} and the "
+            f"teacher {classes_t}{shown[1]}; use a method that compares features, or a teacher of the same classes"
+        )
+    if names_s is not None and names_t is not None and names_s != names_t:
+        place = next(i for i, pair in enumerate(zip(names_s, names_t, strict=True)) if pair[0] != pair[1])
+        raise IncompatibleModelsError(
+            f"{method} compares logits class by class, but class {place} of {classes_s} is {names_s[place]!r} for the "
+            f"student and {names_t[place]!r} for the teacher; both need the same classes in the same order"
+        )
+    return classes_s
+
+
+def _shorten(names: Sequence[str], most: int = 5) -> str:
+    rest = [f"… {len(names) - most} more"] if len(names) > most else []
+    return ", ".join([*names[:most], *rest])
+
+
+def require_known(method: str, context: MethodContext, field: str) -> Tensor:
+    """A field of the context that the method cannot do without.
+
+    Raises:
+        ConfigError: the batch does not know it.
+    """
+    value = getattr(context, field)
+    if value is None:
+        raise ConfigError(
+            f"{method} needs each batch's {field} ({_PURPOSE[field]}), but the training loader's batches carry none"
+        )
+    return value
+
+
+def hard_targets(method: str, context: MethodContext) -> Tensor:
+    """The class of each image, (B,) int64: the heaviest one where targets are mixed or smoothed.
+
+    Raises:
+        ConfigError: the batch knows neither targets nor labels.
+    """
+    if context.targets is None:
+        return require_known(method, context, "labels")
+    return context.targets if context.targets.ndim == 1 else context.targets.argmax(1)
+
+
+def require_several(method: str, values: Tensor) -> None:
+    """Refuse a batch of a single image, (1, …), for a method that relates the images of a batch.
+
+    Raises:
+        ConfigError: one image.
+    """
+    if values.shape[0] < 2:
+        raise ConfigError(
+            f"{method} relates the images of a batch to each other, but this batch has {values.shape[0]}; use at "
+            f"least 2 per process"
+        )
