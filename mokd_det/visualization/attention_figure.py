@@ -1,0 +1,404 @@
+"""Figures of attention: where each DET token of several detectors looks, by objects or by layers, and where the class
+token of several classifiers does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from mokd_det.visualization.attention_detector import CrossAttention, DetectorAttention, SamplingPoints
+from mokd_det.visualization.attention_drawing import HEAT, LEVEL_COLOURS, draw_heat, draw_points
+from mokd_det.visualization.attention_objects import ObjectTokens, group_tokens
+from mokd_det.visualization.box_drawing import draw_frame, show_image
+from mokd_det.visualization.figure_style import INK, MUTED, figure_style, new_figure
+
+__all__ = ["ClassMaps", "class_attention_figure", "layer_attention_figure", "object_attention_figure"]
+
+_CELL, _GAP, _GROUP_GAP = 1.9, 0.06, 0.2
+_LEFT, _MARGIN, _CAPTION, _FOOT = 0.3, 0.08, 0.2, 0.62
+_FRAME = "#FFFFFF"
+Draw = Callable[[Axes], None]
+
+
+@dataclass(frozen=True)
+class _Panel:
+    """One picture and the line under it; without ``draw``, an empty frame with that line in its middle."""
+
+    caption: str
+    draw: Draw | None = None
+
+
+@dataclass(frozen=True)
+class ClassMaps:
+    """What one classifier attends to in one image.
+
+    Attributes:
+        caption: what it predicts.
+        maps: (H, W) each, in the order of the figure's columns; None: it has no such.
+    """
+
+    caption: str
+    maps: Sequence[np.ndarray | None]
+
+
+def object_attention_figure(
+    image: np.ndarray,
+    detectors: Sequence[tuple[str, DetectorAttention]],
+    class_names: Sequence[str],
+    *,
+    threshold: float,
+    max_objects: int = 8,
+    smooth: bool | None = None,
+    title: str = "",
+) -> Figure:
+    """One row per object: the image, and for each detector where the object's DET token looks in the last block of the
+    backbone and which points it reads in the last layer of the decoder.
+
+    Args:
+        image: uint8 (H, W, 3) RGB, original size.
+        detectors: (name, attention in this image).
+        class_names: by class index.
+        threshold: DET tokens below this score are not drawn.
+        max_objects: rows, at most.
+        smooth: see :func:`mokd_det.visualization.attention_drawing.draw_heat`.
+        title: above everything.
+
+    Raises:
+        ValueError: no detectors.
+    """
+    objects = _objects(detectors, threshold)
+    shown = objects[:max_objects]
+    groups = [("image", [""])] + [(name, ["RAM attention", "sampling points"]) for name, _ in detectors]
+    rows = []
+    for found in _rows(shown):
+        row = [_Panel("", partial(_plain, image=image, found=found))]
+        for number, (_, attention) in enumerate(detectors):
+            token = None if found is None else found.tokens[number]
+            if token is None:
+                row += [_Panel(f"no token ≥ {threshold:.2g}")] * 2
+                continue
+            said = _said(attention, token, class_names)
+            row.append(_cross_panel(image, attention, attention.cross[-1], token, said, smooth))
+            row.append(_points_panel(image, attention, attention.sampling[-1], token, f"token {token}"))
+        rows.append(row)
+    return _assemble(
+        image,
+        groups,
+        rows,
+        [str(i + 1) for i in range(len(rows))],
+        title,
+        _strides(detectors),
+        _hidden(len(objects) - len(shown)),
+    )
+
+
+def layer_attention_figure(
+    image: np.ndarray,
+    detectors: Sequence[tuple[str, DetectorAttention]],
+    class_names: Sequence[str],
+    *,
+    threshold: float,
+    max_objects: int = 3,
+    smooth: bool | None = None,
+    title: str = "",
+) -> Figure:
+    """For every object one row per detector: all blocks of the backbone's last stage, then all layers of the decoder.
+
+    Args:
+        image, detectors, class_names, threshold, smooth, title: see :func:`object_attention_figure`.
+        max_objects: objects, at most.
+
+    Raises:
+        ValueError: no detectors.
+    """
+    objects = _objects(detectors, threshold)
+    shown = objects[:max_objects]
+    blocks = max(len(attention.cross) for _, attention in detectors)
+    layers = max(len(attention.sampling) for _, attention in detectors)
+    groups = [
+        ("image", [""]),
+        ("RAM attention, last stage", [f"block {i + 1}" for i in range(blocks)]),
+        ("sampling points, decoder", [f"layer {i + 1}" for i in range(layers)]),
+    ]
+    rows, names = [], []
+    for found in _rows(shown):
+        for number, (name, attention) in enumerate(detectors):
+            token = None if found is None else found.tokens[number]
+            names.append(name)
+            row = [_Panel("", partial(_plain, image=image, found=found))]
+            if token is None:
+                rows.append([*row, *[_Panel(f"no token ≥ {threshold:.2g}")] * (blocks + layers)])
+                continue
+            row = [_Panel(_said(attention, token, class_names), partial(_plain, image=image, found=found))]
+            row += [_cross_panel(image, attention, cross, token, "", smooth) for cross in attention.cross]
+            row += [_Panel("no such block")] * (blocks - len(attention.cross))
+            row += [_points_panel(image, attention, points, token, "") for points in attention.sampling]
+            rows.append(row + [_Panel("no such layer")] * (layers - len(attention.sampling)))
+    return _assemble(
+        image, groups, rows, names, title, _strides(detectors), _hidden(len(objects) - len(shown))
+    )
+
+
+def class_attention_figure(
+    images: Sequence[np.ndarray],
+    classifiers: Sequence[tuple[str, Sequence[ClassMaps]]],
+    columns: Sequence[str],
+    *,
+    row_names: Sequence[str] = (),
+    smooth: bool | None = None,
+    title: str = "",
+) -> Figure:
+    """One row per image: the image as the classifiers see it, and the maps of each.
+
+    Args:
+        images: uint8 (H, W, 3) RGB.
+        classifiers: (name, per image).
+        columns: what the maps are.
+        row_names: text left of each row; empty: none.
+        smooth: see :func:`mokd_det.visualization.attention_drawing.draw_heat`.
+        title: above everything.
+
+    Raises:
+        ValueError: no images, or lists of different lengths.
+    """
+    if not images or not classifiers or any(len(found) != len(images) for _, found in classifiers):
+        raise ValueError(f"{len(images)} images with {[len(found) for _, found in classifiers]} sets of maps")
+    groups = [("image", [""])] + [(name, list(columns)) for name, _ in classifiers]
+    rows = []
+    for i, image in enumerate(images):
+        row = [_Panel("", partial(show_image, image=image))]
+        for _, found in classifiers:
+            for j, weights in enumerate(found[i].maps):
+                row.append(_map_panel(image, weights, found[i].caption if j == 0 else "", smooth))
+        rows.append(row)
+    return _assemble(images[0], groups, rows, list(row_names) or [""] * len(rows), title, (), "")
+
+
+# --- panels ----------------------------------------------------------------------------------------------------
+
+
+def _plain(axes: Axes, image: np.ndarray, found: ObjectTokens | None) -> None:
+    show_image(axes, image)
+    if found is not None:
+        draw_frame(axes, found.box, _FRAME, "-")
+
+
+def _cross_panel(
+    image: np.ndarray,
+    attention: DetectorAttention,
+    cross: CrossAttention,
+    token: int,
+    said: str,
+    smooth: bool | None,
+) -> _Panel:
+    def draw(axes: Axes) -> None:
+        draw_heat(axes, image, cross.maps()[token], cross.cell, smooth=smooth)
+        draw_frame(axes, attention.boxes[token], _FRAME, "-")
+
+    share = f"{cross.on_image()[token]:.0%} on the image"
+    return _Panel(f"{said}, {share}" if said else share, draw)
+
+
+def _points_panel(
+    image: np.ndarray, attention: DetectorAttention, sampling: SamplingPoints, token: int, caption: str
+) -> _Panel:
+    def draw(axes: Axes) -> None:
+        draw_points(axes, image, sampling, token)
+        draw_frame(axes, attention.boxes[token], _FRAME, "-")
+
+    return _Panel(caption, draw)
+
+
+def _map_panel(image: np.ndarray, weights: np.ndarray | None, caption: str, smooth: bool | None) -> _Panel:
+    if weights is None:
+        return _Panel("no such block")
+    cell = (image.shape[1] / weights.shape[1], image.shape[0] / weights.shape[0])
+    return _Panel(caption, lambda axes: draw_heat(axes, image, weights, cell, smooth=smooth))
+
+
+def _said(attention: DetectorAttention, token: int, class_names: Sequence[str]) -> str:
+    label = int(attention.classes[token])
+    name = class_names[label] if label < len(class_names) else f"class {label}"
+    return f"{name} {attention.scores[token]:.2f}"
+
+
+def _rows(objects: Sequence[ObjectTokens]) -> Sequence[ObjectTokens | None]:
+    """The objects, or one empty row."""
+    return objects or [None]
+
+
+def _objects(detectors: Sequence[tuple[str, DetectorAttention]], threshold: float) -> list[ObjectTokens]:
+    if not detectors:
+        raise ValueError("a figure of attention needs a detector")
+    return group_tokens([attention for _, attention in detectors], threshold)
+
+
+def _strides(detectors: Sequence[tuple[str, DetectorAttention]]) -> tuple[int, ...]:
+    """Of the feature levels, finest first."""
+    return tuple(sorted({s for _, attention in detectors for s in attention.sampling[-1].strides}))
+
+
+def _hidden(count: int) -> str:
+    return f"{count} more object{'s' * (count != 1)} not drawn" if count > 0 else ""
+
+
+# --- layout ----------------------------------------------------------------------------------------------------
+
+
+def _assemble(
+    image: np.ndarray,
+    groups: Sequence[tuple[str, Sequence[str]]],
+    rows: Sequence[Sequence[_Panel]],
+    row_names: Sequence[str],
+    title: str,
+    strides: Sequence[int],
+    note: str,
+) -> Figure:
+    """A grid whose columns stand in named groups, and the key below it."""
+    with figure_style():
+        tall = _CELL * min(max(image.shape[0] / image.shape[1], 0.4), 2.0)
+        left = _LEFT if any(row_names) else _MARGIN
+        xs: list[float] = []
+        x = left
+        for _, columns in groups:
+            for _ in columns:
+                xs.append(x)
+                x += _CELL + _GAP
+            x += _GROUP_GAP - _GAP
+        width = x - _GROUP_GAP + _MARGIN
+        subtitles = any(name for _, columns in groups for name in columns)
+        head = 0.08 + 0.3 * bool(title) + 0.22 + 0.18 * subtitles
+        height = head + len(rows) * (tall + _CAPTION) + _FOOT
+        figure = new_figure(width, height)
+        if title:
+            figure.text(
+                left / width,
+                1 - 0.08 / height,
+                title,
+                fontsize=12,
+                fontweight="bold",
+                va="top",
+                parse_math=False,
+            )
+        number = 0
+        for name, columns in groups:
+            centre = (xs[number] + xs[number + len(columns) - 1] + _CELL) / 2
+            top = 1 - (head - 0.04 - 0.18 * subtitles) / height
+            figure.text(
+                centre / width,
+                top,
+                name,
+                fontsize=10.5,
+                fontweight="bold",
+                ha="center",
+                va="bottom",
+                parse_math=False,
+            )
+            for column in columns:
+                figure.text(
+                    (xs[number] + _CELL / 2) / width,
+                    1 - (head - 0.05) / height,
+                    column,
+                    fontsize=8.5,
+                    color=MUTED,
+                    ha="center",
+                    va="bottom",
+                )
+                number += 1
+        y = height - head
+        for name, row in zip(row_names, rows, strict=True):
+            y -= tall
+            figure.text(
+                (left - 0.09) / width,
+                (y + tall / 2) / height,
+                name,
+                fontsize=8.5,
+                color=MUTED,
+                rotation=90 if len(name) > 2 else 0,
+                ha="right" if len(name) <= 2 else "center",
+                va="center",
+                parse_math=False,
+            )
+            for x, panel in zip(xs, row, strict=True):
+                axes = figure.add_axes((x / width, y / height, _CELL / width, tall / height))
+                _fill(axes, panel)
+                if panel.draw is not None:
+                    figure.text(
+                        (x + _CELL / 2) / width,
+                        (y - 0.03) / height,
+                        panel.caption,
+                        fontsize=8,
+                        color=INK,
+                        ha="center",
+                        va="top",
+                        parse_math=False,
+                    )
+            y -= _CAPTION
+        _draw_key(figure, strides, left, width, height, note)
+    return figure
+
+
+def _fill(axes: Axes, panel: _Panel) -> None:
+    if panel.draw is not None:
+        panel.draw(axes)
+        return
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.set_facecolor("#f3f3f3")
+    axes.spines[:].set_visible(False)
+    axes.text(
+        0.5, 0.5, panel.caption, fontsize=8, color=MUTED, ha="center", va="center", transform=axes.transAxes
+    )
+
+
+def _draw_key(
+    figure: Figure, strides: Sequence[int], left: float, width: float, height: float, note: str
+) -> None:
+    """The scale of the maps, the colours of the levels and what is not shown."""
+    bar = figure.add_axes((left / width, 0.1 / height, 1.1 / width, 0.12 / height))
+    bar.imshow(np.linspace(0, 1, 256)[None], aspect="auto", cmap=HEAT, vmin=-0.087, vmax=1)
+    bar.set_axis_off()
+    figure.text(
+        left / width, 0.38 / height, "attention: 0 to the picture's largest", fontsize=8.5, va="center"
+    )
+    if strides:
+        handles = [
+            Line2D(
+                [],
+                [],
+                linestyle="none",
+                marker="o",
+                markersize=6,
+                markerfacecolor=LEVEL_COLOURS[i % len(LEVEL_COLOURS)],
+                markeredgecolor="#00000099",
+                markeredgewidth=0.5,
+                label=f"stride {stride}",
+            )
+            for i, stride in enumerate(strides)
+        ]
+        figure.legend(
+            handles=handles,
+            loc="lower left",
+            bbox_to_anchor=((left + 2.75) / width, 0.08 / height),
+            ncols=len(handles),
+            fontsize=8.5,
+            borderaxespad=0.0,
+            borderpad=0.0,
+            columnspacing=1.2,
+            handletextpad=0.1,
+        )
+        figure.text(
+            (left + 2.85) / width,
+            0.38 / height,
+            "sampling points: colour is the level, area the weight",
+            fontsize=8.5,
+            va="center",
+        )
+    if note:
+        figure.text(1 - 0.1 / width, 0.12 / height, note, fontsize=8.5, color=MUTED, ha="right", va="bottom")

@@ -1,0 +1,295 @@
+#!/usr/bin/env python
+"""What detectors lose AP to: TIDE's six error types, false positives and negatives, class against place.
+
+    python tools/eval_tide.py RESULT.json --annotations instances_val.json
+    python tools/eval_tide.py a.json b.json --labels "student alone" MoKD --dataset digits_test --output output/tide
+    python tools/eval_tide.py --run output/demo/runs/student_seed0 --run output/demo/runs/mokd_seed0 \\
+        --dataset digits_test --output output/tide
+    python tools/eval_tide.py --model configs/quickstart/student.py student_final.pth --thresholds 0.5 0.75
+
+A RESULT is a file in COCO's result format; --run and --model run a detector themselves. Prints the tables; --output
+writes tide.md, tide.json, tide.png and the detections of the models it ran. Exit status: 0; 2 for a mistake in the
+input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import logging
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from detectron2.data import MetadataCatalog
+from model_arguments import ModelFiles, add_model_arguments, model_files
+from omegaconf import DictConfig, OmegaConf
+
+from mokd_det.checkpoint.atomic_file import atomic_write
+from mokd_det.data import coco_source
+from mokd_det.engine import TrainSettings, do_test, load_config
+from mokd_det.engine.override_text import as_override
+from mokd_det.errors import ConfigError, MoKDError
+from mokd_det.evaluation.detection_file import Detections, Truth, match_ids, read_detections, read_truth
+from mokd_det.evaluation.tide import TideReport, run_tide
+from mokd_det.evaluation.tide_tables import tide_json, tide_markdown
+from mokd_det.progress import progress
+from mokd_det.visualization import save_png
+from mokd_det.visualization.tide_bars import tide_figure
+
+RESULTS = "coco_instances_results.json"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
+    options = parse(arguments)
+    try:
+        evaluate_all(options)
+    except MoKDError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("results", nargs="*", type=Path, metavar="RESULT", help="file in COCO's result format")
+    add_model_arguments(parser, several=True)
+    add("--annotations", type=Path, metavar="FILE.json", help="the truth of result files, in COCO format")
+    add("--dataset", metavar="NAME", help="the truth by its registered name; models: instead of the config's")
+    add(
+        "--thresholds",
+        nargs="+",
+        type=float,
+        default=[0.5],
+        metavar="IOU",
+        help="from which a detection is right (0.5)",
+    )
+    add("--background", type=float, default=0.1, metavar="IOU", help="below it nothing is hit (%(default)s)")
+    add(
+        "--max-dets",
+        type=int,
+        metavar="N",
+        help="the best N detections of an image count (default: all; tidecv by itself: 100)",
+    )
+    add("--drop-unknown", action="store_true", help="leave out detections of unknown images and categories")
+    add("--output", type=Path, metavar="DIR", help="write tables, JSON, picture and detections there")
+    options = parser.parse_args(arguments)
+    if not options.results and not options.models:
+        parser.error("give a RESULT, a --run or a --model")
+    return options
+
+
+def evaluate_all(options: argparse.Namespace) -> None:
+    """Everything, in order.
+
+    Raises:
+        MoKDError: a mistake in the input.
+    """
+    models = detectors(options)
+    names = labels([path.stem for path in options.results] + [model.name for model in models], options.labels)
+    if options.annotations and options.dataset:
+        raise ConfigError("give --annotations or --dataset, not both")
+    if models and options.annotations:
+        raise ConfigError("--annotations is for result files; a model needs images: give --dataset NAME")
+    if not models and not options.annotations and not options.dataset:
+        raise ConfigError("result files need their truth: give --annotations FILE.json or --dataset NAME")
+    if options.output is not None:
+        try:
+            options.output.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"--output {options.output} cannot be made: {error}") from error
+    # Mistakes in files show before models have run for minutes.
+    found = {name: read_detections(path, name) for name, path in zip(names, options.results)}
+    truth = given_truth(options)
+    if truth is not None:
+        found = {name: judged(detections, truth, options) for name, detections in found.items()}
+    with output_directory(options.output) as directory:
+        for number, (name, model) in enumerate(zip(names[len(options.results) :], models)):
+            file, dataset = detect(model, directory / "detections" / f"{number}", options)
+            if truth is None:
+                truth = truth_of(dataset)
+                found = {name: judged(detections, truth, options) for name, detections in found.items()}
+            elif dataset_file(dataset) != truth.name:
+                raise ConfigError(
+                    f"{name} is evaluated on {dataset_file(dataset)}, the others on {truth.name}; give --dataset NAME "
+                    "for all"
+                )
+            found[name] = judged(read_detections(file, name), truth, options)
+    assert truth is not None
+    reports = [
+        run_tide(
+            truth,
+            found[name],
+            thresholds=options.thresholds,
+            background=options.background,
+            limit=options.max_dets,
+        )
+        for name in progress(names, what="detectors")
+    ]
+    print(tide_markdown(reports))
+    if options.output is not None:
+        write(reports, truth, options)
+
+
+def detectors(options: argparse.Namespace) -> list[ModelFiles]:
+    """What --run and --model name."""
+    if not options.models:
+        return []
+    # The labels are of result files too.
+    return model_files(argparse.Namespace(models=options.models), several=True)
+
+
+def labels(names: Sequence[str], given: Sequence[str] | None) -> list[str]:
+    """One distinct name per detector.
+
+    Raises:
+        ConfigError: names and detectors differ in number, or two are alike.
+    """
+    if given is not None and len(given) != len(names):
+        raise ConfigError(f"--labels gives {len(given)} names for {len(names)} detectors; give one each")
+    chosen = list(given or names)
+    if len(set(chosen)) != len(chosen):
+        raise ConfigError(f"two detectors are called alike ({', '.join(chosen)}); name them with --labels")
+    return chosen
+
+
+def given_truth(options: argparse.Namespace) -> Truth | None:
+    """What the command line names; None: what the models' configs say."""
+    if options.annotations:
+        return read_truth(options.annotations)
+    return truth_of(options.dataset) if options.dataset else None
+
+
+def truth_of(dataset: str) -> Truth:
+    """The annotations of a registered data set.
+
+    Raises:
+        DatasetError: unknown, or its file cannot be used.
+        ConfigError: it is not read from a file in COCO format.
+    """
+    source = coco_source(dataset)
+    return read_truth(dataset_file(dataset), hint=source.hint if source is not None else "")
+
+
+def dataset_file(dataset: str) -> str:
+    """The annotation file of a registered data set."""
+    coco_source(dataset)
+    file = MetadataCatalog.get(dataset).get("json_file")
+    if file is None:
+        raise ConfigError(f"data set '{dataset}' is not read from a file in COCO format")
+    return str(file)
+
+
+def judged(detections: Detections, truth: Truth, options: argparse.Namespace) -> Detections:
+    """The detections whose ids the truth has."""
+    kept, dropped = match_ids(detections, truth, drop_unknown=options.drop_unknown)
+    if dropped:
+        print(
+            f"{detections.name}: {dropped} detections of unknown images or categories are left out",
+            file=sys.stderr,
+        )
+    return kept
+
+
+def detect(model: ModelFiles, directory: Path, options: argparse.Namespace) -> tuple[Path, str]:
+    """Run a detector over its evaluation's images.
+
+    Returns:
+        The result file; the data set's name.
+
+    Raises:
+        MoKDError: config, weights or data cannot be used.
+    """
+    overrides = list(options.overrides)
+    if options.dataset:
+        overrides.append(as_override("dataloader.test.dataset", options.dataset))
+    overrides += [
+        as_override("train.output_dir", str(directory)),
+        as_override("train.init_checkpoint", str(model.weights)),
+    ]
+    config = load_config(model.config, overrides, training=False)
+    dataset = evaluated_dataset(config, model.config)
+    config.dataloader.evaluator.output_dir = str(directory)
+    settings = TrainSettings.from_config(OmegaConf.to_container(config.train, resolve=True))
+    directory.mkdir(parents=True, exist_ok=True)
+    print(f"running {model.weights} on {dataset} ...", file=sys.stderr, flush=True)
+    with progress_of_inference(), contextlib.redirect_stdout(io.StringIO()):
+        do_test(config, settings)
+    return directory / RESULTS, dataset
+
+
+def evaluated_dataset(config: DictConfig, file: Path) -> str:
+    """The data set that a config's box evaluator judges by.
+
+    Raises:
+        ConfigError: the config does not evaluate boxes by COCO's metrics.
+    """
+    evaluator = config.dataloader.get("evaluator")
+    dataset = None if evaluator is None else evaluator.get("dataset_name")
+    if not isinstance(dataset, str):
+        raise ConfigError(
+            f"config '{file}': dataloader.evaluator names no dataset_name; TIDE needs a detector that is evaluated by "
+            "mokd_det.evaluation.CocoDetectionEvaluator"
+        )
+    return dataset
+
+
+@contextlib.contextmanager
+def progress_of_inference() -> Iterator[None]:
+    """Print what Detectron2 logs while it runs a model: images done and the time left."""
+    logger = logging.getLogger("detectron2.evaluation.evaluator")
+    handler = logging.StreamHandler(sys.stderr)
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def output_directory(given: Path | None) -> Iterator[Path]:
+    """The output directory; without one a temporary one."""
+    if given is not None:
+        yield given
+    else:
+        with tempfile.TemporaryDirectory() as directory:
+            yield Path(directory)
+
+
+def write(reports: Sequence[TideReport], truth: Truth, options: argparse.Namespace) -> None:
+    """Write tide.md, tide.json and tide.png.
+
+    Raises:
+        ConfigError: the directory cannot be written to.
+    """
+    output = options.output
+    try:
+        with atomic_write(output / "tide.md", "w") as file:
+            file.write(f"# What AP is lost to\n\n{tide_markdown(reports)}\n\n![TIDE](tide.png)\n")
+        with atomic_write(output / "tide.json", "w") as file:
+            json.dump(tide_json(reports, truth.name), file, indent=2)
+            file.write("\n")
+        save_png(
+            tide_figure(reports, title=f"What AP is lost to, on {Path(truth.name).name}"), output / "tide.png"
+        )
+    except OSError as error:
+        raise ConfigError(f"--output {output} cannot be written: {error}") from error
+    for name in ("tide.md", "tide.json", "tide.png"):
+        print(f"  {output / name}")
+
+
+if __name__ == "__main__":
+    # Names in a file may hold what no encoding can write.
+    sys.stdout.reconfigure(errors="backslashreplace")
+    sys.exit(main())
