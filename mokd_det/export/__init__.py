@@ -1,0 +1,43 @@
+"""Trained students in the forms that other programs run: ONNX and TorchScript graphs, checked against the model."""
+
+from mokd_det.export.agreement import (
+    CHECK_SIZES,
+    Agreement,
+    Detections,
+    Runner,
+    compare_detections,
+    measure_agreement,
+    onnx_runner,
+    pad_batch,
+    photographs,
+    torchscript_runner,
+)
+from mokd_det.export.description import describe, plain_config
+from mokd_det.export.graph import INPUTS, OUTPUTS, DetectorGraph, TensorSpec, inference_graph
+from mokd_det.export.onnx_file import DEFAULT_OPSET, OPSETS, onnx_bytes
+from mokd_det.export.torchscript_file import DESCRIPTION_FILE, torchscript_bytes
+
+__all__ = [
+    "CHECK_SIZES",
+    "DEFAULT_OPSET",
+    "DESCRIPTION_FILE",
+    "INPUTS",
+    "OPSETS",
+    "OUTPUTS",
+    "Agreement",
+    "Detections",
+    "DetectorGraph",
+    "Runner",
+    "TensorSpec",
+    "compare_detections",
+    "describe",
+    "inference_graph",
+    "measure_agreement",
+    "onnx_bytes",
+    "onnx_runner",
+    "pad_batch",
+    "photographs",
+    "plain_config",
+    "torchscript_bytes",
+    "torchscript_runner",
+]
