@@ -45,6 +45,12 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="coco80 (default): published class heads of 91 rows become COCO's 80 classes, and back with "
         "--to official; all: class heads keep their rows",
     )
+    parser.add_argument(
+        "--trust-pickle",
+        action="store_true",
+        help="let the input run code while it is read, as old files with Python objects in them need; only for files "
+        "whose origin is beyond doubt. The output holds no objects",
+    )
     return parser.parse_args(arguments)
 
 
@@ -59,7 +65,7 @@ def convert(args: argparse.Namespace) -> None:
         wanted = "must end" if args.to == "safetensors" else "must not end"
         raise CheckpointError(f"the name '{args.output}' {wanted} with .safetensors for --to {args.to}")
     source = f"checkpoint '{args.input}'"
-    content = load_file(args.input)
+    content = load_file(args.input, trusted=args.trust_pickle)
     build = official_weights if args.to == "official" else student_weights
     weights = build(content, source, keep_rows=args.keep_rows)
     write_file(weights, args.output)

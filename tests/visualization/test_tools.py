@@ -36,6 +36,7 @@ def load_tool(name: str):
 
 run_queue = load_tool("run_queue")
 training_runs = load_tool("training_runs")
+load_tool("quickstart_tasks")
 quickstart = load_tool("quickstart")
 plot_dynamics = load_tool("plot_dynamics")
 Job, RunQueue, ChildFailed = run_queue.Job, run_queue.RunQueue, run_queue.ChildFailed
@@ -348,7 +349,7 @@ def test_several_seeds_are_reported_one_by_one_and_without_flattery(tmp_path, mo
 
     monkeypatch.setattr(quickstart, "Run", FakeRun)
     options = quickstart.parse([f"--output={tmp_path}", "--seeds", "0", "1", "2"])
-    numbers = dict.fromkeys(quickstart.MODELS, 1)
+    numbers = dict.fromkeys(options.task.models, 1)
     quickstart.write_results(options, quickstart.plan(options), numbers, numbers, 300)
     text = (tmp_path / "results.md").read_text()
     assert "| student, MoKD |" in text
