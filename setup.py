@@ -55,6 +55,7 @@ setup(
     ],
     extras_require={
         "balancers": ["torchjd[cagrad,fairgrad,quadprog-projector]>=0.18"],
+        "export": ["onnx>=1.16", "onnxruntime>=1.18"],
         "dev": ["hypothesis>=6.100", "mypy>=1.11", "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.9"],
     },
     zip_safe=False,
