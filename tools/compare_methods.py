@@ -382,7 +382,7 @@ def notes(
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "the CPU, one thread each"
     said = [
         f"Equal for all methods: student, first weights, order of the images per seed, optimiser, schedule and "
-        f"{train.max_iter} iterations. Only method and balancer differ.",
+        f"{train.max_iter} iterations. Only method and balancer differ{own_settings(runs)}.",
         f"Tuning: {options.tuning}.",
         f"{options.metric}: {KINDS[METRICS[options.metric].partition('/')[0]]} in percent of the last weights on "
         + (
@@ -415,6 +415,24 @@ def notes(
     version = torch.__version__.partition("+")[0]
     said.append(f"{time.strftime('%Y-%m-%d')}, mokd_det {mokd_det.__version__}, torch {version}.")
     return said
+
+
+def own_settings(runs: Sequence[GridRun]) -> str:
+    """The settings that methods bring with them, as the end of a sentence."""
+    shown = {
+        run.method.label: ", ".join(
+            f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"
+            for key, value in given.items()
+        )
+        for run in runs
+        if (given := {key: value for key, value in run.method.settings.items() if key != "objectives"})
+    }
+    return (
+        ", and these settings of a method's own: "
+        + "; ".join(f"{label} {text}" for label, text in shown.items())
+        if shown
+        else ""
+    )
 
 
 def _content(

@@ -68,7 +68,7 @@ def losses_section(groups: Sequence[RunGroup]) -> Section:
     totals, terms = [], []
     grouped: list[str | None] = [*objectives]
     for objective in grouped or [None]:
-        total = _curves(groups, lambda m, o=objective: m.series(*(m.losses(o) or [""])))  # type: ignore[misc]
+        total = _curves(groups, lambda m, o=objective: m.objective(o))  # type: ignore[misc]
         if total:
             title = "All losses" if objective is None else f"Objective “{objective}”"
             totals.append(line_chart(title, total, unit="sum of its losses, logarithmic", logarithmic=True))

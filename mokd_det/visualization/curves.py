@@ -100,7 +100,11 @@ def _rows(runs: Sequence[RunMetrics], results: str) -> list[list[_Panel]]:
     if not objectives:
         rows.append(_term_panels(runs, None))
     for objective in objectives:
-        total = _Panel(f"Objective “{objective}”", "sum of its losses", [("", _objective(objective))])
+        total = _Panel(
+            f"Objective “{objective}”",
+            "sum of its losses",
+            [("", _objective(objective))],
+        )
         terms = _term_panels(runs, objective)
         if terms:
             rows.append([total, *terms] if len(terms) > 1 else terms)
@@ -122,7 +126,7 @@ def _series(name: str, *, several: bool = False) -> Callable[[RunMetrics], Serie
 
 
 def _objective(objective: str) -> Callable[[RunMetrics], Series]:
-    return lambda run: run.series(*(run.losses(objective) or [""]))
+    return lambda run: run.objective(objective)
 
 
 def _term(term: str, objective: str | None) -> Callable[[RunMetrics], Series]:

@@ -103,9 +103,8 @@ def _rows(runs: Sequence[RunMetrics]) -> list[_Row]:
 
 
 def _losses(run: RunMetrics) -> dict[str, Series]:
-    grouped = {name: run.losses(name) for name in run.objectives}
-    grouped = {name: losses for name, losses in grouped.items() if losses} or run.terms()
-    return {name: run.series(*losses) for name, losses in grouped.items()}
+    grouped = {name: run.objective(name) for name in run.objectives if run.losses(name)}
+    return grouped or {name: run.series(*losses) for name, losses in run.terms().items()}
 
 
 def _by_group(title: str, prefix: str, runs: Sequence[RunMetrics]) -> dict[str, list[dict[str, Series]]]:

@@ -6,13 +6,15 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from mokd_det.errors import ConfigError
 
@@ -30,11 +32,13 @@ class RunMetrics:
         label: its name in legends; runs with the same label are drawn alike (seeds of one model).
         records: one mapping per logged iteration, ascending, each with "iteration".
         objectives: objective → patterns of its losses; empty if the run left no configuration.
+        pattern_weights: objective → pattern → weight in its sum; 1 for those that are not listed.
     """
 
     label: str
     records: Sequence[Mapping[str, Any]]
     objectives: Mapping[str, Sequence[str]]
+    pattern_weights: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def names(self) -> list[str]:
         """Every scalar that occurs, in the order of appearance."""
@@ -54,6 +58,30 @@ class RunMetrics:
             return losses
         patterns = self.objectives.get(objective, ())
         return [name for name in losses if any(fnmatchcase(name, pattern) for pattern in patterns)]
+
+    def objective(self, objective: str | None = None) -> Series:
+        """The sum of an objective's losses as it was trained, or of all losses, where all of them were logged."""
+        names = self.losses(objective)
+        weights = self.pattern_weights.get(objective or "", {})
+        factors = [
+            next((weight for pattern, weight in weights.items() if fnmatchcase(name, pattern)), 1.0)
+            for name in names
+        ]
+        if not names:
+            return self.series("")
+        parts = [self._values(name, names) for name in names]
+        iterations = parts[0][0]
+        return iterations, np.sum(
+            [factor * values for factor, (_, values) in zip(factors, parts, strict=True)], axis=0
+        )
+
+    def _values(self, name: str, present: Sequence[str]) -> Series:
+        """One scalar at the iterations where all of ``present`` were logged."""
+        found = [record for record in self.records if all(other in record for other in present)]
+        return (
+            np.array([record["iteration"] for record in found], dtype=np.int64),
+            np.array([_number(record[name]) for record in found], dtype=np.float64),
+        )
 
     def terms(self, objective: str | None = None) -> dict[str, list[str]]:
         """Term → its losses: ``loss_ce`` and ``loss_ce_0`` … of the auxiliary levels are the term "ce"."""
@@ -102,22 +130,34 @@ def read_run(directory: str | os.PathLike[str], label: str | None = None) -> Run
         raise ConfigError(f"{path} has no complete line: the run has not logged anything yet")
     records = [merged[iteration] for iteration in sorted(merged)]
     name = label if label is not None else directory.resolve().name
-    return RunMetrics(name, records, _read_objectives(directory / "config.yaml"))
+    groups = _read_objectives(directory / "config.yaml")
+    return RunMetrics(
+        name,
+        records,
+        {objective: list(patterns) for objective, patterns in groups.items()},
+        groups,
+    )
 
 
-def _read_objectives(path: Path) -> dict[str, list[str]]:
+def _read_objectives(path: Path) -> dict[str, dict[str, float]]:
+    """Objective → pattern → weight."""
     if not path.is_file():
         return {}
     try:
-        groups = yaml.safe_load(path.read_text(encoding="utf-8"))["objectives"]
+        config = OmegaConf.create(yaml.safe_load(path.read_text(encoding="utf-8")))
+        # A run's method may be a choice of its config: the objectives are a reference then.
+        groups = OmegaConf.to_container(config["objectives"], resolve=True)
         return {
-            str(name): [str(pattern) for pattern in group]
+            str(name): {
+                str(pattern): float(group[pattern]) if isinstance(group, Mapping) else 1.0
+                for pattern in group
+            }
             for name, group in groups.items()
             if group is not None
         }
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    except (KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, AttributeError, ValueError, OmegaConfBaseException):
         raise ConfigError(
             f"{path} does not define 'objectives' as names with lists of loss patterns"
         ) from None

@@ -207,8 +207,11 @@ def test_vidt_plus_exports_too(kernel: str, batches: list[list[Tensor]]) -> None
 def test_a_timm_backbone_exports_too(batches: list[list[Tensor]]) -> None:
     model = from_config(ROOT / "configs" / "examples" / "vidt_convnext.py")
     graph = inference_graph(model)
+    # Its stages round down: below 32 pixels the last one has no cell, and ONNX Runtime refuses empty maps.
+    large = [batch for batch in batches if min(min(image.shape[1:]) for image in batch) >= 32]
+    assert len(large) > 1
     for runner in (onnx_runner(onnx_bytes(graph, {})), torchscript_runner(torchscript_bytes(graph, {}))):
-        agreement = measure_agreement(model, runner, batches, 1e-4)
+        agreement = measure_agreement(model, runner, large, 1e-4)
         assert agreement.within(1e-4), agreement
 
 

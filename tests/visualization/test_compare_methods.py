@@ -9,6 +9,7 @@ import io
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -161,6 +162,11 @@ def test_a_method_may_bring_settings_of_its_own(tmp_path, teacher):
     assert run.config.optimizer.lr == 4e-3
     assert OmegaConf.to_container(run.config.objectives) == groups
     assert run.config.balancer.weights == {"distill": 4.0, "task": 1.0}
+    assert (
+        compare_methods.own_settings([run])
+        == ", and these settings of a method's own: own optimizer.lr=0.004"
+    )
+    assert compare_methods.own_settings([replace(run, method=replace(run.method, settings={}))]) == ""
 
 
 @pytest.mark.parametrize(

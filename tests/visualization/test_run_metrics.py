@@ -99,3 +99,18 @@ def test_files_that_no_run_writes_are_refused_by_name(tmp_path, text, config, me
 def test_a_directory_without_metrics_is_no_run(tmp_path):
     with pytest.raises(ConfigError, match="is no run's output directory"):
         read_run(tmp_path / "missing")
+
+
+def test_an_objective_is_summed_as_it_was_trained(tmp_path):
+    config = (
+        "choice: {method: rkd}\n"
+        "methods: {rkd: {objectives: {distill: {loss_distill_a: 25.0, 'loss_distill_b*': 50}, task: [loss_ce]}}}\n"
+        "objectives: ${methods.${choice.method}.objectives}\n"
+    )
+    record = {"iteration": 1, "loss_distill_a": 2.0, "loss_distill_b1": 3.0, "loss_ce": 4.0}
+    run = read_run(write_run(tmp_path, json.dumps(record) + "\n", config=config))
+    assert run.objectives == {"distill": ["loss_distill_a", "loss_distill_b*"], "task": ["loss_ce"]}
+    assert run.objective("distill")[1].tolist() == [2.0 * 25 + 3.0 * 50]
+    assert run.objective("task")[1].tolist() == [4.0]
+    assert run.objective()[1].tolist() == [9.0]
+    assert run.objective("other")[1].size == 0
