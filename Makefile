@@ -1,9 +1,10 @@
 # `make help` lists the commands. Each sets up what it needs first; what is done is not done again.
 #
-#   VENV=DIR         the environment to use (default .venv). One of your own is kept as it is and only completed.
-#   PY=3.12          the Python to build a new environment with: a version, or the path of an interpreter.
-#   SYSTEM_SITE=1    let a new environment see (and prefer) the packages that this Python already has.
-#   PYTEST_ARGS=...  more options for pytest.
+#   VENV=DIR           the environment to use (default .venv). One of your own is kept as it is and only completed.
+#   PY=3.12            the Python to build a new environment with: a version, or the path of an interpreter.
+#   SYSTEM_SITE=1      let a new environment see (and prefer) the packages that this Python already has.
+#   PYTEST_ARGS=...    more options for pytest.
+#   MUTATION_ARGS=...  more options for tests.mutation.run, such as '--sample 40'.
 
 SHELL := /bin/bash
 VENV ?= .venv
@@ -12,6 +13,7 @@ VENV ?= .venv
 PY ?=
 SYSTEM_SITE ?=
 PYTEST_ARGS ?=
+MUTATION_ARGS ?=
 
 PYTHON := $(VENV)/bin/python
 # The slowest part of a test is PyTorch: one thread each, one process per core.
@@ -24,10 +26,11 @@ digest = $(shell { $(1); } | sha256sum | cut -c1-16)
 PACKAGES_STAMP := $(VENV)/.packages-$(call digest,cat $(PINS); echo '$(PY) $(SYSTEM_SITE)')
 CHECKOUT_STAMP := $(VENV)/.checkout-$(call digest,cat setup.py pyproject.toml mokd_det/__init__.py; pwd)
 
-.PHONY: help setup demo compare-quick test test-slow test-gpu lint format print-pins clean distclean
+.PHONY: help setup demo demo-classification compare-quick docs-pictures test test-slow test-gpu test-browser mutation \
+  lint format print-pins clean distclean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' Makefile
 	@sed -n '/^# *[A-Z_]*=/s/^#/ /p' Makefile
 
 setup: $(CHECKOUT_STAMP) ## make the environment (.venv, 5 GB, minutes)
@@ -44,6 +47,9 @@ $(CHECKOUT_STAMP): | $(PACKAGES_STAMP)
 demo: setup ## the main job on bundled data: teacher, student alone, student with MoKD
 	$(PYTHON) tools/quickstart.py --output output/demo
 
+demo-classification: setup ## the same for classifiers of single digits, with plain distillation and VkD beside MoKD
+	$(PYTHON) tools/quickstart.py --task classification --output output/demo_classification
+
 compare-quick: setup ## student alone, token matching, VkD and MoKD on bundled data, 3 seeds each; the demo's teacher if there
 	$(PYTHON) datasets/make_digits.py digits
 	$(PYTHON) tools/compare_methods.py --config configs/quickstart/mokd.py \
@@ -53,6 +59,9 @@ compare-quick: setup ## student alone, token matching, VkD and MoKD on bundled d
 	  --teacher output/demo/runs/teacher/student_final.pth --teacher-config configs/quickstart/teacher.py \
 	  --test-dataset digits_test --output output/compare
 
+docs-pictures: setup ## make the pictures of docs/tools.md anew, from what the demo has left; needs Chromium
+	$(PYTHON) docs/make_pictures.py
+
 test: setup ## the tests, without the slow ones
 	$(PYTEST) $(PYTEST_ARGS)
 
@@ -61,6 +70,22 @@ test-slow: setup ## the slow tests
 
 test-gpu: setup ## the tests that need a CUDA device
 	HF_HUB_OFFLINE=1 $(PYTHON) -m pytest -m gpu $(PYTEST_ARGS)
+
+test-browser: setup ## the report's page in a real browser; needs Chromium
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests/report/browser_check.py $(PYTEST_ARGS)
+
+# file:tests; what they do not notice goes to output/mutation.
+MUTATED := $(addprefix balancing/,min_norm:test_min_norm amortized:test_amortized closed_form:test_closed_form \
+    objectives:test_objectives) \
+  $(addprefix distillation/,row_losses:test_row_losses subspace:test_subspace_head stiefel:test_stiefel \
+    taps:test_tap_recorder)
+
+mutation: setup ## change lines of balancing/ and distillation/ and see whether their tests notice (hours; report in output/mutation)
+	@mkdir -p output/mutation; failed=; for pair in $(MUTATED); do \
+	  file=$${pair%:*}; tests=tests/$${file%/*}/$${pair#*:}.py; \
+	  OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PYTHON) -m tests.mutation.run mokd_det/$$file.py $$tests \
+	    --output output/mutation/$${file/\//_}.txt $(MUTATION_ARGS) || failed="$$failed $$file"; \
+	done; if [ -n "$$failed" ]; then echo "error: too many changes went unnoticed in$$failed" >&2; exit 1; fi
 
 lint: setup ## ruff and mypy
 	$(PYTHON) -m ruff check .

@@ -115,7 +115,10 @@ def test_pictures_need_the_demo(
 ) -> None:
     assert make_pictures.main(["--demo", str(tmp_path)]) == 2
     said = capsys.readouterr().err
-    assert said == f"error: {tmp_path} has no predictions.png: run `make demo` first, or name its output with --demo\n"
+    assert (
+        said
+        == f"error: {tmp_path} has no predictions.png: run `make demo` first, or name its output with --demo\n"
+    )
 
 
 def finished_demo(make_pictures: ModuleType, folder: Path) -> Path:
@@ -155,7 +158,8 @@ def test_pictures_of_the_demo_are_made_small(
     Image.new("RGB", (40, 30), "red").save(demo / "curves.png")
     monkeypatch.setattr(make_pictures, "LIMIT", 200_000)
     assert (
-        make_pictures.main(["--demo", str(demo), "--only", "quickstart_predictions", "quickstart_curves"]) == 0
+        make_pictures.main(["--demo", str(demo), "--only", "quickstart_predictions", "quickstart_curves"])
+        == 0
     )
     assert sorted(path.name for path in folder.iterdir()) == [
         "quickstart_curves.png",

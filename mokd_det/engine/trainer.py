@@ -343,7 +343,7 @@ class MoKDTrainer(SimpleTrainer):
         skip = state is not None and monitor.all_non_finite and (agreed or comm.get_world_size() == 1)
         if state is not None:
             state.put_back()
-        message = f"{error}{self._keep(error, monitor.bad_ranks, loaded)}"
+        message = f"{str(error).removesuffix('.')}.{self._keep(error, monitor.bad_ranks, loaded)}"
         if skip and self.skipped_steps >= self.non_finite.max_skips:
             message += f" {self.skipped_steps} steps were left out before (train.non_finite.max_skips)."
         if not skip or self.skipped_steps >= self.non_finite.max_skips:
