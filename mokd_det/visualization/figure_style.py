@@ -31,7 +31,18 @@ DPI = 150
 INK = "#262626"
 MUTED = "#6b6b6b"
 
-LINE_COLOURS = ("#3a3a3a", "#E69F00", "#0072B2", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
+LINE_COLOURS = (
+    "#3a3a3a",
+    "#E69F00",
+    "#0072B2",
+    "#009E73",
+    "#CC79A7",
+    "#D55E00",
+    "#56B4E9",
+    "#7B3FA0",
+    "#A6761D",
+    "#9A9A9A",
+)
 """For lines on white: Okabe and Ito's palette, ordered so that the first ones also differ in brightness."""
 
 LINE_STYLES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
