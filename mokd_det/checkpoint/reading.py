@@ -28,18 +28,6 @@ _WEIGHT_KEYS = ("model", "state_dict")
 # How the unpickler of torch.load names what it will not build.
 _FOREIGN_OBJECT = re.compile(r"GLOBAL (\S+)|SETITEMS? for .* but got <class '([^']+)'>")
 
-_BROKEN = (
-    RuntimeError,
-    EOFError,
-    OSError,
-    ValueError,
-    KeyError,
-    AttributeError,
-    TypeError,
-    IndexError,
-    ImportError,
-)
-
 
 def load_file(
     path: str | os.PathLike[str], *, what: str = "checkpoint", trusted: bool = False
@@ -110,7 +98,8 @@ def _read_pickle(local: str, source: str, trusted: bool) -> Any:
             "it is refused. If you trust its origin, load the copy that this makes: "
             "python tools/convert_checkpoint.py FILE COPY --trust-pickle"
         ) from error
-    except _BROKEN as error:
+    # Damaged bytes end in whatever the instruction they happen to form runs into (struct.error, KeyError, …).
+    except Exception as error:
         raise CheckpointError(
             f"{source} cannot be read: broken or not a checkpoint ({_first_line(error)})"
         ) from error

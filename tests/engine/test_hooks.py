@@ -95,8 +95,8 @@ def test_old_checkpoints_are_removed_across_resumes(tmp_path):
 
 def test_the_printer_shows_weights_and_times(caplog, monkeypatch):
     caplog.set_level("INFO")
-    # A tool that ran in this process before may have given the package handlers of its own.
-    monkeypatch.setattr(logging.getLogger("mokd_det"), "propagate", True)
+    # A tool that ran in this process before may have given the package handlers of its own, or silenced it.
+    monkeypatch.setattr("mokd_det.engine.hooks.logger", logging.getLogger("printer"))
     from mokd_det.balancing import Amortized
 
     trainer = make_trainer(Amortized())

@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -113,7 +114,7 @@ def test_a_child_that_was_killed_is_a_failure(job, capsys):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-def test_a_signal_ends_the_children_first(job, tmp_path, number):
+def test_a_signal_ends_the_children_first(job, tmp_path, request, number):
     pid = tmp_path / "pid"
     # A child that ignores SIGTERM is ended too.
     code = "import os, signal, time\nsignal.signal(signal.SIGTERM, lambda *_: os._exit(0))\n"
@@ -124,6 +125,11 @@ def test_a_signal_ends_the_children_first(job, tmp_path, number):
             time.sleep(0.02)
         os.kill(os.getpid(), number)
 
+    # A shell that starts the tests in the background makes them ignore SIGINT.
+    if number == signal.SIGINT:
+        request.addfinalizer(
+            partial(signal.signal, number, signal.signal(number, signal.default_int_handler))
+        )
     threading.Thread(target=send, daemon=True).start()
     handler = signal.getsignal(number)
     with pytest.raises(KeyboardInterrupt), run_queue.interrupt_on_signals():
