@@ -12,8 +12,16 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def is_lost_worker(error: BaseException) -> bool:
-    """Whether this is torch's error about a data-loading process, which it raises wherever the main process is."""
-    return isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
+    """Whether this is torch's error about a data-loading process, which it raises wherever the main process is.
+
+    Also if what the main process was at (closing a half-written file, say) failed in turn.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, RuntimeError) and "DataLoader worker" in str(seen):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
 
 
 def machine_error(error: BaseException, when: str) -> MachineError | None:

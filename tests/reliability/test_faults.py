@@ -15,6 +15,7 @@ import torch
 
 from mokd_det.checkpoint import load_file
 from mokd_det.engine.launch import EXIT_STOPPED, EXIT_USER_ERROR
+from mokd_det.engine.machine_error import is_lost_worker
 from tests.engine.helpers import differences
 from tests.engine.test_train_net import metrics
 from tests.reliability.tool_server import ToolServer
@@ -328,3 +329,14 @@ def test_ranks_with_different_teachers_do_not_start(monkeypatch):
         CheckpointError, match=r"the ranks have different teachers \(rank 0 [0-9a-f]{12}, rank 1 0000"
     ):
         make_trainer(model=distiller(Blind()), patterns={"all": ["loss_*"]})
+
+
+def test_a_lost_data_process_is_known_behind_the_failure_it_causes():
+    try:
+        try:
+            raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+        finally:
+            raise RuntimeError("unexpected pos 902976 vs 902864")
+    except RuntimeError as error:
+        assert is_lost_worker(error)
+    assert not is_lost_worker(RuntimeError("unexpected pos 902976 vs 902864"))
