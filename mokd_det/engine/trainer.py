@@ -21,7 +21,7 @@ from mokd_det.balancing.objectives import Objectives
 from mokd_det.engine.batch_numbers import bad_positions, describe_images, number_sums
 from mokd_det.engine.host_copy import HostCopy
 from mokd_det.engine.loss_monitor import LossMonitor
-from mokd_det.engine.machine_error import lost_worker, machine_error
+from mokd_det.engine.machine_error import lost_worker, machine_error, report_lost_workers_with_the_next_batch
 from mokd_det.engine.non_finite import NonFinitePolicy, StepState, keep_batch, kept_file
 from mokd_det.engine.parameter_groups import REST, group_parameters
 from mokd_det.engine.seeded_rng import step_seed
@@ -187,25 +187,27 @@ class MoKDTrainer(SimpleTrainer):
             self.data_loader.start_from(start_iter * self.accumulate)
         with EventStorage(start_iter) as self.storage, self._stop_signal:
             try:
-                self.before_train()
-                for self.iter in range(start_iter, max_iter):
-                    self.before_step()
-                    self.run_step()
-                    self.after_step()
-                    if self.stopping:
-                        self._leave()
-                self.iter = max_iter
-                self.completed = True
+                try:
+                    self.before_train()
+                    for self.iter in range(start_iter, max_iter):
+                        self.before_step()
+                        self.run_step()
+                        self.after_step()
+                        if self.stopping:
+                            self._leave()
+                    self.iter = max_iter
+                    self.completed = True
+                finally:
+                    self.after_train()
             except (MoKDError, TrainingStopped):
                 raise
+            # Around the clean-up as well, which may be what fails.
             except Exception as error:
                 lost = machine_error(error, f"at iteration {self.iter}")
                 if lost is not None:
                     raise lost from error
                 logger.exception("Training failed at iteration %d", self.iter)
                 raise
-            finally:
-                self.after_train()
 
     def run_step(self) -> None:
         """One optimiser step; see the class.
@@ -396,13 +398,18 @@ class MoKDTrainer(SimpleTrainer):
 
     def _next_batch(self) -> Any:
         try:
-            return next(self._data_loader_iter)
+            batches = self._data_loader_iter
+            report_lost_workers_with_the_next_batch()
+            return next(batches)
         except StopIteration:
             raise ConfigError(
                 f"the training data loader ended at iteration {self.iter}; dataloader.train must be endless"
             ) from None
-        except (ConnectionError, EOFError) as error:
-            # A process that is killed while it hands over a batch breaks the pipe before torch sees it end.
+        except (ConnectionError, FileNotFoundError, EOFError) as error:
+            # A process that is killed while it hands over a batch breaks the pipe before torch sees it end. What the
+            # mapper raised carries torch's words about the process it happened in.
+            if "in DataLoader worker process" in str(error):
+                raise
             raise lost_worker(type(error).__name__, f"at iteration {self.iter}") from error
 
     def _context(self) -> StepContext:

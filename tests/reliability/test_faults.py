@@ -15,7 +15,7 @@ import torch
 
 from mokd_det.checkpoint import load_file
 from mokd_det.engine.launch import EXIT_STOPPED, EXIT_USER_ERROR
-from mokd_det.engine.machine_error import is_lost_worker
+from mokd_det.engine.machine_error import is_lost_worker, report_lost_workers_with_the_next_batch
 from tests.engine.helpers import differences
 from tests.engine.test_train_net import metrics
 from tests.reliability.tool_server import ToolServer
@@ -340,3 +340,22 @@ def test_a_lost_data_process_is_known_behind_the_failure_it_causes():
     except RuntimeError as error:
         assert is_lost_worker(error)
     assert not is_lost_worker(RuntimeError("unexpected pos 902976 vs 902864"))
+
+
+def test_torch_does_not_interrupt_the_training_at_any_line(monkeypatch):
+    """Its handler raises between any two lines; another program's handler stays."""
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        monkeypatch.setattr(torch.utils.data._utils.signal_handling, "_SIGCHLD_handler_set", False)
+        torch.utils.data._utils.signal_handling._set_SIGCHLD_handler()
+        assert callable(signal.getsignal(signal.SIGCHLD))
+        report_lost_workers_with_the_next_batch()
+        assert signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL
+
+        def own(*_: object) -> None: ...
+
+        signal.signal(signal.SIGCHLD, own)
+        report_lost_workers_with_the_next_batch()
+        assert signal.getsignal(signal.SIGCHLD) is own
+    finally:
+        signal.signal(signal.SIGCHLD, before)
