@@ -40,6 +40,6 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
 
 
 def remove_leftovers(directory: str | os.PathLike[str]) -> None:
-    """Delete the temporary files that killed writers left in ``directory``."""
-    for leftover in Path(directory).glob(f".*{_MARK}*"):
+    """Delete the temporary files that killed writers left in ``directory`` and the folders in it."""
+    for leftover in Path(directory).rglob(f".*{_MARK}*"):
         leftover.unlink(missing_ok=True)

@@ -3,7 +3,12 @@ with errors that arrive as what they are."""
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
+import os
 import signal
+import threading
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
@@ -103,7 +108,7 @@ class EndlessLoader(Generic[Batch]):
             # An own generator: else creating the workers would draw a number from torch's global one.
             generator=torch.Generator().manual_seed(self.batches.seed),
         )
-        return map(_raise_failure, loader)
+        return map(_raise_failure, _with_orderly_workers(loader.__iter__))
 
 
 def build_share_loader(
@@ -139,7 +144,7 @@ def build_share_loader(
 
 class _ShareLoader(DataLoader[Any]):
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        return map(_raise_failure, super().__iter__())
+        return map(_raise_failure, _with_orderly_workers(super().__iter__))
 
 
 class _CollateSamples:
@@ -171,6 +176,47 @@ def _outlive_sigterm(worker: int) -> None:
     """Let a worker ignore SIGTERM, which a whole group of processes may get: the main process, which finishes its step
     and saves, ends its workers itself, and they end by themselves when it is gone."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+_WORKERS: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def _with_orderly_workers(begin: Callable[[], Iterator[Any]]) -> Iterator[Any]:
+    """What ``begin`` returns; the processes that it starts neither outlive this one nor interrupt it at any line.
+
+    At its exit Python sends SIGTERM to such processes and then waits for them without end. They ignore it, so the
+    workers of an iterator that is still referred to then, by a cycle or a global, must be ended before.
+    """
+    before = set(multiprocessing.active_children())
+    iterator = begin()
+    workers = set(multiprocessing.active_children()) - before
+    if workers:
+        if not _WORKERS:
+            # Registered after multiprocessing's own function, and so run before it.
+            atexit.register(_end_workers, os.getpid())
+        _WORKERS.update(workers)
+        _report_lost_workers_with_the_next_batch()
+    return iterator
+
+
+def _end_workers(owner: int) -> None:
+    if os.getpid() == owner:
+        for worker in _WORKERS:
+            if worker.is_alive():
+                worker.kill()
+
+
+def _report_lost_workers_with_the_next_batch() -> None:
+    """Take torch's handler of SIGCHLD away, which raises the loss of a data-loading process at any line.
+
+    At any line means also inside a half-written file, a clean-up or another handler of errors. The loader itself looks
+    after its processes too, every five seconds that it waits for a batch, and raises the same error there.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    handler = signal.getsignal(signal.SIGCHLD)
+    if getattr(handler, "__module__", "").startswith("torch.utils.data."):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def _check_workers(num_workers: int) -> None:

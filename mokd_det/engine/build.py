@@ -155,6 +155,8 @@ def do_train(cfg: DictConfig, settings: TrainSettings, *, resume: bool = False) 
     # A single objective has nothing to be in conflict with.
     if settings.conflict_period > 0 and len(trainer.objectives.names) > 1:
         trainer.register_hooks([GradientConflict(settings.conflict_period, settings.conflict_groups)])
+    # Now, as a resumed run may have nothing more to save.
+    checkpointer.sweep()
     start = _restore(trainer, checkpointer, student, settings, cfg, resume)
     if ema is not None and start == 0:
         ema.restart()

@@ -100,13 +100,17 @@ class AtomicCheckpointer(DetectionCheckpointer):
         content.update(kwargs)
         directory = Path(self.save_dir)
         directory.mkdir(parents=True, exist_ok=True)
-        if not self._swept:
-            remove_leftovers(directory)
-            self._swept = True
+        self.sweep()
         path = directory / f"{name}.pth"
         logger.info("Saving checkpoint to %s", path)
         _save(content, path)
         self.tag_last_checkpoint(path.name)
+
+    def sweep(self) -> None:
+        """Delete what killed writers left half-written in ``save_dir``; only for the one that writes there now."""
+        if not self._swept and self.save_to_disk:
+            remove_leftovers(self.save_dir)
+            self._swept = True
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Make ``last_checkpoint`` name this file."""

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import errno
-import signal
-import threading
 
 from mokd_det.errors import MachineError
 
-__all__ = ["is_lost_worker", "lost_worker", "machine_error", "report_lost_workers_with_the_next_batch"]
+__all__ = ["is_lost_worker", "lost_worker", "machine_error"]
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -52,16 +50,3 @@ def lost_worker(text: str, when: str) -> MachineError:
         f"a process that loads data is gone {when} ({text}). Often the machine was out of memory: lower num_workers "
         "of the loader, or enlarge /dev/shm; --resume continues from the last checkpoint"
     )
-
-
-def report_lost_workers_with_the_next_batch() -> None:
-    """Take torch's handler of SIGCHLD away, which raises the loss of a data-loading process at any line.
-
-    At any line means also inside a half-written file, a clean-up or another handler of errors. The loader itself looks
-    after its processes too, every five seconds that it waits for a batch, and raises the same error there.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        return
-    handler = signal.getsignal(signal.SIGCHLD)
-    if getattr(handler, "__module__", "").startswith("torch.utils.data."):
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)

@@ -21,7 +21,7 @@ from mokd_det.balancing.objectives import Objectives
 from mokd_det.engine.batch_numbers import bad_positions, describe_images, number_sums
 from mokd_det.engine.host_copy import HostCopy
 from mokd_det.engine.loss_monitor import LossMonitor
-from mokd_det.engine.machine_error import lost_worker, machine_error, report_lost_workers_with_the_next_batch
+from mokd_det.engine.machine_error import lost_worker, machine_error
 from mokd_det.engine.non_finite import NonFinitePolicy, StepState, keep_batch, kept_file
 from mokd_det.engine.parameter_groups import REST, group_parameters
 from mokd_det.engine.seeded_rng import step_seed
@@ -398,9 +398,7 @@ class MoKDTrainer(SimpleTrainer):
 
     def _next_batch(self) -> Any:
         try:
-            batches = self._data_loader_iter
-            report_lost_workers_with_the_next_batch()
-            return next(batches)
+            return next(self._data_loader_iter)
         except StopIteration:
             raise ConfigError(
                 f"the training data loader ended at iteration {self.iter}; dataloader.train must be endless"

@@ -8,6 +8,9 @@ import itertools
 import multiprocessing
 import pickle
 import random
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -23,6 +26,7 @@ from mokd_det.data import (
     register_coco_format,
 )
 from mokd_det.data.sampling import EpochBatches, sample_rng
+from mokd_det.data.stream import build_share_loader
 from mokd_det.errors import ConfigError, DatasetError
 
 RECORDS = [{"image_id": i, "annotations": [{"iscrowd": 0}] if i % 3 else []} for i in range(23)]
@@ -330,3 +334,34 @@ def test_lazy_config_builds_loaders(names):
         (3, 30, 40),
         (3, 24, 24),
     ]
+
+
+KEPT = """
+import sys
+from mokd_det.data.stream import build_share_loader
+sys.kept = iter(build_share_loader(list(range(8)), num_workers=2))
+print(next(sys.kept))
+"""
+
+
+def test_a_loader_that_is_referred_to_until_the_end_does_not_keep_the_program_from_ending():
+    done = subprocess.run([sys.executable, "-c", KEPT], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "[0]\n")
+    assert "Traceback" not in done.stderr
+
+
+def test_torch_does_not_interrupt_the_program_at_any_line(monkeypatch):
+    """Its handler of lost workers raises between any two lines; another program's handler stays."""
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        monkeypatch.setattr(torch.utils.data._utils.signal_handling, "_SIGCHLD_handler_set", False)
+        assert list(build_share_loader(list(range(2)), num_workers=1)) == [[0], [1]]
+        assert signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL
+
+        def own(*_: object) -> None: ...
+
+        signal.signal(signal.SIGCHLD, own)
+        assert list(build_share_loader(list(range(2)), num_workers=1)) == [[0], [1]]
+        assert signal.getsignal(signal.SIGCHLD) is own
+    finally:
+        signal.signal(signal.SIGCHLD, before)

@@ -15,7 +15,7 @@ import torch
 
 from mokd_det.checkpoint import load_file
 from mokd_det.engine.launch import EXIT_STOPPED, EXIT_USER_ERROR
-from mokd_det.engine.machine_error import is_lost_worker, report_lost_workers_with_the_next_batch
+from mokd_det.engine.machine_error import is_lost_worker
 from tests.engine.helpers import differences
 from tests.engine.test_train_net import metrics
 from tests.reliability.tool_server import ToolServer
@@ -342,20 +342,11 @@ def test_a_lost_data_process_is_known_behind_the_failure_it_causes():
     assert not is_lost_worker(RuntimeError("unexpected pos 902976 vs 902864"))
 
 
-def test_torch_does_not_interrupt_the_training_at_any_line(monkeypatch):
-    """Its handler raises between any two lines; another program's handler stays."""
-    before = signal.getsignal(signal.SIGCHLD)
-    try:
-        monkeypatch.setattr(torch.utils.data._utils.signal_handling, "_SIGCHLD_handler_set", False)
-        torch.utils.data._utils.signal_handling._set_SIGCHLD_handler()
-        assert callable(signal.getsignal(signal.SIGCHLD))
-        report_lost_workers_with_the_next_batch()
-        assert signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL
-
-        def own(*_: object) -> None: ...
-
-        signal.signal(signal.SIGCHLD, own)
-        report_lost_workers_with_the_next_batch()
-        assert signal.getsignal(signal.SIGCHLD) is own
-    finally:
-        signal.signal(signal.SIGCHLD, before)
+def test_what_a_kill_left_at_the_very_end_is_swept_though_nothing_more_is_saved(tools, tmp_path):
+    run = Run(tools, tmp_path / "run")
+    assert run.run() == 0, run.said
+    for name in (".student_final.pth.partial-1", "best/.model.pth.partial-1"):
+        (run.directory / name).parent.mkdir(exist_ok=True)
+        (run.directory / name).write_bytes(b"half")
+    assert run.run("--resume") == 0, run.said
+    assert not list(run.directory.rglob(".*.partial-*"))
