@@ -5,27 +5,25 @@
     python benchmarks/balancers.py --rounds 30 --batch 16 --only amortized closed_form
 
 The student is a small timm ViT with two objectives (classification, and a feature target as in distillation);
-neither trainer nor data loader take part, so the figures are the balancers' own. Time: all balancers take one
-step each per round, in one process and in turn; medians over the rounds, ratios to the plain step of the same
-round. Memory: one process per balancer, because a process's peak never falls; on a CPU the growth of the
-resident set from before the first step, on CUDA the peak of allocated memory. A second table compares the
-weights that the gradients at the taps give with the exact ones, on real digits.
+neither trainer nor data loader take part, so the figures are the balancers' own. Time: see harness.py; the figures of
+balancers that update every tenth step are means over the rounds, which is what a training sees. Memory: one process
+per balancer, because a process's peak never falls; on a CPU the growth of the resident set from before the first step,
+on CUDA the peak of allocated memory. A second table compares the weights that the gradients at the taps give with the
+exact ones, on real digits.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from machine import describe
+from harness import add_arguments, run
+from memory import reset_peak, resident_peak
 from sklearn.datasets import load_digits
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -129,29 +127,6 @@ def random_run(arguments: argparse.Namespace, balancer: Balancer | None) -> tupl
     return Run(student, balancer), tuple(tensor.to(arguments.device) for tensor in batch)
 
 
-def timed(run: Run, batch: tuple[Tensor, ...], device: str) -> float:
-    start = time.perf_counter()
-    run.step(*batch)
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def seconds(arguments: argparse.Namespace, names: list[str]) -> dict[str, list[float]]:
-    """Seconds per step, by round."""
-    runs = {name: random_run(arguments, BALANCERS[name]() if name in BALANCERS else None) for name in names}
-    for run, batch in runs.values():
-        timed(run, batch, arguments.device)
-    samples: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(arguments.rounds):
-        # The order rotates: no balancer always follows the same one.
-        for place in range(len(names)):
-            name = names[(place + turn) % len(names)]
-            run, batch = runs[name]
-            samples[name].append(timed(run, batch, arguments.device))
-    return samples
-
-
 def peak_memory(arguments: argparse.Namespace, name: str) -> float:
     """MB above the state before the first step, measured in this process."""
     run, batch = random_run(arguments, BALANCERS[name]() if name in BALANCERS else None)
@@ -159,8 +134,7 @@ def peak_memory(arguments: argparse.Namespace, name: str) -> float:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
     else:
-        # Sets the peak back to the present size. getrusage() would not do: it remembers the parent's size.
-        Path("/proc/self/clear_refs").write_text("5")
+        reset_peak()
         before = resident_peak()
     for _ in range(5):
         run.step(*batch)
@@ -169,15 +143,9 @@ def peak_memory(arguments: argparse.Namespace, name: str) -> float:
     return (resident_peak() - before) / 1e6
 
 
-def resident_peak() -> int:
-    """Bytes, the high-water mark of this process's resident set (Linux)."""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
-
-
 def peak_memory_apart(arguments: argparse.Namespace, name: str) -> float:
     command = [sys.executable, __file__, "--memory-of", name]
-    for key in ("size", "width", "depth", "batch", "device"):
+    for key in ("size", "width", "depth", "batch", "device", "threads"):
         command += [f"--{key}", str(getattr(arguments, key))]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
@@ -226,53 +194,51 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=20)
+    add_arguments(parser, rounds=20, warmup=1)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--size", type=int, default=96, help="pixels, a multiple of 16")
     parser.add_argument("--depth", type=int, default=6, help="blocks of the ViT")
     parser.add_argument("--width", type=int, default=384, help="channels of the ViT, a multiple of 3")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--only", nargs="+", choices=list(BALANCERS), default=list(BALANCERS))
-    parser.add_argument("--json", help="also write the figures to this file")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
     if arguments.memory_of is not None:
         print(peak_memory(arguments, arguments.memory_of))
         return
 
     names = ["plain", *arguments.only]
-    samples = seconds(arguments, names)
-    memory = {name: peak_memory_apart(arguments, name) for name in names}
-    parameters = sum(p.numel() for p in random_run(arguments, None)[0].student.parameters())
-    print(", ".join(f"{key} {value}" for key, value in describe().items()))
-    print(
-        f"ViT with {parameters / 1e6:.1f} M parameters (a gradient is {parameters * 4 / 1e6:.0f} MB), "
-        f"batch {arguments.batch} × 3 × {arguments.size} × {arguments.size}, {arguments.rounds} rounds"
+    runs = {name: random_run(arguments, BALANCERS[name]() if name in BALANCERS else None) for name in names}
+    measured = run(
+        {name: lambda run=run, batch=batch: run.step(*batch) for name, (run, batch) in runs.items()},
+        rounds=arguments.rounds,
+        warmup=arguments.warmup,
+        clock=arguments.clock,
+        baseline="plain",
+        mean=[name for name in names if "update_every" in name],
     )
-    print(f"\n{'balancer':30}{'s / step':>10}{'ratio':>8}{'peak MB':>10}{'over plain':>12}")
-    rows = []
-    for name in names:
-        ratios = [own / plain for own, plain in zip(samples[name], samples["plain"], strict=True)]
-        # update_every alternates cheap and dear steps: their mean is what a training sees.
-        middle = statistics.fmean if "update_every" in name else statistics.median
-        row = {
-            "balancer": name,
-            "seconds": middle(samples[name]),
-            "ratio": middle(ratios),
-            "peak_mb": memory[name],
-            "over_plain_mb": memory[name] - memory["plain"],
-        }
-        rows.append(row)
-        print(
-            f"{name:30}{row['seconds']:10.4f}{row['ratio']:8.2f}{row['peak_mb']:10.0f}{row['over_plain_mb']:12.0f}"
-        )
+    memory = {name: peak_memory_apart(arguments, name) for name in names}
     taps = taps_against_exact()
+    parameters = sum(p.numel() for p in runs["plain"][0].student.parameters())
+    shape = f"{arguments.batch} x 3 x {arguments.size} x {arguments.size}"
+    measured.report(
+        "balancers",
+        settings={
+            "ViT, million parameters": round(parameters / 1e6, 1),
+            "MB of a gradient": round(parameters * 4 / 1e6),
+            "batch": shape,
+        },
+        json_file=arguments.json,
+        columns={
+            "peak MB": {name: f"{memory[name]:.0f}" for name in names},
+            "over plain": {name: f"{memory[name] - memory['plain']:.0f}" for name in names},
+        },
+        further={"megabytes": memory, "closed_form_taps against closed_form": taps},
+    )
     print("\nclosed_form_taps against closed_form, on digits:")
     for key, value in taps.items():
         print(f"  {key}: {value:.4g}")
-    if arguments.json:
-        figures = {"machine": describe(), "balancers": rows, "taps": taps}
-        Path(arguments.json).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -7,28 +7,23 @@
 Convolutional methods: the networks and settings of a CIFAR-100 config, ResNet-20 from ResNet-56 unless --config names
 another one; methods of vision transformers: a ViT of 6 blocks of width 96 from one of 12 of width 192, 64 patches.
 Random weights and images; the losses are summed with the config's weights, the optimiser is SGD, and neither trainer
-nor data loader take part. Time: of the processor, so that other work on the machine counts little; all methods take one
-step each per round, in one process and in turn; medians of the differences to the same round's step of the student
-beside the teacher's forward. Memory: one process per method, the
-growth of the peak from before the first step, as a difference to the same. A method without a teacher is compared
-with the student alone.
+nor data loader take part. Time: see harness.py; medians of the differences to the same round's step of the student
+beside the teacher's forward. Memory: one process per method, the growth of the peak from before the first step, as a
+difference to the same. A method without a teacher is compared with the student alone.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
-import statistics
-import time
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.config import instantiate
-from machine import describe
+from harness import add_arguments, run
+from memory import reset_peak, resident_peak
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -134,33 +129,10 @@ def baseline(name: str) -> str:
     return family + (ALONE if name in WITHOUT_TEACHER else TEACHER)
 
 
-def seconds(arguments: argparse.Namespace, names: list[str]) -> dict[str, list[float]]:
-    """Seconds of processor time per step, by round."""
-    batch = random_batch(arguments.batch)
-    runs = {name: Run(arguments.config, name) for name in names}
-    samples: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(arguments.rounds + 1):
-        # The order rotates: no method always follows the same one.
-        for place in range(len(names)):
-            name = names[(place + turn) % len(names)]
-            start = time.process_time()
-            runs[name].step(batch)
-            if turn:  # the first step sets things up
-                samples[name].append(time.process_time() - start)
-    return samples
-
-
-def resident_peak() -> int:
-    """Bytes, the high-water mark of this process's resident set (Linux)."""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
-
-
 def peak_memory(arguments: argparse.Namespace, name: str) -> tuple[float, int]:
     """MB above the state before the model was built, measured in this process, and the method's parameters."""
     batch = random_batch(arguments.batch)
-    # Sets the peak back to the present size. getrusage() would not do: it remembers the parent's size.
-    Path("/proc/self/clear_refs").write_text("5")
+    reset_peak()
     before = resident_peak()
     run = Run(arguments.config, name)
     for _ in range(2):
@@ -174,36 +146,17 @@ def peak_memory_apart(arguments: argparse.Namespace, name: str) -> tuple[float, 
         return pool.submit(peak_memory, arguments, name).result()
 
 
-def table(arguments: argparse.Namespace, names: list[str]) -> Iterator[dict[str, Any]]:
-    """One row per method, in order; baselines are rows of their own."""
-    # Before anything runs here: a fork of a process that has threads may hang.
-    measured = {name: peak_memory_apart(arguments, name) for name in names}
-    samples = seconds(arguments, names)
-    for name in names:
-        reference = baseline(name)
-        differences = [own - other for own, other in zip(samples[name], samples[reference], strict=True)]
-        yield {
-            "method": name,
-            "parameters": measured[name][1],
-            "seconds": statistics.median(samples[name]),
-            "extra_ms": 1e3 * statistics.median(differences),
-            "megabytes": measured[name][0],
-            "extra_mb": measured[name][0] - measured[reference][0],
-        }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=9)
+    add_arguments(parser, rounds=9, warmup=1)
+    parser.set_defaults(clock="cpu")
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(
         "--config", default="configs/CIFAR100/resnet56_resnet20.py", help="a pair of networks"
     )
     parser.add_argument("--only", nargs="+", choices=[*CNN, *VIT], default=[*CNN, *VIT], metavar="METHOD")
-    parser.add_argument("--json", help="also write the figures to this file")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
 
@@ -211,18 +164,37 @@ def main() -> None:
     for family, methods in (("", CNN), ("vit: ", VIT)):
         chosen = [name for name in methods if name in arguments.only]
         names += [family + ALONE, family + TEACHER, *chosen] if chosen else []
-    rows = list(table(arguments, names))
-    print(", ".join(f"{key} {value}" for key, value in describe().items()))
-    print(f"{arguments.config} and a pair of ViTs, batch {arguments.batch}, {arguments.rounds} rounds\n")
-    print(f"{'method':32}{'parameters':>12}{'s / step':>10}{'extra ms':>10}{'peak MB':>9}{'extra MB':>10}")
-    for row in rows:
-        print(
-            f"{row['method']:32}{row['parameters']:12,}{row['seconds']:10.3f}{row['extra_ms']:10.1f}"
-            f"{row['megabytes']:9.0f}{row['extra_mb']:10.0f}"
-        )
-    if arguments.json:
-        figures = {"machine": describe(), "methods": rows}
-        Path(arguments.json).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    # Before anything runs here: a fork of a process that has threads may hang.
+    memory = {name: peak_memory_apart(arguments, name) for name in names}
+    batch = random_batch(arguments.batch)
+    runs = {name: Run(arguments.config, name) for name in names}
+    measured = run(
+        {name: lambda built=built: built.step(batch) for name, built in runs.items()},
+        rounds=arguments.rounds,
+        warmup=arguments.warmup,
+        clock=arguments.clock,
+    )
+    extra = {
+        name: measured.derived(lambda seconds, name=name: seconds[name] - seconds[baseline(name)])
+        for name in names
+    }
+    extra_mb = {name: memory[name][0] - memory[baseline(name)][0] for name in names}
+    measured.report(
+        "methods",
+        settings={"config": f"{arguments.config} and a pair of ViTs", "batch": arguments.batch},
+        json_file=arguments.json,
+        columns={
+            "extra ms": {name: f"{1e3 * spread.median:+.0f}" for name, spread in extra.items()},
+            "parameters": {name: f"{count:,}" for name, (_, count) in memory.items()},
+            "peak MB": {name: f"{megabytes:.0f}" for name, (megabytes, _) in memory.items()},
+            "extra MB": {name: f"{megabytes:+.0f}" for name, megabytes in extra_mb.items()},
+        },
+        further={
+            "extra seconds": {name: spread.as_dict() for name, spread in extra.items()},
+            "parameters": {name: count for name, (_, count) in memory.items()},
+            "megabytes": {name: megabytes for name, (megabytes, _) in memory.items()},
+        },
+    )
 
 
 if __name__ == "__main__":
