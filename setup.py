@@ -55,7 +55,9 @@ setup(
     ],
     extras_require={
         "balancers": ["torchjd[cagrad,fairgrad,quadprog-projector]>=0.18"],
+        "evaluation": ["hotcoco>=1.3"],
         "export": ["onnx>=1.16", "onnxruntime>=1.18"],
+        "slurm": ["submitit>=1.5"],
         "dev": ["hypothesis>=6.100", "mypy>=1.11", "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.9"],
     },
     zip_safe=False,

@@ -1,0 +1,116 @@
+#!/usr/bin/env python
+"""Seconds of COCO's box metrics by pycocotools and by what is faster, on generated truth and predictions.
+
+    python benchmarks/coco_evaluation.py --clock cpu --rounds 3 --warmup 0
+    python benchmarks/coco_evaluation.py --images 500
+
+From boxes in COCO's result format to the twelve figures and the precision of each class, as the evaluator runs it. The
+sizes are COCO val2017's: 5,000 images, 80 classes, seven objects and 100 predictions per image, half of the predictions
+near an object. faster-coco-eval takes part where it is installed. The figures of all are compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import io
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from harness import add_arguments, run
+from pycocotools.coco import COCO
+
+from mokd_det.evaluation.coco_backends import BACKENDS, evaluate_boxes
+
+
+def generate(images: int, detections: int, classes: int) -> tuple[COCO, list[dict]]:
+    """Truth and predictions, the same in every run."""
+    random = np.random.default_rng(0)
+    annotations, boxes = [], []
+    for image in range(1, images + 1):
+        count = random.poisson(7)
+        xywh = np.concatenate((random.uniform(0, 400, (count, 2)), random.lognormal(4, 0.9, (count, 2))), 1)
+        category = random.integers(1, classes + 1, count)
+        for box, label in zip(xywh.tolist(), category.tolist(), strict=True):
+            annotation = {"id": len(annotations) + 1, "image_id": image, "category_id": label, "bbox": box}
+            annotations.append(
+                {**annotation, "area": box[2] * box[3], "iscrowd": int(random.random() < 0.01)}
+            )
+        near = random.integers(0, count, detections // 2) if count else np.zeros(0, dtype=int)
+        moved = xywh[near] + random.normal(0, 6, (len(near), 4))
+        free = detections - len(near)
+        other = np.concatenate((random.uniform(0, 400, (free, 2)), random.lognormal(4, 0.9, (free, 2))), 1)
+        found = np.concatenate((moved, other)).clip(1).tolist()
+        labels = np.concatenate((category[near], random.integers(1, classes + 1, free))).tolist()
+        for box, label, score in zip(found, labels, random.random(detections).tolist(), strict=True):
+            boxes.append({"image_id": image, "category_id": label, "bbox": box, "score": score})
+    truth = COCO()
+    truth.dataset = {
+        "info": {},
+        "images": [{"id": image, "width": 640, "height": 480} for image in range(1, images + 1)],
+        "categories": [{"id": label, "name": str(label)} for label in range(1, classes + 1)],
+        "annotations": annotations,
+    }
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth.createIndex()
+    return truth, boxes
+
+
+def by_faster_coco_eval(truth: COCO, boxes: list[dict]) -> np.ndarray:
+    """The twelve figures."""
+    from faster_coco_eval import COCO as FasterCOCO
+    from faster_coco_eval import COCOeval_faster
+
+    known = FasterCOCO(truth.dataset)
+    evaluation = COCOeval_faster(known, known.loadRes([dict(box) for box in boxes]), "bbox")
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return np.asarray(evaluation.stats[:12])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_arguments(parser, rounds=3, warmup=0)
+    parser.add_argument("--images", type=int, default=5000, metavar="N")
+    parser.add_argument("--detections", type=int, default=100, metavar="N", help="per image (%(default)s)")
+    parser.add_argument("--classes", type=int, default=80, metavar="N")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    truth, boxes = generate(options.images, options.detections, options.classes)
+    figures: dict[str, np.ndarray] = {}
+
+    def call(name: str, evaluate: Callable[[], np.ndarray]) -> Callable[[], None]:
+        def keep() -> None:
+            figures[name] = evaluate()
+
+        return keep
+
+    calls = {
+        name: call(name, lambda name=name: evaluate_boxes(truth, boxes, backend=name).stats)
+        for name in BACKENDS
+        if importlib.util.find_spec(name) is not None
+    }
+    if importlib.util.find_spec("faster_coco_eval") is not None:
+        calls["faster-coco-eval"] = call("faster-coco-eval", lambda: by_faster_coco_eval(truth, boxes))
+    measured = run(
+        calls, rounds=options.rounds, warmup=options.warmup, baseline="pycocotools", clock=options.clock
+    )
+    official = figures["pycocotools"]
+    apart = {name: float(np.abs(found - official).max()) for name, found in figures.items()}
+    measured.report(
+        "coco_evaluation",
+        settings={"images": options.images, "predictions": len(boxes), "classes": options.classes},
+        json_file=options.json,
+        columns={"largest difference of 12 figures": {name: f"{value:.1e}" for name, value in apart.items()}},
+        further={"differences": apart, "stats": official.tolist()},
+    )
+
+
+if __name__ == "__main__":
+    main()
