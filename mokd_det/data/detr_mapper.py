@@ -11,7 +11,7 @@ from detectron2.data import transforms as T
 from detectron2.structures import Boxes, Instances
 
 from mokd_det.data.boxes import annotation_boxes
-from mokd_det.data.image_file import read_image_of
+from mokd_det.data.image_file import check_decoder, read_image_of
 from mokd_det.data.transforms import detr_test_augmentation, detr_train_augmentation
 
 __all__ = ["DetrDatasetMapper"]
@@ -25,17 +25,29 @@ class DetrDatasetMapper:
     dropped (a crop may remove all of them: the image then trains as background).
     """
 
-    def __init__(self, is_train: bool, augmentation: Sequence[T.Augmentation] | None = None) -> None:
+    def __init__(
+        self,
+        is_train: bool,
+        augmentation: Sequence[T.Augmentation] | None = None,
+        *,
+        decoder: str = "pil",
+    ) -> None:
         """
         Args:
             is_train: add ``instances`` to the output; without it annotations are ignored.
             augmentation: applied in order; None: ViDT's for COCO
                 (:func:`~mokd_det.data.detr_train_augmentation`,
                 :func:`~mokd_det.data.detr_test_augmentation`); an empty list: none.
+            decoder: of JPEG files, see :func:`~mokd_det.data.image_file.read_image`.
+
+        Raises:
+            ConfigError: an unknown decoder.
         """
+        check_decoder(decoder)
         if augmentation is None:
             augmentation = detr_train_augmentation() if is_train else detr_test_augmentation()
         self.is_train = is_train
+        self.decoder = decoder
         self.augmentation = T.AugmentationList(list(augmentation))
 
     def __call__(self, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -53,7 +65,7 @@ class DetrDatasetMapper:
                 says.
         """
         sample = {key: value for key, value in record.items() if key != "annotations"}
-        image = read_image_of(sample)
+        image = read_image_of(sample, self.decoder)
         annotations = record.get("annotations", ()) if self.is_train else ()
         annotations = [annotation for annotation in annotations if not annotation.get("iscrowd", 0)]
         aug_input = T.AugInput(image, boxes=annotation_boxes(annotations))

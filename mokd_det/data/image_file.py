@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import io
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import cv2
 import numpy as np
+import torch
+import torchvision
 from detectron2.data import detection_utils
 from detectron2.utils.file_io import PathManager
 from PIL import Image
 
-from mokd_det.errors import DatasetError
+from mokd_det.errors import ConfigError, DatasetError
 
-__all__ = ["image_size", "read_image", "read_image_of", "size_difference"]
+__all__ = ["DECODERS", "check_decoder", "image_size", "read_image", "read_image_of", "size_difference"]
 
 _EXIF_ORIENTATION = 0x0112
 _QUARTER_TURNS = (5, 6, 7, 8)
+_END_OF_JPEG = b"\xff\xd9"
 _DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 
 
-def read_image_of(record: Mapping[str, Any]) -> np.ndarray:
+def read_image_of(record: Mapping[str, Any], decoder: str = "pil") -> np.ndarray:
     """The image of a standard dict, with the size that the dict says, if it does.
+
+    Args:
+        record: with ``file_name``.
+        decoder: see :func:`read_image`.
 
     Returns:
         uint8 (H, W, 3), RGB.
@@ -29,7 +38,7 @@ def read_image_of(record: Mapping[str, Any]) -> np.ndarray:
         DatasetError: a file that is missing, cannot be decoded or has another size than the record says.
     """
     name = f"image {record['file_name']} (image id {record.get('image_id')})"
-    image = read_image(record["file_name"], name)
+    image = read_image(record["file_name"], name, decoder)
     height, width = image.shape[:2]
     difference = size_difference((width, height), (record.get("width", width), record.get("height", height)))
     if difference:
@@ -37,7 +46,16 @@ def read_image_of(record: Mapping[str, Any]) -> np.ndarray:
     return image
 
 
-def read_image(file_name: str, name: str) -> np.ndarray:
+def check_decoder(decoder: str) -> None:
+    """
+    Raises:
+        ConfigError: a name that is not of :data:`DECODERS`.
+    """
+    if decoder not in DECODERS:
+        raise ConfigError(f"decoder is {decoder!r}; it must be {', '.join(DECODERS)}")
+
+
+def read_image(file_name: str, name: str, decoder: str = "pil") -> np.ndarray:
     """An image file as Detectron2 reads it: grayscale, palette and CMYK become RGB, EXIF orientation applied.
 
     Pixels of more than 8 bits are refused: PIL would cut them off at 255, which leaves a white image.
@@ -45,6 +63,9 @@ def read_image(file_name: str, name: str) -> np.ndarray:
     Args:
         file_name: path.
         name: what messages call it.
+        decoder: of :data:`DECODERS`. Others than "pil" decode whole upright JPEG files in grey or RGB; what else there
+            is stays PIL's. All use libjpeg's arithmetic, but with the options of their builds, so that pixels can
+            differ between them by a step or two (they are equal in the pinned versions).
 
     Returns:
         uint8 (H, W, 3), RGB.
@@ -52,10 +73,14 @@ def read_image(file_name: str, name: str) -> np.ndarray:
     Raises:
         DatasetError: a file that is missing, cannot be decoded or has pixels of more than 8 bits.
     """
+    decode = DECODERS[decoder]
     try:
         with PathManager.open(file_name, "rb") as file:
-            image = Image.open(file)
+            content = None if decode is None else file.read()
+            image = Image.open(file if content is None else io.BytesIO(content))
             _check_depth(image, name)
+            if decode is not None and content is not None and _is_plain_jpeg(image, content):
+                return decode(content)
             upright = detection_utils._apply_exif_orientation(image)
             return detection_utils.convert_PIL_to_numpy(upright, "RGB")
     except DatasetError:
@@ -99,6 +124,37 @@ def size_difference(found: tuple[int, int], expected: tuple[int, int]) -> str:
         f"has height {found[1]} and width {found[0]}, but its annotation says height {expected[1]} and width "
         f"{expected[0]}"
     )
+
+
+def _is_plain_jpeg(image: Image.Image, content: bytes) -> bool:
+    """Whether nothing about a file needs PIL: no turn, no CMYK, not cut short, which others would fill up in grey."""
+    return (
+        image.format == "JPEG"
+        and image.mode in ("L", "RGB")
+        and image.getexif().get(_EXIF_ORIENTATION, 1) == 1
+        and _END_OF_JPEG in content[-1024:]
+    )
+
+
+def _by_opencv(content: bytes) -> np.ndarray:
+    decoded = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    if decoded is None:
+        raise ValueError("OpenCV cannot decode it")
+    return cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
+
+
+def _by_torchvision(content: bytes) -> np.ndarray:
+    encoded = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+    decoded = torchvision.io.decode_jpeg(encoded, mode=torchvision.io.ImageReadMode.RGB)
+    return np.ascontiguousarray(decoded.permute(1, 2, 0).numpy())
+
+
+DECODERS: dict[str, Callable[[bytes], np.ndarray] | None] = {
+    "pil": None,
+    "opencv": _by_opencv,
+    "torchvision": _by_torchvision,
+}
+"""What can decode a plain JPEG file: from its content to uint8 (H, W, 3), RGB; None: PIL."""
 
 
 def _check_depth(image: Image.Image, name: str) -> None:
