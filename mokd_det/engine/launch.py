@@ -18,14 +18,16 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
 from detectron2.utils import comm
+from torch.distributed.rendezvous import rendezvous
 
 from mokd_det.checkpoint.atomic_file import atomic_write
 from mokd_det.engine.termination import TrainingStopped
+from mokd_det.engine.torchrun import Place, place_of_this_process
 from mokd_det.errors import ConfigError, MoKDError
 
 __all__ = ["EXIT_BUG", "EXIT_STOPPED", "EXIT_USER_ERROR", "launch"]
@@ -59,6 +61,9 @@ def launch(
     are then ended, whatever they are doing; the first report is printed once; when this process disappears,
     so do its children. SIGTERM to this process is handed on to them.
 
+    Where torchrun (or another program that sets its variables, see :mod:`mokd_det.engine.torchrun`) has started the
+    processes, this one joins them as the rank that it is, and leaves their end to that program.
+
     Args:
         main: a function of an importable module.
         num_processes: on this machine.
@@ -75,10 +80,16 @@ def launch(
         anything else, with its traceback.
     """
     try:
-        _check(num_processes, num_machines, machine_rank, dist_url)
+        place = place_of_this_process()
+        if place is None:
+            _check(num_processes, num_machines, machine_rank, dist_url)
+        else:
+            _check_place(place, num_processes, num_machines)
     except ConfigError as error:
         _print_error(str(error))
         return EXIT_USER_ERROR
+    if place is not None and place.world_size > 1:
+        return _run_joined(main, place, args, timeout)
     if num_processes * num_machines > 1:
         return _launch_many(
             main, num_processes, num_machines, machine_rank, dist_url, args, timeout, grace_seconds
@@ -106,6 +117,57 @@ def _check(num_processes: int, num_machines: int, machine_rank: int, dist_url: s
         raise ConfigError("several machines need --dist-url, e.g. tcp://HOST:PORT of the first one")
     if torch.cuda.is_available() and num_processes > torch.cuda.device_count():
         raise ConfigError(f"--num-gpus {num_processes}, but this machine has {torch.cuda.device_count()}")
+
+
+def _check_place(place: Place, num_processes: int, num_machines: int) -> None:
+    machines = place.world_size // place.local_world_size
+    if num_processes not in (1, place.local_world_size) or num_machines not in (1, machines):
+        raise ConfigError(
+            f"--num-gpus {num_processes} --num-machines {num_machines}, but {place.world_size} processes, "
+            f"{place.local_world_size} on each machine, have been started already (RANK and WORLD_SIZE are set, as by "
+            "torchrun): leave both out"
+        )
+    if torch.cuda.is_available() and place.local_world_size > torch.cuda.device_count():
+        raise ConfigError(
+            f"{place.local_world_size} processes on this machine, but it has {torch.cuda.device_count()} GPUs"
+        )
+
+
+def _run_joined(main: Callable[..., Any], place: Place, args: Sequence[Any], timeout: timedelta) -> int:
+    """Run as one rank among processes that others have started, which also end them when one fails."""
+    store: dist.Store | None = None
+    try:
+        store = next(rendezvous("env://", timeout=timeout))[0]
+        _enter_group(place, store, timeout)
+        main(*args)
+        _leave_group()
+        return 0
+    except MoKDError as error:
+        if _is_first(store, "error"):
+            _print_error(str(error))
+        status = EXIT_USER_ERROR
+    except TrainingStopped as stop:
+        if _is_first(store, "stop"):
+            print(stop, file=sys.stderr, flush=True)
+        status = EXIT_STOPPED
+    except Exception:
+        failure = traceback.format_exc()
+        # When one rank fails, its partners often fail at the broken connection: the user's error is the cause.
+        time.sleep(1.0)
+        if _is_first(store, "error"):
+            print(f"rank {place.rank} failed:\n{failure}", file=sys.stderr, flush=True)
+        status = EXIT_BUG
+    _leave_at_once(status)
+
+
+def _is_first(store: dist.Store | None, what: str) -> bool:
+    """Whether no other rank has spoken of it; True as well where they can no longer be asked."""
+    if store is None:
+        return True
+    try:
+        return bool(store.add(f"mokd_det/{what}", 1) == 1)
+    except (RuntimeError, OSError):
+        return True
 
 
 def _launch_many(
@@ -285,23 +347,10 @@ def _worker(
     _die_with_parent()
     status = 0
     try:
-        on_gpu = torch.cuda.is_available()
-        if on_gpu:
-            torch.cuda.set_device(local_rank)
-        dist.init_process_group(
-            "nccl" if on_gpu else "gloo",
-            init_method=dist_url,
-            world_size=num_machines * num_processes,
-            rank=rank,
-            timeout=timeout,
-        )
-        comm.create_local_process_group(num_processes)
-        comm.synchronize()
+        place = Place(rank, num_machines * num_processes, local_rank, num_processes)
+        _enter_group(place, dist_url, timeout)
         main(*args)
-        comm.synchronize()
-        # torch 2.4 hangs where a data-parallel wrapper outlives its process group; trainer and hooks are a cycle.
-        gc.collect()
-        dist.destroy_process_group()
+        _leave_group()
     except MoKDError as error:
         _write_report(reports, rank, True, str(error))
         status = EXIT_USER_ERROR
@@ -312,10 +361,36 @@ def _worker(
         _write_report(reports, rank, False, traceback.format_exc())
         status = EXIT_BUG
     if status:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        # A normal exit would wait for threads of the process group, which wait for partners.
-        os._exit(status)
+        _leave_at_once(status)
+
+
+def _enter_group(place: Place, meeting: str | dist.Store, timeout: timedelta) -> None:
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.set_device(place.local_rank)
+    dist.init_process_group(
+        "nccl" if on_gpu else "gloo",
+        **({"init_method": meeting} if isinstance(meeting, str) else {"store": meeting}),
+        world_size=place.world_size,
+        rank=place.rank,
+        timeout=timeout,
+    )
+    comm.create_local_process_group(place.local_world_size)
+    comm.synchronize()
+
+
+def _leave_group() -> None:
+    comm.synchronize()
+    # torch 2.4 hangs where a data-parallel wrapper outlives its process group; trainer and hooks are a cycle.
+    gc.collect()
+    dist.destroy_process_group()
+
+
+def _leave_at_once(status: int) -> NoReturn:
+    """End this process: a normal exit would wait for threads of the process group, which wait for partners."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _die_with_parent() -> None:
