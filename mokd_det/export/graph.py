@@ -10,11 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from mokd_det.errors import ExportError
-from mokd_det.layers import KERNELS, MultiScaleDeformableAttention
+from mokd_det.layers import MultiScaleDeformableAttention
 from mokd_det.modeling import ViDT
 from mokd_det.modeling.postprocess import top_predictions
 
 __all__ = ["INPUTS", "OUTPUTS", "DetectorGraph", "TensorSpec", "example_inputs", "inference_graph"]
+
+
+EXPORTED_KERNELS = ("gather", "grid_sample")
+"""Kernels of deformable attention that are made of operations that a graph can hold."""
 
 
 @dataclass(frozen=True)
@@ -111,9 +115,9 @@ def inference_graph(model: nn.Module, deformable_attention: str = "grid_sample")
             "fixed; detectors with thresholds and suppression of overlaps return as many as they find in each image. "
             "Their weights can be written: give an OUTPUT that ends with .safetensors"
         )
-    if deformable_attention not in KERNELS:
+    if deformable_attention not in EXPORTED_KERNELS:
         raise ExportError(
-            f"unknown deformable attention {deformable_attention!r}; there are {', '.join(sorted(KERNELS))}"
+            f"unknown deformable attention {deformable_attention!r}; there are {', '.join(EXPORTED_KERNELS)}"
         )
     graph = DetectorGraph(copy.deepcopy(model)).cpu().float().eval().requires_grad_(False)
     graph.model.criterion = None

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .deformable_attention import register_kernel
+from .kernel_registry import register_kernel
 
 __all__ = ["gather_kernel"]
 

@@ -1,0 +1,102 @@
+"""Deformable attention by packages that may be there or not, in the form of :func:`register_kernel`.
+
+Each is a kernel under its name where its package is installed, and imported at its first call.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from mokd_det.errors import ConfigError
+
+from .kernel_registry import Kernel, register_kernel
+
+__all__ = ["PACKAGES", "msda_triton_kernel", "torch_ms_deform_attn_kernel", "triton_kernel"]
+
+PACKAGES: Mapping[str, str] = {
+    "triton": "triton",
+    "torch_ms_deform_attn": "torch-ms-deform-attn",
+    "msda_triton": "msda-triton",
+}
+"""Names of kernels, which are those of the modules that they import, and what to install for them."""
+
+
+def triton_kernel(
+    value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor
+) -> Tensor:
+    """Our own kernels for CUDA (``triton_kernel.py``).
+
+    Raises:
+        ConfigError: tensors that are not on CUDA.
+    """
+    from . import triton_kernel as kernels
+
+    if value.device.type != "cuda" and not kernels.INTERPRETED:
+        _refuse("triton", value.device)
+    return kernels.sample(value, shapes, locations, weights)
+
+
+def torch_ms_deform_attn_kernel(
+    value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor
+) -> Tensor:
+    """Deformable DETR's compiled operator, as torch-ms-deform-attn packages it."""
+    from torch_ms_deform_attn import ms_deform_attn
+
+    if not weights.numel():
+        # It refuses tensors without elements on CUDA.
+        nothing = value.sum() + locations.sum() + weights.sum()
+        return nothing * value.new_zeros(*weights.shape[:2], value.shape[2] * value.shape[3])
+    sizes, starts = _levels(tuple(shapes), value.device)
+    output: Tensor = ms_deform_attn(
+        value.contiguous(), sizes, starts, locations.contiguous(), weights.contiguous()
+    )
+    return output
+
+
+def msda_triton_kernel(
+    value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor
+) -> Tensor:
+    """Triton kernels of the package msda-triton.
+
+    Raises:
+        ConfigError: tensors that are not on CUDA, for which the package would change to another way silently.
+    """
+    from msda_triton import multiscale_deformable_attention
+
+    if value.device.type != "cuda":
+        _refuse("msda_triton", value.device)
+    sizes, _ = _levels(tuple(shapes), value.device)
+    output: Tensor = multiscale_deformable_attention(value, sizes, locations, weights, "zeros", False)
+    return output.flatten(2)
+
+
+def _refuse(name: str, device: torch.device) -> None:
+    raise ConfigError(
+        f'deformable attention kernel "{name}" needs tensors on CUDA, not on {device}; "auto" runs on every device'
+    )
+
+
+@functools.lru_cache(maxsize=1024)
+def _levels(shapes: tuple[tuple[int, int], ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """(H_l, W_l) and first cells, int64. Kept, because each copy to a GPU is a wait."""
+    starts, start = [], 0
+    for height, width in shapes:
+        starts.append(start)
+        start += height * width
+    with torch.inference_mode(False):  # an inference tensor could not be kept for a later backward
+        return torch.tensor(shapes, device=device), torch.tensor(starts, device=device)
+
+
+def _register(name: str, kernel: Kernel, *, half_precision: bool = False) -> None:
+    if importlib.util.find_spec(name) is not None:
+        register_kernel(name, half_precision=half_precision)(kernel)
+
+
+_register("triton", triton_kernel, half_precision=True)
+_register("torch_ms_deform_attn", torch_ms_deform_attn_kernel)
+_register("msda_triton", msda_triton_kernel)
