@@ -1,9 +1,15 @@
 """Building blocks without a notion of detection, of a teacher or of training."""
 
+from .attention import attend
 from .boxes import box_iou, cxcywh_to_xyxy, generalized_iou, inverse_sigmoid, xyxy_to_cxcywh
-from .deformable_attention import KERNELS, MultiScaleDeformableAttention, register_kernel
+from .deformable_attention import MultiScaleDeformableAttention
 from .det_attention import attend_det_tokens, det_attention_weights
+from .dropout import dropout
+from .feed_forward import feed_forward
+from .fused_kernel import fused_kernel
 from .gather_kernel import gather_kernel
+from .kernel_choice import choose_kernel
+from .kernel_registry import KERNELS, register_kernel
 from .mlp import MLP
 from .position_encoding import masked_sine_encoding
 from .reconfigured_attention import ReconfiguredAttention
@@ -17,10 +23,15 @@ __all__ = [
     "ReconfiguredAttention",
     "TapPoint",
     "TapSpec",
+    "attend",
     "attend_det_tokens",
     "box_iou",
+    "choose_kernel",
     "cxcywh_to_xyxy",
     "det_attention_weights",
+    "dropout",
+    "feed_forward",
+    "fused_kernel",
     "gather_kernel",
     "generalized_iou",
     "inverse_sigmoid",

@@ -6,13 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["attend_det_tokens", "det_attention_weights", "split_heads"]
+from .attention import attend
 
-
-def split_heads(x: Tensor, parts: int, num_heads: int) -> list[Tensor]:
-    """(B, N, parts·C) -> ``parts`` tensors (B, heads, N, C/heads)."""
-    batch, tokens, _ = x.shape
-    return list(x.view(batch, tokens, parts, num_heads, -1).permute(2, 0, 3, 1, 4))
+__all__ = ["attend_det_tokens", "det_attention_weights"]
 
 
 def attend_det_tokens(
@@ -29,12 +25,11 @@ def attend_det_tokens(
         padding_mask: (B, H, W) bool, True on image padding; such keys get -100.
     """
     query, key, value = _project(qkv, num_heads, det, patches)
-    bias = None
+    mask = None
     if patches is not None and padding_mask is not None:
         padded = F.pad(padding_mask.flatten(1), (0, det.shape[1]))  # no DET token is padding
-        bias = torch.zeros_like(padded, dtype=query.dtype).masked_fill(padded, -100.0)[:, None, None]
-    out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
-    return out.transpose(1, 2).flatten(2)
+        mask = torch.zeros_like(padded, dtype=query.dtype).masked_fill(padded, -100.0)[:, None, None]
+    return attend(query, key, value, mask=mask).flatten(2)
 
 
 def det_attention_weights(
@@ -49,7 +44,7 @@ def det_attention_weights(
         (B, heads, N, H·W + N): each row, of one DET token, adds up to 1 over the cells (row by row) and the DET tokens.
         A padded cell, whose share the model makes about e⁻¹⁰⁰, has exactly 0.
     """
-    query, key, _ = _project(qkv, num_heads, det, patches)
+    query, key = (x.transpose(1, 2) for x in _project(qkv, num_heads, det, patches)[:2])
     logits = query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5
     if padding_mask is not None:
         logits[..., : padding_mask[0].numel()].masked_fill_(
@@ -58,14 +53,20 @@ def det_attention_weights(
     return logits.softmax(-1)
 
 
+def _split_heads(x: Tensor, parts: int, num_heads: int) -> tuple[Tensor, ...]:
+    """(B, N, parts·C) -> ``parts`` tensors (B, N, heads, C/heads)."""
+    batch, tokens, _ = x.shape  # not unflatten, which would hold a trace to its sizes
+    return x.view(batch, tokens, parts, num_heads, -1).unbind(2)
+
+
 def _project(
     qkv: nn.Linear, num_heads: int, det: Tensor, patches: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries of the DET tokens; keys and values of the patches, if any, and the DET tokens: (B, heads, ·, C/heads)."""
-    query, key, value = split_heads(qkv(det), 3, num_heads)
+    """Queries of the DET tokens; keys and values of the patches, if any, and the DET tokens: (B, ·, heads, C/heads)."""
+    query, key, value = _split_heads(qkv(det), 3, num_heads)
     if patches is not None:
         dim = det.shape[-1]
         flat = F.linear(patches.flatten(1, 2), qkv.weight[dim:], qkv.bias[dim:])  # no queries needed
-        patch_key, patch_value = split_heads(flat, 2, num_heads)
-        key, value = torch.cat((patch_key, key), 2), torch.cat((patch_value, value), 2)
+        patch_key, patch_value = _split_heads(flat, 2, num_heads)
+        key, value = torch.cat((patch_key, key), 1), torch.cat((patch_value, value), 1)
     return query, key, value

@@ -76,7 +76,8 @@ class SetCriterion(nn.Module):
     @staticmethod
     def num_objects(targets: Targets, device: torch.device) -> Tensor:
         """Objects of the whole batch over all processes, divided by their number; at least 1."""
-        count = torch.tensor(float(sum(targets.counts)), device=device)
+        # filled on the device: a copy from the host would wait for it
+        count = torch.full((), float(sum(targets.counts)), device=device)
         if comm.get_world_size() > 1:
             torch.distributed.all_reduce(count)
         return (count / comm.get_world_size()).clamp(min=1)

@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mokd_det.layers import MLP, MultiScaleDeformableAttention, inverse_sigmoid
+from mokd_det.layers import MLP, MultiScaleDeformableAttention, attend, dropout, inverse_sigmoid
+
+from .activation_checkpointing import checkpointed
 
 __all__ = ["DecoderLayer", "DecoderOutput", "DeformableTransformer"]
 
@@ -30,6 +32,28 @@ class DecoderOutput:
     init_reference: Tensor
 
 
+class SelfAttention(nn.MultiheadAttention):
+    """Self-attention whose values carry no position."""
+
+    def forward(self, query: Tensor, value: Tensor) -> tuple[Tensor, None]:
+        """Attend.
+
+        Args:
+            query: keys as well, (B, N, d).
+            value: (B, N, d).
+
+        Returns:
+            (B, N, d), and None where the base class has weights.
+        """
+        batch, tokens, dim = query.shape
+        weight, bias = self.in_proj_weight, self.in_proj_bias
+        both = F.linear(query, weight[: 2 * dim], bias[: 2 * dim])
+        query, key = both.view(batch, tokens, 2, self.num_heads, -1).unbind(2)
+        value = F.linear(value, weight[2 * dim :], bias[2 * dim :]).view(batch, tokens, self.num_heads, -1)
+        out = attend(query, key, value, dropout=self.dropout if self.training else 0.0)
+        return self.out_proj(out.flatten(2)), None
+
+
 class DecoderLayer(nn.Module):
     """Self-attention among DET tokens, deformable attention to the levels, feed-forward; post-norm."""
 
@@ -42,11 +66,13 @@ class DecoderLayer(nn.Module):
         num_points: int,
         dropout: float,
         kernel: str,
+        activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        self.activation_checkpointing = activation_checkpointing
         self.cross_attn = MultiScaleDeformableAttention(embed_dim, num_heads, num_levels, num_points, kernel)
         self.norm1 = nn.LayerNorm(embed_dim)
-        self.self_attn = nn.MultiheadAttention(embed_dim, num_heads, dropout=dropout, batch_first=True)
+        self.self_attn = SelfAttention(embed_dim, num_heads, dropout=dropout, batch_first=True)
         self.norm2 = nn.LayerNorm(embed_dim)
         self.linear1 = nn.Linear(embed_dim, ffn_dim)
         self.linear2 = nn.Linear(ffn_dim, embed_dim)
@@ -54,7 +80,7 @@ class DecoderLayer(nn.Module):
         self.dropout = dropout
 
     def _drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout, self.training)
+        return dropout(x, self.dropout, self.training)
 
     def forward(
         self,
@@ -66,11 +92,21 @@ class DecoderLayer(nn.Module):
         padding_mask: Tensor | None,
     ) -> Tensor:
         """(B, N, d) tokens -> (B, N, d); ``reference`` (B, N, levels, 4), ``memory`` (B, S, d)."""
-        query = tokens + pos
-        update = self.self_attn(query, query, tokens, need_weights=False)[0]
-        tokens = self.norm2(
-            tokens + self._drop(update)
-        )  # the published names number the norms the other way round
+        inputs = (tokens, pos, reference, memory, shapes, padding_mask)
+        return checkpointed(self.activation_checkpointing, self._update, *inputs)
+
+    def _update(
+        self,
+        tokens: Tensor,
+        pos: Tensor,
+        reference: Tensor,
+        memory: Tensor,
+        shapes: Sequence[tuple[int, int]],
+        padding_mask: Tensor | None,
+    ) -> Tensor:
+        update = self.self_attn(tokens + pos, tokens)[0]
+        # the published names number the norms the other way round
+        tokens = self.norm2(tokens + self._drop(update))
         update = self.cross_attn(tokens + pos, reference, memory, shapes, padding_mask)
         tokens = self.norm1(tokens + self._drop(update))
         update = self.linear2(self._drop(F.relu(self.linear1(tokens))))
@@ -97,7 +133,8 @@ class DeformableTransformer(nn.Module):
         reference_init: "learned" (ViDT: a linear layer of the query position alone) or "grid" (the same plus one free
             point per query that starts on a regular grid, so that a short training need not spread the queries first).
         token_classes: outputs of ViDT+'s auxiliary patch-token classifier, classes + 1; None: no such head.
-        kernel: deformable attention kernel.
+        kernel: deformable attention kernel; "auto": the fastest that works on the device.
+        activation_checkpointing: keep the layers' inputs only and run the layers again in the backward.
     """
 
     def __init__(
@@ -113,7 +150,8 @@ class DeformableTransformer(nn.Module):
         num_queries: int | None = None,
         reference_init: str = "learned",
         token_classes: int | None = None,
-        kernel: str = "grid_sample",
+        kernel: str = "auto",
+        activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.embed_dim, self.num_layers, self.num_levels = embed_dim, num_layers, num_levels
@@ -121,7 +159,16 @@ class DeformableTransformer(nn.Module):
         self.level_embed = nn.Parameter(torch.randn(num_levels, embed_dim), requires_grad=False)
         self.decoder = _Decoder(
             [
-                DecoderLayer(embed_dim, num_heads, ffn_dim, num_levels, num_points, dropout, kernel)
+                DecoderLayer(
+                    embed_dim,
+                    num_heads,
+                    ffn_dim,
+                    num_levels,
+                    num_points,
+                    dropout,
+                    kernel,
+                    activation_checkpointing,
+                )
                 for _ in range(num_layers)
             ]
         )

@@ -41,7 +41,9 @@ class Targets:
         slots = [i * longest + j for i, count in enumerate(self.counts) for j in range(count)]
         index = torch.tensor(slots, dtype=torch.int64).to(self.labels.device, non_blocking=True)
         labels = self.labels.new_zeros(batch * longest).index_copy(0, index, self.labels)
-        whole = self.boxes.new_tensor([0.5, 0.5, 1.0, 1.0]).expand(batch * longest, 4)
+        # filled on the device: a copy from the host would wait for it
+        whole = self.boxes.new_full((batch * longest, 4), 0.5)
+        whole[:, 2:] = 1.0
         boxes = whole.index_copy(0, index, self.boxes)
         return labels.view(batch, longest), boxes.view(batch, longest, 4)
 

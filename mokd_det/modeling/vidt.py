@@ -165,8 +165,9 @@ class ViDT(nn.Module):
         shapes = [tuple(m.shape[-2:]) for m in maps]
         # float32 whatever the model's type: they are ratios of counts, rounded so by the published model
         ratios = torch.stack([_valid_ratio(mask) for mask in masks], 1).to(memory.dtype)
+        padding = torch.cat([m.flatten(1) for m in masks], 1)
         decoded = self.transformer(
-            tokens, pos, memory, shapes, torch.cat([m.flatten(1) for m in masks], 1), ratios, self.bbox_embed
+            tokens, pos, memory, shapes, padding if _may_pad(padding) else None, ratios, self.bbox_embed
         )
         states = self.taps["head"](decoded.states)
         logits = torch.stack([head(state) for head, state in zip(self.class_embed, states)])
@@ -261,7 +262,7 @@ class ViDT(nn.Module):
         scores, labels, boxes = top_predictions(
             output.logits[-1].float(),
             output.boxes[-1].float(),
-            torch.tensor(sizes, device=self.device),
+            torch.tensor(sizes).to(self.device, non_blocking=True),
             self.topk,
         )
         results = []
@@ -270,6 +271,13 @@ class ViDT(nn.Module):
             instances.pred_boxes, instances.scores, instances.pred_classes = Boxes(box), score, label
             results.append({"instances": instances})
         return results
+
+
+def _may_pad(mask: Tensor) -> bool:
+    """False where a mask is known to be empty: a look at it, which a CPU alone gives away for nothing."""
+    if mask.device.type != "cpu" or torch.jit.is_tracing() or torch.compiler.is_compiling():
+        return True
+    return bool(mask.any())
 
 
 def _valid_ratio(mask: Tensor) -> Tensor:

@@ -57,7 +57,10 @@ def _run(variant: str, name: str, precision: str) -> Run:
         model.get_submodule(path).register_forward_hook(lambda _module, _inputs, out: store(out))
 
     def joined(prefix: str):
-        return lambda out: tensors.__setitem__(prefix, torch.cat([out[0].flatten(1, 2), out[1]], 1))
+        # DET tokens that do not depend on the image come once
+        return lambda out: tensors.__setitem__(
+            prefix, torch.cat([out[0].flatten(1, 2), out[1].expand(len(out[0]), -1, -1)], 1)
+        )
 
     def backbone(out) -> None:
         tensors.update({f"backbone.patch.{i}": feature for i, feature in enumerate(out.patch_features)})

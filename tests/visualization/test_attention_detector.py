@@ -10,7 +10,6 @@ from torchvision.models.detection import ssdlite320_mobilenet_v3_large
 
 from mokd_det.errors import ConfigError
 from mokd_det.layers import KERNELS, attend_det_tokens, det_attention_weights
-from mokd_det.layers.det_attention import split_heads
 from mokd_det.modeling import EPFF, InputProjection, TorchvisionDetector
 from mokd_det.modeling.backbone.base import DetBackbone, DetFeatures
 from mokd_det.visualization.attention_detector import record_detector_attention
@@ -47,7 +46,7 @@ def test_the_weights_are_those_of_the_attention(masked):
     weights = det_attention_weights(qkv, 3, det, patches, mask)
     assert weights.shape == (2, 3, 5, 3 * 4 + 5)
     values = torch.cat((patches.flatten(1, 2), det), 1)
-    value = split_heads(qkv(values), 3, 3)[2]
+    value = qkv(values).unflatten(-1, (3, 3, -1))[:, :, 2].transpose(1, 2)
     rebuilt = (weights @ value).transpose(1, 2).flatten(2)
     expected = attend_det_tokens(qkv, 3, det, patches, mask)
     torch.testing.assert_close(rebuilt, expected, rtol=0, atol=1e-12)
@@ -83,16 +82,17 @@ def test_a_map_lies_on_its_original_image(vidt, unequal_batch):
 @pytest.mark.parametrize(("neck", "strides"), [(InputProjection, (8, 16, 32, 64)), (EPFF, (64, 32, 16, 8))])
 def test_sampling_points_are_those_that_the_layers_read(vidt, unequal_batch, monkeypatch, neck, strides):
     used = []
-    kernel = KERNELS["grid_sample"]
+    kernel = KERNELS["fused"]
 
     def spy(value, shapes, locations, weights):
         used.append((shapes, locations.clone(), weights.clone()))
         return kernel(value, shapes, locations, weights)
 
-    monkeypatch.setitem(KERNELS, "grid_sample", spy)
+    monkeypatch.setitem(KERNELS, "fused", spy)
     model = vidt(neck=neck)
     # fresh layers read the same points with equal weights everywhere
     for layer in model.transformer.decoder.layers:
+        layer.cross_attn.kernel = "fused"
         nn.init.normal_(layer.cross_attn.sampling_offsets.weight, std=0.1)
         nn.init.normal_(layer.cross_attn.attention_weights.weight, std=0.3)
     found = record_detector_attention(model, unequal_batch)
@@ -178,7 +178,7 @@ def test_a_timm_backbone_shows_its_last_stage(timm_vidt, unequal_batch):
     det, det_pos, patches, _ = inputs[0]
     with torch.no_grad():
         tokens = torch.cat((patches.flatten(1, 2), block.norm1(det) + block.det_pos_linear(det_pos)), 1)
-        value = split_heads(block.qkv(tokens), 3, block.num_heads)[2]
+        value = block.qkv(tokens).unflatten(-1, (3, block.num_heads, -1))[:, :, 2].transpose(1, 2)
     rebuilt = (weights.float() @ value).transpose(1, 2).flatten(2)
     torch.testing.assert_close(rebuilt, before_projection[0], rtol=0, atol=1e-5)
     outside = found[0].cross[-1].maps()[0] == 0.0

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mokd_det.layers import ReconfiguredAttention, masked_sine_encoding
+from mokd_det.layers import ReconfiguredAttention, feed_forward, masked_sine_encoding
+from mokd_det.modeling.activation_checkpointing import checkpointed
 
 from .base import DetBackbone, DetFeatures, register_backbone, resize_mask
 
@@ -75,7 +76,7 @@ class FeedForward(nn.Module):
         self.fc1, self.fc2 = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        return feed_forward(x, self.fc1, self.fc2)
 
 
 class PatchMerging(nn.Module):
@@ -90,11 +91,12 @@ class PatchMerging(nn.Module):
 
     def merge_patches(self, patches: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, ceil(H/2), ceil(W/2), out_dim)."""
-        height, width = patches.shape[1:3]
+        batch, height, width, channels = patches.shape
         if torch.jit.is_tracing() or height % 2 or width % 2:
             patches = F.pad(patches, (0, 0, 0, width % 2, 0, height % 2))
-        corners = [patches[:, row::2, col::2] for row, col in ((0, 0), (1, 0), (0, 1), (1, 1))]
-        return self.reduction(self.norm(torch.cat(corners, -1)))
+        # (B, rows, row of the pair, columns, column of the pair, C), the column in front of the row: one copy
+        pairs = patches.reshape(batch, (height + 1) // 2, 2, (width + 1) // 2, 2, channels)
+        return self.reduction(self.norm(pairs.permute(0, 1, 3, 4, 2, 5).flatten(3)))
 
     def widen_det(self, det: Tensor) -> Tensor:
         """(B, N, C) -> (B, N, out_dim)."""
@@ -113,9 +115,11 @@ class Block(nn.Module):
         shift: int,
         mlp_ratio: float,
         drop_path: float,
+        activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.shift, self.drop_path = shift, drop_path
+        self.activation_checkpointing = activation_checkpointing
         self.norm1 = nn.LayerNorm(dim)
         self.attn = ReconfiguredAttention(dim, num_heads, window_size)
         self.norm2 = nn.LayerNorm(dim)
@@ -138,7 +142,21 @@ class Block(nn.Module):
         patch_pos: Tensor | None,
         padding_mask: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """Update (B, H, W, C) patches and (B, N, C) DET tokens; see :class:`ReconfiguredAttention` for the rest."""
+        """Update (B, H, W, C) patches and (B or 1, N, C) DET tokens; see :class:`ReconfiguredAttention` for the rest.
+
+        DET tokens that are the same for all images come once and leave so, unless stochastic depth sets them apart.
+        """
+        inputs = (patches, det, det_pos, patch_pos, padding_mask)
+        return checkpointed(self.activation_checkpointing, self._update, *inputs)
+
+    def _update(
+        self,
+        patches: Tensor,
+        det: Tensor,
+        det_pos: Tensor,
+        patch_pos: Tensor | None,
+        padding_mask: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
         # The position enters q, k and v but not the residual (reference: ViDT's code).
         update = self.attn(
             self.norm1(patches),
@@ -174,6 +192,7 @@ class SwinRAM(DetBackbone):
         drop_path: stochastic depth of the last block; it grows linearly from 0.
         num_det_tokens: N.
         pos_channels: width of the DET position embedding; also the width of the stride-64 level.
+        activation_checkpointing: keep the blocks' inputs only and run the blocks again in the backward.
         stem: "patch" (ViDT) or "conv" (three convolutions with BatchNorm, for small data sets).
     """
 
@@ -191,6 +210,7 @@ class SwinRAM(DetBackbone):
         num_det_tokens: int = 100,
         pos_channels: int = 256,
         stem: str = "patch",
+        activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         if len(depths) != 4 or len(num_heads) != 4:
@@ -220,6 +240,7 @@ class SwinRAM(DetBackbone):
                     (j % 2) * (window_size // 2),
                     mlp_ratio,
                     rates.pop(0),
+                    activation_checkpointing,
                 )
                 for j in range(depth)
             ]
@@ -235,7 +256,8 @@ class SwinRAM(DetBackbone):
         # (Eighths, but at least one cell; in arithmetic, because of a max() a trace would keep one argument.)
         coarse = tuple(side // 8 + 1 // (side // 8 + 1) for side in patches.shape[1:3])
         padding_mask = resize_mask(padding_mask, coarse)
-        det = self.det_token.expand(images.shape[0], -1, -1)
+        # Nothing that the tokens meet before the last stage depends on the image: until then one set serves all.
+        det = self.det_token
         features: list[Tensor] = []
         for i, stage in enumerate(self.layers):
             patch_pos = None
@@ -244,6 +266,7 @@ class SwinRAM(DetBackbone):
                 if torch.jit.is_tracing() or size != coarse:
                     padding_mask = resize_mask(padding_mask, size)
                 patch_pos = masked_sine_encoding(padding_mask, patches.shape[-1])
+                det = det.expand(patches.shape[0], -1, -1)
             for block in stage.blocks:
                 patches, det = block(patches, det, self.det_pos_embed, patch_pos, padding_mask)
             if i > 0:

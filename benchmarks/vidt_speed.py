@@ -1,0 +1,254 @@
+#!/usr/bin/env python
+"""A training step of ViDT, plainly written and as the package computes it, in one process and in turn.
+
+    python benchmarks/vidt_speed.py --clock cpu
+    python benchmarks/vidt_speed.py --clock cpu --size 512 640 --batch 1
+    python benchmarks/vidt_speed.py --clock cpu --only backbone
+    python benchmarks/vidt_speed.py --memory
+
+A step is forward, losses with matching, backward, gradient clipping and AdamW; random weights, images and eight objects
+for each. The yardstick is plain_vidt.py with an AdamW that goes from tensor to tensor. The matrix products, counted by
+PyTorch and timed alone at the speed of a large one, are the floor below which no other formulation gets.
+
+``--memory`` measures activation checkpointing instead: for each setting, in a process of its own, by how much the
+resident set grows over what weights and optimiser need (peak of a step), and the step's time over the plain setting's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from detectron2.config import instantiate
+from detectron2.structures import Boxes, Instances
+from harness import add_arguments, heading, run, table
+from memory import reset_peak, resident_peak
+from plain_vidt import plain_vidt
+from torch.utils.flop_counter import FlopCounterMode
+
+from mokd_det.engine import load_config
+from mokd_det.engine.optimizer import get_vidt_param_groups, with_fast_kernel
+from mokd_det.modeling import ViDT
+
+CONFIGS = Path(__file__).parents[1] / "configs" / "COCO"
+CHECKPOINTED = {
+    "nothing": (False, False),
+    "decoder": (False, True),
+    "backbone": (True, False),
+    "backbone and decoder": (True, True),
+}
+"""What activation checkpointing covers: of the backbone's blocks, of the decoder's layers."""
+
+
+def build(variant: str, checkpointed: str = "nothing") -> ViDT:
+    """A variant of configs/COCO with random weights, in training mode."""
+    cfg = load_config(str(CONFIGS / f"vidt_{variant}.py"), [])
+    backbone, decoder = CHECKPOINTED[checkpointed]
+    cfg.model.backbone.activation_checkpointing = backbone
+    cfg.model.transformer.activation_checkpointing = decoder
+    torch.manual_seed(0)
+    return instantiate(cfg.model).train()
+
+
+def inputs(batch: int, height: int, width: int) -> list[dict]:
+    """Random images of eight objects."""
+    generator = torch.Generator().manual_seed(0)
+    items = []
+    for index in range(batch):
+        low = torch.rand(8, 2, generator=generator) * 0.6
+        size = 0.03 + 0.3 * torch.rand(8, 2, generator=generator)
+        instances = Instances((height, width))
+        scale = torch.tensor([width, height, width, height])
+        instances.gt_boxes = Boxes(torch.cat((low, low + size), 1) * scale)
+        instances.gt_classes = torch.randint(0, 80, (8,), generator=generator)
+        image = torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
+        items.append({"image": image, "instances": instances, "image_id": index})
+    return items
+
+
+def training_step(model: ViDT, batch: list[dict], optimizer: torch.optim.Optimizer) -> Callable[[], None]:
+    """What the training loop does for one batch, without data, logs and checks."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+    def step() -> None:
+        optimizer.zero_grad()
+        sum(model(batch).values()).backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 0.1)
+        optimizer.step()
+
+    return step
+
+
+def parts(model: ViDT, batch: list[dict]) -> dict[str, Callable[[], None]]:
+    """Forward and backward of the backbone, of neck and decoder, and of criterion and matcher, each alone."""
+    images, padding = model.preprocess(batch)
+    with torch.no_grad():
+        features = model.backbone(images, padding)
+        output = model.forward_tensors(images, padding)
+    targets = model.targets(batch, tuple(images.shape[-2:]))
+    backbone = model.backbone
+    fixed = _Fixed(features)
+
+    def run_backbone() -> None:
+        found = backbone(images, padding)
+        (sum(level.sum() for level in found.patch_features) + found.det_tokens.sum()).backward()
+
+    def run_rest() -> None:
+        model.backbone = fixed
+        try:
+            found = model.forward_tensors(images, padding)
+        finally:
+            model.backbone = backbone
+        (found.logits.sum() + found.boxes.sum()).backward()
+
+    def run_criterion() -> None:
+        logits, boxes = (x.clone().requires_grad_() for x in (output.logits, output.boxes))
+        sum(model.criterion(logits, boxes, targets).values()).backward()
+
+    return {"backbone": run_backbone, "neck and decoder": run_rest, "criterion": run_criterion}
+
+
+class _Fixed(torch.nn.Module):
+    """A backbone that has its output already; gradients reach it, as they would the real one."""
+
+    def __init__(self, features: object) -> None:
+        super().__init__()
+        self.features = features
+
+    def forward(self, *_: torch.Tensor) -> object:
+        maps = [level.detach().requires_grad_() for level in self.features.patch_features]
+        det, pos = (x.detach().requires_grad_() for x in (self.features.det_tokens, self.features.det_pos))
+        return type(self.features)(maps, det, pos)
+
+
+def products(model: ViDT, batch: list[dict]) -> float:
+    """GFLOP of the matrix products of forward and backward."""
+    with FlopCounterMode(display=False) as counter:
+        sum(model(batch).values()).backward()
+    model.zero_grad()
+    return counter.get_total_flops() / 1e9
+
+
+def product_speed() -> float:
+    """GFLOP per CPU second of a large matrix product, the best of ten."""
+    a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
+    best = float("inf")
+    for _ in range(10):
+        start = time.process_time()
+        a @ b
+        best = min(best, time.process_time() - start)
+    return 2 * 1024**3 / best / 1e9
+
+
+def compare(args: argparse.Namespace) -> None:
+    """Plain against ours."""
+    batch = inputs(args.batch, *args.size)
+    ours = build(args.model)
+    plain = plain_vidt(ours)
+    both = {"plain": plain, "ours": ours}
+    calls: dict[str, Callable[[], object]] = {}
+    for name, model in both.items():
+        if args.only == "step":
+            optimizer = torch.optim.AdamW(get_vidt_param_groups(model), lr=1e-5, foreach=False)
+            if name == "ours":
+                optimizer = with_fast_kernel(torch.optim.AdamW(get_vidt_param_groups(model), lr=1e-5))
+            calls[name] = training_step(model, batch, optimizer)
+        else:
+            calls[name] = parts(model, batch)[args.only]
+    measured = run(calls, rounds=args.rounds, warmup=args.warmup, baseline="plain", clock=args.clock)
+    settings = {
+        "model": args.model,
+        "batch": args.batch,
+        "height": args.size[0],
+        "width": args.size[1],
+        "measured": args.only,
+    }
+    speedup = measured.derived(lambda seconds: seconds["plain"] / seconds["ours"])
+    further = {"speedup": speedup.as_dict()}
+    if args.only == "step":
+        counts, speed = {name: products(model, batch) for name, model in both.items()}, product_speed()
+        further |= {"gflop": counts, "gflop_per_second": speed}
+    measured.report("vidt_speed", settings=settings, json_file=args.json, further=further)
+    print(
+        f"\nours is {speedup.median:.2f} ({speedup.smallest:.2f} to {speedup.largest:.2f}) times as fast as plain"
+    )
+    if args.only == "step":
+        for name, count in counts.items():
+            print(
+                f"matrix products of {name}: {count:.1f} GFLOP, at least {count / speed:.3f} s at the "
+                f"{speed:.0f} GFLOP/s of a large one"
+            )
+
+
+def one_setting(args: argparse.Namespace) -> None:
+    """Peak growth and time of steps under one setting of activation checkpointing, as JSON on stdout."""
+    model, batch = build(args.model, args.setting), inputs(args.batch, *args.size)
+    step = training_step(model, batch, with_fast_kernel(torch.optim.AdamW(model.parameters(), lr=1e-5)))
+    small = training_step(
+        model, inputs(1, 32, 32), with_fast_kernel(torch.optim.AdamW(model.parameters(), lr=1e-5))
+    )
+    small()  # gradients and libraries are there before the measured step
+    reset_peak()
+    before, seconds = resident_peak(), []
+    for _ in range(args.warmup + args.rounds):
+        start = time.process_time()
+        step()
+        seconds.append(time.process_time() - start)
+    kept = sorted(seconds[args.warmup :])
+    print(json.dumps({"bytes": resident_peak() - before, "seconds": kept[len(kept) // 2]}))
+
+
+def memory(args: argparse.Namespace) -> None:
+    """A table of all settings, a process for each."""
+    rows, plain = [], None
+    for name in CHECKPOINTED:
+        command = [sys.executable, __file__, *sys.argv[1:], "--setting", name]
+        found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        plain = plain or found
+        rows.append(
+            {
+                "activation checkpointing of": name,
+                "peak MB of a step": f"{found['bytes'] / 1e6:.0f}",
+                "of nothing's": f"{found['bytes'] / plain['bytes']:.2f}",
+                "CPU s": f"{found['seconds']:.2f}",
+                "over nothing's": f"{found['seconds'] / plain['seconds']:.2f}",
+            }
+        )
+    print(heading({"model": args.model, "batch": args.batch, "size": tuple(args.size)}) + "\n")
+    print(table(rows))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="nano", choices=("nano", "tiny", "small", "base"))
+    parser.add_argument("--size", type=int, nargs=2, default=(256, 256), metavar=("H", "W"))
+    parser.add_argument("--batch", type=int, default=2, metavar="N", help="images per step (%(default)s)")
+    parser.add_argument(
+        "--only",
+        default="step",
+        choices=("step", "backbone", "neck and decoder", "criterion"),
+        help="a whole step, or forward and backward of a part of the model (%(default)s)",
+    )
+    parser.add_argument("--memory", action="store_true", help="measure activation checkpointing instead")
+    parser.add_argument("--setting", choices=CHECKPOINTED, help=argparse.SUPPRESS)
+    add_arguments(parser)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    if args.setting:
+        one_setting(args)
+    elif args.memory:
+        memory(args)
+    else:
+        compare(args)
+
+
+if __name__ == "__main__":
+    main()
