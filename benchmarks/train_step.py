@@ -1,37 +1,44 @@
 #!/usr/bin/env python
-"""Seconds of a plain student step, a teacher forward and a MoKD step, and MoKD's ratio to the first two together.
+"""Seconds of a plain student step, a teacher forward and a MoKD step, MoKD's ratio to the first two together, and where
+a MoKD step's time goes.
 
     python benchmarks/train_step.py
     python benchmarks/train_step.py --size 512 --batch 4 --config mokd_vidt_tiny_from_small
-    python benchmarks/train_step.py --size 224 --batch 8 --config mokd_deit_tiny
+    python benchmarks/train_step.py --size 224 --batch 8 --config mokd_deit_tiny --flops
 
-All three run in one process, in turn, through the trainer and the configs that train_net.py uses; random images and
-weights. Figures are medians over the rounds, ratios medians of the rounds' ratios. ``update_every=10`` is the mean
-over a cycle: one step with the second forward and nine without.
+All run in one process, in turn (harness.py), through the trainer and the configs that train_net.py uses; random images
+and weights, so loading data costs nothing here. ``update_every=10`` is the mean over a cycle: one step with the second
+forward and nine without. The parts are called by themselves, on what a step gives them; "the rest" is what they leave
+of the MoKD step. ``--flops`` counts the multiply-adds of student and teacher (F_s, F_t): a backward pass has twice
+those of its forward, so (3 F_s + F_t + F_s) / (3 F_s + F_t) is the least that a step with a second forward can cost.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
-import statistics
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from detectron2.config import LazyCall as L
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
-from machine import describe
+from harness import Spread, add_arguments, run, table
 from omegaconf import OmegaConf
+from torch import Tensor, nn
 
 from mokd_det.classification import ClassificationBatch
+from mokd_det.distillation.taps import TapValue
 from mokd_det.engine import load_config
 from mokd_det.engine.build import build_trainer
+from mokd_det.engine.loss_monitor import LossMonitor
 from mokd_det.engine.train_settings import TrainSettings
 from mokd_det.engine.trainer import MoKDTrainer
+from mokd_det.evaluation.flop_count import count_flops
+from mokd_det.layers.tap_point import FeatureMap
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 CLASSES = 1000
@@ -117,15 +124,118 @@ def teacher_forward(trained: MoKDTrainer, images: object, amp: bool) -> None:
         trained.module.prepare_batch(images)
 
 
-def seconds(call: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
-    """Time of a call; on CUDA until the device has finished."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    start = clock()
-    call()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return clock() - start
+class Parts:
+    """The parts of a MoKD step as calls by themselves, on one batch."""
+
+    def __init__(self, trained: MoKDTrainer, images: Any) -> None:
+        self.trained, self.model = trained, trained.module
+        with trained.autocast():
+            self.batch = self.model.prepare_batch(images)
+        self.forward = trained._forward(self.batch, 0, LossMonitor(0))
+        with trained.autocast(), self._without_method() as self.student_taps:
+            self.model(self.batch)
+
+    @contextmanager
+    def _without_method(self) -> Iterator[dict[str, TapValue]]:
+        """The model without the method's losses; yields the student's taps of the latest forward, cut off from it."""
+        taken: dict[str, TapValue] = {}
+
+        def keep(student: Mapping[str, TapValue], *_: Any) -> dict[str, Tensor]:
+            taken.update({name: _cut_off(value) for name, value in student.items()})
+            return {}
+
+        method, self.model.method.forward = self.model.method.forward, keep
+        try:
+            yield taken
+        finally:
+            self.model.method.forward = method
+
+    def calls(self) -> dict[str, Callable[[], object]]:
+        """Name → what it does."""
+        return {
+            "student forward": self.student,
+            "student forward and backward": lambda: self.student().backward(),
+            "method forward": self.method,
+            "method forward and backward": lambda: self.method().backward(),
+            "check, clip, optimiser": self.optimise,
+            "retraction": self.model.after_step,
+            "second forward": self.again,
+        }
+
+    def student(self) -> Tensor:
+        """The student's losses, matching included."""
+        with self.trained.autocast(), self._without_method():
+            return torch.stack(list(self.model(self.batch).values())).sum()
+
+    def method(self) -> Tensor:
+        """The method's losses (MoKD: the subspace heads)."""
+        with self.trained.autocast():
+            return torch.stack(
+                list(self.model.method(self.student_taps, self.batch.teacher_taps).values())
+            ).sum()
+
+    def optimise(self) -> None:
+        """What follows the backward pass, with gradients of any kind."""
+        for parameter in self.trained._trained_parameters():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        self.trained._watch_gradients(LossMonitor(0))
+        if self.trained._clip is not None:
+            nn.utils.clip_grad_norm_(self.trained._trained_parameters(), **self.trained._clip)
+        self.trained.optimizer.step()
+
+    @torch.no_grad()
+    def again(self) -> Tensor:
+        """The forward that the amortised update takes after the step."""
+        return self.forward()
+
+
+def _cut_off(value: TapValue) -> TapValue:
+    if isinstance(value, list):
+        return [
+            FeatureMap(level.tensor.detach().requires_grad_(), level.padding_mask, level.stride)
+            for level in value
+        ]
+    return value.detach().requires_grad_()
+
+
+def shares(figure: Callable[[Callable[[Mapping[str, float]], float]], Spread]) -> list[dict[str, str]]:
+    """The split of a MoKD step as rows of a table."""
+    parts: dict[str, Callable[[Mapping[str, float]], float]] = {
+        "teacher forward": lambda s: s["teacher forward"],
+        "student forward": lambda s: s["student forward"],
+        "student backward": lambda s: s["student forward and backward"] - s["student forward"],
+        "subspace heads, forward": lambda s: s["method forward"],
+        "subspace heads, backward": lambda s: s["method forward and backward"] - s["method forward"],
+        "check, clip, optimiser": lambda s: s["check, clip, optimiser"],
+        "retraction": lambda s: s["retraction"],
+        "second forward": lambda s: s["second forward"],
+    }
+    rest = lambda s: s["MoKD step"] - sum(part(s) for part in parts.values())  # noqa: E731
+    rows = []
+    for name, part in {**parts, "the rest": rest}.items():
+        rows.append(
+            {
+                "part": name,
+                "s": f"{figure(part).median:.4f}",
+                "of the MoKD step": f"{figure(lambda s, part=part: part(s) / s['MoKD step']).median:.1%}",
+                "of the student step": f"{figure(lambda s, part=part: part(s) / s['student step']).median:.1%}",
+            }
+        )
+    return rows
+
+
+def flops(trained: MoKDTrainer, images: Any) -> tuple[float, float]:
+    """Multiply-adds of one image's forward, student's and teacher's, in evaluation."""
+    counted = []
+    model = trained.module
+    for part in (model.student, model.teacher):
+        training = part.training
+        given = images.images[:1] if isinstance(images, ClassificationBatch) else images[:1]
+        network = part.network if isinstance(images, ClassificationBatch) else part
+        counted.append(count_flops(network.eval(), (given,)).total / 1e9)
+        part.train(training)
+    return counted[0], counted[1]
 
 
 def main() -> None:
@@ -137,21 +247,12 @@ def main() -> None:
     )
     parser.add_argument("--size", type=int, default=256, help="side of the square images in pixels")
     parser.add_argument("--batch", type=int, default=2, help="images per step")
-    parser.add_argument("--rounds", type=int, default=7, help="measured rounds")
-    parser.add_argument("--warmup", type=int, default=2, help="rounds before them")
-    parser.add_argument(
-        "--threads",
-        type=int,
-        default=1,
-        help="CPU threads; more than one collapses when other work runs beside",
-    )
     parser.add_argument("--amp", action="store_true", help="mixed precision (bfloat16)")
+    parser.add_argument("--flops", action="store_true", help="count multiply-adds and give the bound by them")
     parser.add_argument(
-        "--cpu-time",
-        action="store_true",
-        help="count the process's CPU seconds instead of the clock's: for a CPU that does other work (--threads 1)",
+        "overrides", nargs="*", help="KEY=VALUE of the distillation config, such as model.method.n=256"
     )
-    parser.add_argument("--json", type=Path, help="append the result to this file, one JSON object per line")
+    add_arguments(parser)
     args = parser.parse_args()
     logging.getLogger("detectron2").setLevel(logging.ERROR)
     torch.set_num_threads(args.threads)
@@ -160,57 +261,60 @@ def main() -> None:
     precision = [f"train.amp.enabled={args.amp}"]
     name, overrides = alone_config(args.config)
     alone = trainer(name, args.size, args.batch, [*overrides, *precision])
-    mokd = trainer(args.config, args.size, args.batch, precision)
+    mokd = trainer(args.config, args.size, args.batch, [*precision, *args.overrides])
     images = next(iter(mokd.data_loader))
-    calls: dict[str, Callable[[], object]] = {
-        "student step": lambda: step(alone),
-        "teacher forward": lambda: teacher_forward(mokd, images, args.amp),
-        "MoKD step": lambda: step(mokd, update_every=1),
-        "MoKD step without update": lambda: step(mokd, update_every=1_000_000),
-    }
-    rounds: list[dict[str, float]] = []
-    for index in range(args.warmup + args.rounds):
-        clock = time.process_time if args.cpu_time else time.perf_counter
-        times = {name: seconds(call, clock) for name, call in calls.items()}
-        print(
-            f"round {index + 1 - args.warmup:2d}: " + ", ".join(f"{n} {t:.3f} s" for n, t in times.items()),
-            flush=True,
-        )
-        if index >= args.warmup:
-            rounds.append(times)
-
-    machine = describe()
-    print("\n" + ", ".join(f"{key} {value}" for key, value in machine.items()))
-    print(
-        f"{args.config}, {args.batch} x 3 x {args.size} x {args.size}, medians of {args.rounds} rounds"
-        f"{' of CPU seconds' if args.cpu_time else ''}\n"
+    step(mokd)
+    measured = run(
+        {
+            "student step": lambda: step(alone),
+            "teacher forward": lambda: teacher_forward(mokd, images, args.amp),
+            "MoKD step": lambda: step(mokd, update_every=1),
+            "MoKD step without update": lambda: step(mokd, update_every=1_000_000),
+            **Parts(mokd, images).calls(),
+        },
+        rounds=args.rounds,
+        warmup=args.warmup,
+        clock=args.clock,
     )
-    print("| | seconds | images per second |\n|---|---|---|")
-    for name in calls:
-        median = statistics.median(r[name] for r in rounds)
-        print(f"| {name} | {median:.3f} | {args.batch / median:.2f} |")
     ratios = {
-        "update_every=1": [r["MoKD step"] / (r["student step"] + r["teacher forward"]) for r in rounds],
-        "update_every=10": [
-            (r["MoKD step"] + 9 * r["MoKD step without update"])
+        "update_every=1 (the paper's setting)": lambda s: (
+            s["MoKD step"] / (s["student step"] + s["teacher forward"])
+        ),
+        "update_every=10": lambda s: (
+            (s["MoKD step"] + 9 * s["MoKD step without update"])
             / 10
-            / (r["student step"] + r["teacher forward"])
-            for r in rounds
-        ],
+            / (s["student step"] + s["teacher forward"])
+        ),
+        "the same plus a bare student forward": lambda s: (
+            1 + s["student forward"] / (s["student step"] + s["teacher forward"])
+        ),
     }
-    print("\n| MoKD / (student + teacher) | median | min | max |\n|---|---|---|---|")
-    for name, values in ratios.items():
-        print(f"| {name} | {statistics.median(values):.2f} | {min(values):.2f} | {max(values):.2f} |")
-    if args.json:
-        with args.json.open("a") as file:
-            record = {
-                "benchmark": "train_step",
-                **vars(args),
-                "json": None,
-                "machine": machine,
-                "rounds": rounds,
-            }
-            file.write(json.dumps(record) + "\n")
+    further: dict[str, Any] = {name: measured.derived(ratio).as_dict() for name, ratio in ratios.items()}
+    rows = [
+        {"MoKD / (student + teacher)": name, **{key: f"{value:.3f}" for key, value in further[name].items()}}
+        for name in ratios
+    ]
+    if args.flops:
+        student, teacher = flops(mokd, images)
+        further["multiply-adds"] = {"student": student, "teacher": teacher}
+        bound = student / (3 * student + teacher)
+        for name, every in (("bound by multiply-adds, update_every=1", 1), ("the same, update_every=10", 10)):
+            text = f"{1 + bound / every:.3f}"
+            rows.append({"MoKD / (student + teacher)": name, "median": text, "min": "", "max": ""})
+    measured.report(
+        "train_step",
+        settings={
+            "config": " ".join([args.config, *args.overrides]),
+            "batch": f"{args.batch} x 3 x {args.size} x {args.size}",
+            "amp": args.amp,
+        },
+        json_file=args.json,
+        further=further,
+    )
+    print("\n" + table(rows))
+    print("\n" + table(shares(measured.derived)))
+    if args.flops:
+        print(f"\n10⁹ multiply-adds per image: student {student:.2f}, teacher {teacher:.2f}")
 
 
 if __name__ == "__main__":

@@ -79,8 +79,10 @@ def normalize(rows: Tensor, how: Norm, weights: Tensor | None = None, eps: float
     raise ValueError(f"norm is one of {', '.join(get_args(Norm))}, not {how!r}")
 
 
-def smooth_l1(prediction: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Smooth L1 (β = 1), the mean over channels and rows of (R, C)."""
+def smooth_l1(prediction: Tensor, target: Tensor | None, weights: Tensor | None = None) -> Tensor:
+    """Smooth L1 (β = 1), the mean over channels and rows of (R, C); ``target`` None: of the differences themselves."""
+    if target is None:
+        target = prediction.new_zeros(()).expand_as(prediction)
     if weights is None:
         return F.smooth_l1_loss(prediction, target)
     return weighted_mean(F.smooth_l1_loss(prediction, target, reduction="none").mean(1), weights)

@@ -1,8 +1,9 @@
 """Matrices with orthonormal columns, kept so by a QR retraction after every optimiser step.
 
 The Stiefel manifold St(n, k) holds the n × k matrices with PᵀP = I. P is a plain parameter: the optimiser
-moves it off the manifold, :func:`retract_` puts it back (P ← Q·diag(sign(diag R)) of P = QR). A
-parametrisation would instead rebuild P in every forward pass, at 10 to 100 times the cost for tall matrices.
+moves it off the manifold, :func:`retract_` puts it back: P ← Q of P = QR, R with a positive diagonal (a bare QR may
+flip any column from one step to the next). A parametrisation would instead rebuild P in every forward pass, at 10 to
+2,000 times the cost for tall matrices.
 """
 
 from __future__ import annotations
@@ -13,38 +14,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mokd_det.distillation.cholesky_qr import householder_qr, orthonormal_factor
 from mokd_det.distillation.precision import autocast_off, full_precision
 
-__all__ = ["StiefelLinear", "qr_orthonormal", "retract_"]
-
-
-def qr_orthonormal(matrices: Tensor) -> Tensor:
-    """The Q factors of (..., n, k) matrices, n ≥ k, in the decomposition whose R has a positive diagonal.
-
-    The sign rule makes the factor unique, hence a continuous function of the matrix; a bare QR may flip any
-    column from one step to the next.
-    """
-    q, r = torch.linalg.qr(matrices)
-    diagonal = r.diagonal(dim1=-2, dim2=-1)
-    return q * torch.where(diagonal < 0, -1, 1).to(q.dtype).unsqueeze(-2)
+__all__ = ["StiefelLinear", "retract_"]
 
 
 @torch.no_grad()
 def retract_(weights: Iterable[Tensor]) -> None:
     """Put matrices back on the Stiefel manifold, in place.
 
-    A wide (m, k) matrix, m < k, gets orthonormal rows. Equal shapes share one batched QR, in float32 at
-    least, with autocast off; the result depends on nothing but the matrices, so ranks that hold equal ones
-    stay equal.
+    A wide (m, k) matrix, m < k, gets orthonormal rows. The factorisation
+    (:func:`~mokd_det.distillation.cholesky_qr.orthonormal_factor`) is in float32 at least, with autocast off. On an
+    accelerator equal shapes share one batched call, and nothing waits for it; on a CPU a matrix alone is faster. The
+    result depends on nothing but the matrices, so ranks that hold equal ones stay equal.
     """
     groups: dict[tuple[object, ...], list[Tensor]] = {}
     for weight in weights:
-        groups.setdefault((weight.shape, weight.dtype, weight.device), []).append(weight)
+        alone = id(weight) if weight.device.type == "cpu" else None
+        groups.setdefault((alone, weight.shape, weight.dtype, weight.device), []).append(weight)
     for group in groups.values():
         wide = group[0].shape[0] < group[0].shape[1]
         with autocast_off(group[0].device):
-            stack = full_precision(torch.stack([w.detach() for w in group]))
-            q = qr_orthonormal(stack.mT).mT if wide else qr_orthonormal(stack)
+            detached = [full_precision(w.detach()) for w in group]
+            stack = torch.stack(detached) if len(group) > 1 else detached[0]
+            q = orthonormal_factor(stack.mT).mT if wide else orthonormal_factor(stack)
+            q = q if len(group) > 1 else q[None]
         for weight, value in zip(group, q, strict=True):
             weight.copy_(value)
 
@@ -66,7 +61,8 @@ class StiefelLinear(nn.Module):
         self.in_features = in_features
         self.out_features = out_features
         weight = torch.randn(out_features, in_features)
-        retract_([weight])
+        wide = out_features < in_features
+        weight = (householder_qr(weight.mT).mT if wide else householder_qr(weight)).contiguous()
         if trainable:
             self.weight = nn.Parameter(weight)
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mokd_det.distillation.precision import autocast_off, full_precision
@@ -132,19 +133,36 @@ class SubspaceHead(nn.Module):
             weights: (R,), 0 for the rows that the moments of a standardisation leave out.
         """
         with autocast_off(student.device):
-            target = normalize(full_precision(teacher.detach()), self.norm, weights, self.eps)
-            target = self.teacher_projection(target)
-            rows = full_precision(student)
-            if self.student_norm == "before":
-                rows = normalize(rows, "standardize", weights, self.eps)
-            rows = self.student_projection(rows)
+            target = self.teacher_projection(self._normalized(teacher, weights))
+            return self._project_student(student, weights), target
+
+    def _normalized(self, teacher: Tensor, weights: Tensor | None) -> Tensor:
+        """norm(z_t), (R, n_t)."""
+        return normalize(full_precision(teacher.detach()), self.norm, weights, self.eps)
+
+    def _project_student(self, student: Tensor, weights: Tensor | None) -> Tensor:
+        """ẑ_s, (R, n)."""
+        rows = full_precision(student)
+        if self.student_norm == "before":
+            rows = normalize(rows, "standardize", weights, self.eps)
+        if isinstance(self.student_projection, StiefelLinear):
+            matrix = self.student_projection.weight
+            # D P has n · n_s numbers, D (P z) R · n: for many rows the first is cheaper, forward and backward.
             if self.metric is not None:
-                rows = rows * self.metric
-            if self.bias is not None:
-                rows = rows + self.bias
-            if self.student_norm == "after":
-                rows = normalize(rows, "standardize", weights, self.eps)
-        return rows, target
+                matrix = self.metric[:, None] * matrix
+            rows = F.linear(rows, matrix, self.bias)
+        if self.student_norm == "after":
+            rows = normalize(rows, "standardize", weights, self.eps)
+        return rows
+
+    def _difference(self, student: Tensor, target: Tensor, weights: Tensor | None) -> Tensor:
+        """ẑ_s − P_t z, (R, n), for normalised teacher rows z (R, n_t), without a matrix for either alone."""
+        rows = self._project_student(student, weights)
+        if not isinstance(self.teacher_projection, StiefelLinear):
+            return rows - target
+        # No backward reads ẑ_s once D, b and P are applied; that of its standardisation does.
+        add = torch.addmm if self.student_norm == "after" else Tensor.addmm_
+        return add(rows, target, self.teacher_projection.weight.mT, alpha=-1)
 
     def forward(self, student: Tensor, teacher: Tensor, weights: Tensor | None = None) -> Tensor:
         """Compare rows.
@@ -157,12 +175,15 @@ class SubspaceHead(nn.Module):
         Returns:
             The loss, a non-negative scalar in float32 at least.
         """
-        rows, target = self.project(student, teacher, weights)
-        if self.training:
-            self._target_sample = sample_rows(target, weights)
         with autocast_off(student.device):
-            compare = smooth_l1 if self.loss == "regression" else cosine_distance
-            return compare(rows, target, weights)
+            target = self._normalized(teacher, weights)
+            if self.training:
+                # P_t is an isometry: their rank is that of ẑ_t.
+                self._target_sample = sample_rows(target, weights)
+            if self.loss == "regression":
+                return smooth_l1(self._difference(student, target, weights), None, weights)
+            rows = self._project_student(student, weights)
+            return cosine_distance(rows, self.teacher_projection(target), weights)
 
     def diagnostics(self) -> dict[str, float]:
         """Numbers to log now and then (each waits for the device).

@@ -1,16 +1,20 @@
-"""Parameter groups for the optimiser."""
+"""Parameter groups for the optimiser, and its fastest kernel."""
 
 from __future__ import annotations
 
+import inspect
+import logging
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import torch
+from detectron2.utils.logger import log_first_n
 from torch import nn
 
 from mokd_det.errors import ConfigError
 
-__all__ = ["get_timm_param_groups", "get_vidt_param_groups", "vidt_param_group"]
+__all__ = ["get_timm_param_groups", "get_vidt_param_groups", "vidt_param_group", "with_fast_kernel"]
 
 GroupName = Literal["head", "backbone_decay", "backbone_no_decay"]
 
@@ -89,6 +93,77 @@ def get_timm_param_groups(
         undecayed = not decay_vectors and (parameter.ndim <= 1 or name.endswith(".bias") or name in listed)
         members[name] = "no_decay" if undecayed else "decay"
     return _groups(model, student, members, weight_decay, lr)
+
+
+def with_fast_kernel(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The same Adam or AdamW with one kernel for all tensors instead of a dozen for each.
+
+    The fused kernel where torch has one for the parameters' device and type, otherwise ``foreach`` (said once in the
+    log). It stays this run's when a checkpoint of another device or version is loaded. Any other optimiser, and one
+    whose ``fused`` or ``foreach`` is set, comes back as it is.
+
+    Args:
+        optimizer: freshly built, without state.
+    """
+    kind = type(optimizer)
+    if kind not in (torch.optim.Adam, torch.optim.AdamW):
+        return optimizer
+    chosen = ("fused", "foreach", "capturable", "differentiable")
+    if any(group[name] not in (None, False) for group in optimizer.param_groups for name in chosen) or any(
+        group[name] is False for group in optimizer.param_groups for name in ("fused", "foreach")
+    ):
+        return optimizer
+    accepted = inspect.signature(kind).parameters
+    options = {name: value for name, value in optimizer.defaults.items() if name in accepted}
+
+    def rebuilt(kernel: str) -> torch.optim.Optimizer:
+        groups = [{**group, kernel: True} for group in optimizer.param_groups]
+        made = kind(groups, **{**options, kernel: True})
+        made.register_load_state_dict_pre_hook(_keep_kernel)
+        if kernel == "fused":
+            made.register_step_pre_hook(_match_gradients)
+            made.register_load_state_dict_post_hook(_match_states)
+        return made
+
+    try:
+        return rebuilt("fused")
+    except RuntimeError as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        log_first_n(
+            logging.INFO,
+            f"{kind.__name__} has no fused kernel here ({reason}); it uses foreach",
+            name=__name__,
+        )
+        return rebuilt("foreach")
+
+
+def _keep_kernel(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """A state to be loaded, with the kernel that the optimiser has instead of the one it was saved with."""
+    own = {name: optimizer.defaults[name] for name in ("fused", "foreach")}
+    return {**state, "param_groups": [{**group, **own} for group in state["param_groups"]]}
+
+
+# The fused kernel pairs the numbers of parameter, gradient and moments by their place in memory; on a CPU it does not
+# look at the strides. Gradients that a balancer sets, and moments from a file, may have others than their parameter.
+
+
+@torch.no_grad()
+def _match_gradients(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """Give every gradient the strides of its parameter."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            gradient = parameter.grad
+            if gradient is not None and gradient.stride() != parameter.stride():
+                parameter.grad = torch.empty_like(parameter).copy_(gradient)
+
+
+@torch.no_grad()
+def _match_states(optimizer: torch.optim.Optimizer) -> None:
+    """Give every moment the strides of its parameter."""
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if value.shape == parameter.shape and value.stride() != parameter.stride():
+                state[name] = torch.empty_like(parameter).copy_(value)
 
 
 def _bare(model: nn.Module | None) -> tuple[nn.Module, nn.Module]:

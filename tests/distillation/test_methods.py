@@ -8,8 +8,9 @@ import dataclasses
 import pytest
 import torch
 
+from mokd_det.distillation.cholesky_qr import householder_qr
 from mokd_det.distillation.methods import Method, MoKD, NoDistillation, ProjectorMatching, TokenMatching, VkD
-from mokd_det.distillation.stiefel import StiefelLinear, qr_orthonormal
+from mokd_det.distillation.stiefel import StiefelLinear
 from mokd_det.errors import ConfigError, IncompatibleModelsError
 from mokd_det.layers.tap_point import FeatureMap, TapSpec
 
@@ -45,7 +46,7 @@ def golden_projections(method: Method, wave) -> Method:
     with torch.no_grad():
         for index, key in enumerate(PAIRS):
             (layer,) = (m for n, m in layers.items() if n.split(".")[1] == key)
-            layer.weight.copy_(qr_orthonormal(wave((8, 8), 3.0 + 0.2 * index)))
+            layer.weight.copy_(householder_qr(wave((8, 8), 3.0 + 0.2 * index)))
     return method
 
 

@@ -8,7 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mokd_det.distillation.stiefel import StiefelLinear, qr_orthonormal, retract_
+from mokd_det.distillation.cholesky_qr import householder_qr
+from mokd_det.distillation.row_losses import cosine_distance, normalize, smooth_l1
+from mokd_det.distillation.stiefel import StiefelLinear, retract_
 from mokd_det.distillation.subspace import SubspaceHead, common_dimension
 from mokd_det.errors import ConfigError, IncompatibleModelsError
 
@@ -56,7 +58,7 @@ def test_the_setting_of_vkd_classification_reproduces_its_stored_loss(goldens, w
     teacher = wave(**stored["z_t"]).mean((2, 3))
     head = SubspaceHead(4, 7, 7, learn_teacher_subspace=False, metric=False, bias=False).double()
     with torch.no_grad():
-        head.student_projection.weight.copy_(qr_orthonormal(wave((7, 4), 2.2)))
+        head.student_projection.weight.copy_(householder_qr(wave((7, 4), 2.2)))
     assert head(student, teacher).item() == pytest.approx(stored["repr_smooth_l1"], abs=1e-10)
 
 
@@ -190,3 +192,47 @@ def test_bad_arguments_name_the_argument_and_what_would_be_right() -> None:
         SubspaceHead(6, 10, norm="batch")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"student_norm='both'.*'after'"):
         SubspaceHead(6, 10, student_norm="both")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"metric": False, "bias": False},
+        {"learn_teacher_subspace": False, "n": 10},
+        {"learn_teacher_subspace": False},
+        {"norm": "standardize", "student_norm": "before"},
+        {"norm": "standardize", "student_norm": "after"},
+        {"loss": "similarity"},
+    ],
+    ids=str,
+)
+def test_the_loss_is_that_of_the_projected_rows_step_by_step(rows, options, weighted) -> None:
+    student, teacher = (r.double() for r in rows)
+    weights = (torch.arange(30) % 3 > 0).double() if weighted else None
+    head = SubspaceHead(6, 10, **{"n": 20, **options}).double()
+    with torch.no_grad():
+        for parameter in (head.metric, head.bias):
+            if parameter is not None:
+                parameter.uniform_(-2, 2)
+    student.requires_grad_()
+    norm = "before" if options.get("student_norm") == "before" else "none"
+    z = normalize(student, "standardize", weights, head.eps) if norm == "before" else student
+    z = z @ head.student_projection.weight.mT
+    z = z if head.metric is None else z * head.metric
+    z = z if head.bias is None else z + head.bias
+    if options.get("student_norm") == "after":
+        z = normalize(z, "standardize", weights, head.eps)
+    target = normalize(teacher, head.norm, weights, head.eps)
+    if isinstance(head.teacher_projection, StiefelLinear):
+        target = target @ head.teacher_projection.weight.mT
+    torch.testing.assert_close(head.project(student, teacher, weights), (z, target))
+    expected = (smooth_l1 if head.loss == "regression" else cosine_distance)(z, target, weights)
+    loss = head(student, teacher, weights)
+    torch.testing.assert_close(loss, expected)
+    inputs = [student, *head.parameters()]
+    for found, wanted in zip(
+        torch.autograd.grad(loss, inputs), torch.autograd.grad(expected, inputs), strict=True
+    ):
+        torch.testing.assert_close(found, wanted)
