@@ -5,6 +5,7 @@ its traceback.
 """
 
 __all__ = [
+    "CacheError",
     "CheckpointError",
     "ConfigError",
     "DatasetError",
@@ -27,6 +28,10 @@ class ConfigError(MoKDError, ValueError):
 
 class DatasetError(MoKDError, ValueError):
     """A data set file, image, annotation or category that cannot be used."""
+
+
+class CacheError(MoKDError, RuntimeError):
+    """A teacher cache that was made for something else, or that cannot hold what it is asked to."""
 
 
 class CheckpointError(MoKDError, RuntimeError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +26,8 @@ class ClassificationBatch:
         names: what an error message calls each image, its file for instance.
         epoch: passes over the training set done so far, as a fraction.
         negatives: (B, N) int64, positions of images of other classes; None: the loader draws none.
+        view_keys: what each image shows (:func:`~mokd_det.data.view_key.view_key`); None: the loader augments without
+            end.
     """
 
     images: Tensor
@@ -34,6 +37,7 @@ class ClassificationBatch:
     names: Sequence[str]
     epoch: float = 0.0
     negatives: Tensor | None = None
+    view_keys: Sequence[Sequence[int]] | None = None
 
     def __len__(self) -> int:
         return self.images.shape[0]
@@ -46,6 +50,16 @@ class ClassificationBatch:
             if isinstance(value := getattr(self, field.name), Tensor)
         }
         return dataclasses.replace(self, **moved)
+
+    def select(self, positions: Sequence[int]) -> ClassificationBatch:
+        """The batch of these of its images alone."""
+        chosen = list(positions)
+        picked: dict[str, Any] = {
+            field.name: value[chosen] if isinstance(value, Tensor) else [value[i] for i in chosen]
+            for field in dataclasses.fields(self)
+            if field.name != "epoch" and (value := getattr(self, field.name)) is not None
+        }
+        return dataclasses.replace(self, **picked)
 
     def method_context(self) -> MethodContext:
         """What a distillation method may know of this batch."""

@@ -17,8 +17,9 @@ from mokd_det.classification.batch import ClassificationBatch
 from mokd_det.classification.dataset import ImageDataset
 from mokd_det.classification.mixing import LabelMixer
 from mokd_det.classification.negatives import NegativeSampler
-from mokd_det.data.sampling import EpochBatches, SampleKey, sample_rng
+from mokd_det.data.sampling import EpochBatches, SampleKey, augmentation_rng
 from mokd_det.data.stream import EndlessLoader, Failure, build_share_loader, or_failure
+from mokd_det.data.view_key import ViewKey, view_key
 from mokd_det.errors import ConfigError
 
 __all__ = [
@@ -67,6 +68,10 @@ class ClassificationTrainLoader(EndlessLoader[ClassificationBatch]):
         """K, which the model must have."""
         return self.dataset.num_classes
 
+    def fingerprint(self) -> str:
+        """A digest of which image is at which index."""
+        return self.dataset.fingerprint()
+
 
 def build_classification_train_loader(
     dataset: ImageDataset,
@@ -79,6 +84,7 @@ def build_classification_train_loader(
     label_smoothing: float = 0.0,
     repeated_augmentation: int = 1,
     negatives: int = 0,
+    views: int | None = None,
     rank: int | None = None,
     world_size: int | None = None,
 ) -> ClassificationTrainLoader:
@@ -96,6 +102,8 @@ def build_classification_train_loader(
         label_smoothing: ε of the targets.
         repeated_augmentation: copies of each image in an epoch, which lasts as long as without (DeiT's 3).
         negatives: positions of other-class images per image, for methods that contrast; 0: none.
+        views: augment each image in so many ways only, which take turns by epoch (repeated augmentation: by copy); the
+            batches then have ``view_keys``. None: augment anew in every epoch.
         rank: of this process; None: Detectron2's.
         world_size: number of processes; None: Detectron2's.
 
@@ -114,7 +122,13 @@ def build_classification_train_loader(
         rank=comm.get_rank() if rank is None else rank,
         world_size=comm.get_world_size() if world_size is None else world_size,
         repeats=repeated_augmentation,
+        views=views,
     )
+    if views is not None and mixup is not None:
+        raise ConfigError(
+            f"views={views} fixes how each image looks, but mixup blends it with others of its batch, which change; "
+            "use one of the two (mixup=None or views=None)"
+        )
     if negatives < 0:
         raise ConfigError(f"negatives={negatives}: must not be negative")
     return ClassificationTrainLoader(
@@ -156,6 +170,7 @@ class _Sample:
     name: str
     position: int
     negatives: np.ndarray | None
+    view_key: ViewKey | None
 
 
 class _Samples(Dataset[Any]):
@@ -171,7 +186,7 @@ class _Samples(Dataset[Any]):
     def __getitem__(self, index: int) -> _Sample | Failure:
         return or_failure(self._read, index)
 
-    def _read(self, index: int, position: int = 0, negatives: np.ndarray | None = None) -> _Sample:
+    def _read(self, index: int, key: SampleKey | None = None, negatives: np.ndarray | None = None) -> _Sample:
         name = self._dataset.image_name(index)
         image = self._transform(self._dataset.read(index))
         if (
@@ -186,7 +201,15 @@ class _Samples(Dataset[Any]):
             raise ConfigError(
                 f"the transform made {found} of {name}; the loader needs a normalised float tensor (3, H, W)"
             )
-        return _Sample(image, int(self._dataset.labels[index]), index, name, position, negatives)
+        return _Sample(
+            image,
+            label=int(self._dataset.labels[index]),
+            index=index,
+            name=name,
+            position=0 if key is None else key.position,
+            negatives=negatives,
+            view_key=None if key is None or key.view is None else view_key(key, image),
+        )
 
 
 class _TrainSamples(_Samples):
@@ -203,8 +226,8 @@ class _TrainSamples(_Samples):
         negatives = None
         if self._negatives is not None:
             negatives = self._negatives.draw(int(self._dataset.labels[key.record]), key.position)
-        with sample_rng(self._seed, key.position):
-            return or_failure(self._read, key.record, key.position, negatives)
+        with augmentation_rng(self._seed, key):
+            return or_failure(self._read, key.record, key, negatives)
 
 
 class _TrainCollate:
@@ -234,6 +257,7 @@ def _collate(
     if mixer is not None:
         images, targets = mixer(images, labels, samples[0].position)
     negatives = [sample.negatives for sample in samples if sample.negatives is not None]
+    view_keys = [sample.view_key for sample in samples if sample.view_key is not None]
     return ClassificationBatch(
         images=images,
         targets=targets,
@@ -242,4 +266,5 @@ def _collate(
         names=[sample.name for sample in samples],
         epoch=epoch,
         negatives=torch.from_numpy(np.stack(negatives)) if negatives else None,
+        view_keys=view_keys or None,
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 from detectron2.data.common import DatasetFromList
@@ -11,8 +13,9 @@ from detectron2.utils.serialize import PicklableWrapper
 from torch.utils.data import DataLoader, Dataset
 
 from mokd_det.data.catalog import has_boxes, load_dataset_dicts
-from mokd_det.data.sampling import EpochBatches, SampleKey, sample_rng
+from mokd_det.data.sampling import EpochBatches, SampleKey, augmentation_rng
 from mokd_det.data.stream import EndlessLoader, Failure, build_share_loader, or_failure
+from mokd_det.data.view_key import view_key
 from mokd_det.errors import DatasetError
 
 __all__ = ["TrainLoader", "build_test_loader", "build_train_loader"]
@@ -44,6 +47,16 @@ class TrainLoader(EndlessLoader[list[Record]]):
         """
         super().__init__(_TrainSamples(records, mapper, batches.seed), batches, num_workers)
 
+    def fingerprint(self) -> str:
+        """A digest of which image is at which index, by id, file name and size; where the files lie does not matter."""
+        digest = hashlib.blake2b(digest_size=16)
+        records = self._samples.records  # type: ignore[attr-defined]
+        for record in (records[index] for index in range(len(records))):
+            name = PurePath(record.get("file_name", "")).name
+            facts = (record.get("image_id"), name, record.get("height"), record.get("width"))
+            digest.update(f"{facts}\n".encode())
+        return digest.hexdigest()
+
 
 def build_train_loader(
     dataset: Records,
@@ -53,6 +66,7 @@ def build_train_loader(
     seed: int = 0,
     filter_empty: bool = False,
     *,
+    views: int | None = None,
     rank: int | None = None,
     world_size: int | None = None,
 ) -> TrainLoader:
@@ -65,6 +79,9 @@ def build_train_loader(
         num_workers: loading processes; no influence on the batches.
         seed: of order and augmentation, non-negative.
         filter_empty: leave out images without boxes.
+        views: augment each image in so many ways only, which take turns by epoch; each input then has a "view_key"
+            (:func:`~mokd_det.data.view_key.view_key`), by which a cache finds what it holds of it. None: augment
+            anew in every epoch.
         rank: of this process; None: Detectron2's.
         world_size: number of processes; None: Detectron2's.
 
@@ -73,7 +90,8 @@ def build_train_loader(
 
     Raises:
         DatasetError: data that cannot be used; while iterating also errors of the mapper, from workers too.
-        ConfigError: a batch size that does not fit the number of processes, a negative seed or worker count.
+        ConfigError: a batch size that does not fit the number of processes, a negative seed or worker count, or fewer
+            than 1 views.
     """
     records = _resolve(dataset, filter_empty)
     batches = EpochBatches(
@@ -82,6 +100,7 @@ def build_train_loader(
         seed=seed,
         rank=comm.get_rank() if rank is None else rank,
         world_size=comm.get_world_size() if world_size is None else world_size,
+        views=views,
     )
     return TrainLoader(records, mapper, batches, num_workers)
 
@@ -115,17 +134,17 @@ class _TestSamples(Dataset[Any]):
     def __init__(self, records: Sequence[Record], mapper: Mapper) -> None:
         # serialised into one buffer: forked workers share it, where lists of dicts would be copied by their
         # counters
-        self._records = DatasetFromList(list(records), copy=False, serialize=True)
+        self.records = DatasetFromList(list(records), copy=False, serialize=True)
         self._mapper = PicklableWrapper(mapper)
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self.records)
 
     def __getitem__(self, index: int) -> Record | Failure:
         return or_failure(self._map, index)
 
     def _map(self, index: int) -> Record:
-        record = self._records[index]
+        record = self.records[index]
         sample = self._mapper(record)
         if sample is None:
             raise DatasetError(
@@ -142,8 +161,11 @@ class _TrainSamples(_TestSamples):
         self._seed = seed
 
     def __getitem__(self, key: SampleKey) -> Record | Failure:  # type: ignore[override]
-        with sample_rng(self._seed, key.position):
-            return super().__getitem__(key.record)
+        with augmentation_rng(self._seed, key):
+            sample = super().__getitem__(key.record)
+        if key.view is None or isinstance(sample, Failure):
+            return sample
+        return or_failure(lambda: {**sample, "view_key": view_key(key, sample.get("image"))})
 
 
 def _resolve(dataset: Records, filter_empty: bool) -> list[Record]:

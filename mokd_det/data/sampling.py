@@ -19,12 +19,13 @@ from torch.utils.data import Sampler
 
 from mokd_det.errors import ConfigError, DatasetError
 
-__all__ = ["EpochBatches", "SampleKey", "batch_rng", "sample_rng"]
+__all__ = ["EpochBatches", "SampleKey", "augmentation_rng", "batch_rng", "sample_rng"]
 
 # Keep what is drawn for one purpose apart from what is drawn for another under the same user seed.
 _PERMUTATION_STREAM = 1
 _SAMPLE_STREAM = 2
 _BATCH_STREAM = 3
+_VIEW_STREAM = 4
 
 
 class SampleKey(NamedTuple):
@@ -33,10 +34,13 @@ class SampleKey(NamedTuple):
     Attributes:
         position: counts the samples of all ranks from the start of training; seeds the augmentation.
         record: index in the data set.
+        view: which of the record's fixed views is shown; with the record it seeds the augmentation instead. None: the
+            record is augmented anew wherever it is shown.
     """
 
     position: int
     record: int
+    view: int | None = None
 
 
 class EpochBatches(Sampler[list[SampleKey]]):
@@ -49,6 +53,9 @@ class EpochBatches(Sampler[list[SampleKey]]):
     With ``repeats`` R > 1 (repeated augmentation; Hoffer et al., CVPR 2020, in the form of DeiT) each record of
     the permutation stands there R times in a row, and the ranks take turns sample by sample, so that different
     ranks see differently augmented copies. An epoch stays as long as without: about one record in R is shown.
+
+    With ``views`` V a record is only ever augmented in V ways, which take turns: epoch e shows view e mod V (with
+    repeats: copy c of epoch e shows view (e R + c) mod V).
     """
 
     def __init__(
@@ -61,6 +68,7 @@ class EpochBatches(Sampler[list[SampleKey]]):
         world_size: int = 1,
         start: int = 0,
         repeats: int = 1,
+        views: int | None = None,
     ) -> None:
         """
         Args:
@@ -71,10 +79,11 @@ class EpochBatches(Sampler[list[SampleKey]]):
             world_size: number of processes.
             start: first batch of the iteration.
             repeats: copies of each record in an epoch.
+            views: V; None: no two augmentations of a record are alike.
 
         Raises:
             ConfigError: a batch size that is not a positive multiple of ``world_size``, a negative seed or
-                start, or fewer than 1 repeats.
+                start, or fewer than 1 repeats or views.
             DatasetError: fewer records than one batch needs.
         """
         if total_batch_size < 1 or total_batch_size % world_size:
@@ -88,6 +97,10 @@ class EpochBatches(Sampler[list[SampleKey]]):
             raise ConfigError(f"the first batch is {start}: must not be negative")
         if repeats < 1:
             raise ConfigError(f"repeats={repeats}: must be 1 or more")
+        if views is not None and views < 1:
+            raise ConfigError(
+                f"views={views}: must be 1 or more, or None for new augmentations in every epoch"
+            )
         if size < total_batch_size:
             raise DatasetError(
                 f"the data set has {size} images, fewer than one batch (total_batch_size={total_batch_size})"
@@ -101,6 +114,7 @@ class EpochBatches(Sampler[list[SampleKey]]):
         self.world_size = world_size
         self.start = start
         self.repeats = repeats
+        self.views = views
 
     def starting_at(self, batch: int) -> EpochBatches:
         """The same stream from another batch on."""
@@ -112,6 +126,7 @@ class EpochBatches(Sampler[list[SampleKey]]):
             world_size=self.world_size,
             start=batch,
             repeats=self.repeats,
+            views=self.views,
         )
 
     def epoch_at(self, position: int) -> float:
@@ -130,8 +145,16 @@ class EpochBatches(Sampler[list[SampleKey]]):
                 places = batch * self.total_batch_size + self._share
                 first = epoch * self.batches_per_epoch * self.total_batch_size
                 records = order[places // self.repeats]
-                yield list(map(SampleKey, (first + places).tolist(), records.tolist()))
+                yield list(
+                    map(SampleKey, (first + places).tolist(), records.tolist(), self._views_at(epoch, places))
+                )
             epoch, within = epoch + 1, 0
+
+    def _views_at(self, epoch: int, places: np.ndarray) -> list[int] | list[None]:
+        """The views of the samples at these places of an epoch."""
+        if self.views is None:
+            return [None] * len(places)
+        return ((epoch * self.repeats + places % self.repeats) % self.views).tolist()
 
     @property
     def _share(self) -> np.ndarray:
@@ -152,6 +175,18 @@ def sample_rng(seed: int, position: int) -> AbstractContextManager[None]:
     return _seeded_generators(_SAMPLE_STREAM, seed, position)
 
 
+def augmentation_rng(seed: int, key: SampleKey) -> AbstractContextManager[None]:
+    """The same for a sample of a loader: seeded by its position or, with views, by its record and view.
+
+    Args:
+        seed: of the run, non-negative.
+        key: of the sample.
+    """
+    if key.view is None:
+        return sample_rng(seed, key.position)
+    return _seeded_generators(_VIEW_STREAM, seed, key.record, key.view)
+
+
 def batch_rng(seed: int, position: int) -> AbstractContextManager[None]:
     """The same for what is drawn once for a rank's batch, apart from what its samples draw.
 
@@ -163,9 +198,9 @@ def batch_rng(seed: int, position: int) -> AbstractContextManager[None]:
 
 
 @contextmanager
-def _seeded_generators(stream: int, seed: int, position: int) -> Iterator[None]:
+def _seeded_generators(stream: int, seed: int, *place: int) -> Iterator[None]:
     python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    words = np.random.SeedSequence([stream, seed, position]).generate_state(6)
+    words = np.random.SeedSequence([stream, seed, *place]).generate_state(6)
     random.seed(int.from_bytes(words[:2].tobytes(), "little"))
     np.random.seed(words[2:4])
     # not torch.manual_seed: that would also reseed the accelerator's generators, which belong to the model

@@ -28,6 +28,7 @@ from mokd_det.distillation.methods import (
 from mokd_det.distillation.stiefel import StiefelLinear
 from mokd_det.distillation.subspace import SubspaceHead, common_dimension
 from mokd_det.distillation.taps import TapRecorder, TapSource, TapValue, tap_specs
+from mokd_det.distillation.teacher_cache import TeacherCache
 from mokd_det.distillation.token_matching import HungarianTokenMatching
 
 __all__ = [
@@ -59,6 +60,7 @@ __all__ = [
     "TapRecorder",
     "TapSource",
     "TapValue",
+    "TeacherCache",
     "TokenMatching",
     "USKD",
     "VkD",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -16,8 +16,10 @@ from mokd_det.checkpoint import load_into
 from mokd_det.distillation.context import MethodContext
 from mokd_det.distillation.map_alignment import align_maps, image_sizes
 from mokd_det.distillation.methods.base import Method
+from mokd_det.distillation.side_stream import SideStream, SideWork
 from mokd_det.distillation.subspace import require_choice
 from mokd_det.distillation.taps import TapRecorder, TapSource, TapValue, tap_specs
+from mokd_det.distillation.teacher_cache import TeacherCache
 from mokd_det.distillation.token_matching import (
     PREDICTION_TAPS,
     HungarianTokenMatching,
@@ -46,11 +48,13 @@ class DistillationBatch:
         teacher_taps: name → value of the teacher's tap, without a graph; empty until the student has run, for a
             method whose teacher sees what the student attends to (``teacher_after_student``).
         teacher_predictions: "logits" and "boxes" of the teacher's queries, where tokens are matched by them.
+        beside: the teacher's work on a CUDA stream of its own, which must be waited for; None: there is none.
     """
 
     inputs: Any
     teacher_taps: dict[str, TapValue] = field(default_factory=dict)
     teacher_predictions: dict[str, TapValue] = field(default_factory=dict)
+    beside: SideWork | None = None
 
 
 def _for_model(taps: Mapping[str, Any], who: str) -> dict[str, TapSource]:
@@ -94,6 +98,8 @@ class Distiller(nn.Module):
             costs of its own), the one that predicts the most similar object, whatever the numbers of queries.
         teacher_precision: of the teacher's forward: "as_student" (that of the training), "float32", or mixed
             "bfloat16" or "float16", whatever the student trains in. Its weights stay as they are.
+        teacher_cache: keeps what the teacher says about images that come back unchanged, which spares its forward.
+        teacher_stream: run the teacher on a CUDA stream of its own, beside the student's forward. No effect on a CPU.
         prediction_taps: where that matching finds "logits" (B, N, classes) and "boxes" (B, N, 4), spelled as
             ``taps`` are; None: as a ViDT offers them.
 
@@ -103,7 +109,8 @@ class Distiller(nn.Module):
     Raises:
         IncompatibleModelsError: a tap that one of the models lacks, or that cannot be compared.
         CheckpointError: the teacher's file is missing, unsafe or of another model.
-        ConfigError: a tap that is spelled wrongly, or no teacher for a method that needs one.
+        ConfigError: a tap that is spelled wrongly, no teacher for a method that needs one, or a cache or a stream for a
+            teacher that cannot have it.
     """
 
     def __init__(
@@ -117,6 +124,8 @@ class Distiller(nn.Module):
         token_matching: TokenMatchingChoice | HungarianTokenMatching = "index",
         prediction_taps: Mapping[str, str | Mapping[str, Any] | TapSource] | None = None,
         teacher_precision: TeacherPrecision = "as_student",
+        teacher_cache: TeacherCache | None = None,
+        teacher_stream: bool = False,
     ) -> None:
         super().__init__()
         require_choice("teacher_precision", teacher_precision, TeacherPrecision)
@@ -135,6 +144,13 @@ class Distiller(nn.Module):
             self._matching = None
         elif teacher is None:
             raise ConfigError(f"{type(method).__name__} needs a teacher, but teacher is None")
+        if teacher_cache is not None:
+            _check_cacheable(method, teacher)
+        if teacher_stream and method.teacher_after_student:
+            raise ConfigError(
+                f"teacher_stream=True runs the teacher beside the student, but with {type(method).__name__} it waits "
+                "for the student; use teacher_stream=False"
+            )
         if teacher is student:
             raise ConfigError("student and teacher are one and the same module; build two")
         self.student = student
@@ -147,6 +163,8 @@ class Distiller(nn.Module):
         self._teacher_predictions = _for_model(predictions, "teacher")
         # A tuple hides the teacher from nn.Module's bookkeeping of submodules.
         self._teacher = (teacher,)
+        self._cache = teacher_cache
+        self._side_stream = SideStream() if teacher_stream else None
         self._student_taps: list[Tensor] = []
         if teacher is not None:
             if teacher_checkpoint:
@@ -197,39 +215,115 @@ class Distiller(nn.Module):
     def prepare_batch(self, batched_inputs: Any) -> DistillationBatch:
         """Run the teacher, once for all forwards of this batch, after what the student's own ``prepare_batch`` does.
 
-        No graph is recorded, yet its values may enter the student's graph (learned teacher projections),
-        which tensors of ``torch.inference_mode`` could not.
+        It runs in inference mode; the taps are copied out of it, so that they may enter the student's graph (learned
+        teacher projections).
+
+        Raises:
+            CacheError: the teacher's cache cannot serve this batch.
         """
+        return self._prepare(batched_inputs, self._cache)
+
+    @torch.no_grad()
+    def _prepare(self, batched_inputs: Any, cache: TeacherCache | None) -> DistillationBatch:
         prepare = getattr(self.student, "prepare_batch", None)
         if prepare is not None:
             batched_inputs = prepare(batched_inputs)
+        batch = DistillationBatch(batched_inputs)
         if self.teacher is None or not self.method.needs_teacher or self.method.teacher_after_student:
-            return DistillationBatch(batched_inputs)
-        return self._with_teacher(DistillationBatch(batched_inputs), {})
+            return batch
+        if cache is not None and not cache.is_open:
+            self.open_teacher_cache()
+        if self._side_stream is None:
+            return self._with_teacher(batch, {}, cache)
+        with self._side_stream.work(self._device()) as work:
+            self._with_teacher(batch, {}, cache)
+        if work is None:
+            return batch
+        work.hand_over([*_tensors(batch.teacher_taps), *_tensors(batch.teacher_predictions)])
+        return replace(batch, beside=work)
 
     @torch.no_grad()
     def _with_teacher(
-        self, batch: DistillationBatch, student_taps: Mapping[str, TapValue]
+        self,
+        batch: DistillationBatch,
+        student_taps: Mapping[str, TapValue],
+        cache: TeacherCache | None = None,
     ) -> DistillationBatch:
         """The same batch with what the teacher says about it, which it keeps for its other forwards."""
+
+        def run(inputs: Any) -> dict[str, TapValue]:
+            return self._run_teacher(inputs, student_taps)
+
+        if cache is None:
+            said = run(batch.inputs)
+        else:
+            reference = next(self.student.parameters(), None)
+            dtype = (
+                torch.float32 if reference is None else torch.promote_types(reference.dtype, torch.float32)
+            )
+            said = cache.taps(batch.inputs, run, self._device(), dtype)
+        for name, value in said.items():
+            kind, _, tap = name.partition("/")
+            (batch.teacher_taps if kind == "taps" else batch.teacher_predictions)[tap] = value
+        return batch
+
+    def _run_teacher(self, inputs: Any, student_taps: Mapping[str, TapValue]) -> dict[str, TapValue]:
+        """One forward: "taps/<name>" and "predictions/<name>" → value."""
         teacher = self.teacher
         assert teacher is not None  # a method that needs none never comes here
         with (
+            torch.inference_mode(),
             self._teacher_autocast(),
             self.method.teacher_pass(teacher, student_taps),
             TapRecorder(teacher, self._teacher_sources) as taps,
             TapRecorder(teacher, self._teacher_predictions) as predictions,
         ):
-            teacher(batch.inputs)
-        batch.teacher_taps.update(taps.values)
-        batch.teacher_predictions.update(predictions.values)
-        return batch
+            teacher(inputs)
+        return {
+            f"{kind}/{name}": _copied(value)
+            for kind, recorder in (("taps", taps), ("predictions", predictions))
+            for name, value in recorder.values.items()
+        }
+
+    def _device(self) -> torch.device:
+        """The student's."""
+        reference = next(self.student.parameters(), None)
+        return torch.device("cpu") if reference is None else reference.device
+
+    @property
+    def has_teacher_cache(self) -> bool:
+        """Whether the training batches must say which views of which images they show."""
+        return self._cache is not None
+
+    def open_teacher_cache(self, facts: Mapping[str, str] | None = None) -> None:
+        """Take the teacher's cache into use, in the autocast context that the training has.
+
+        Args:
+            facts: what the images and the teacher come from, by which a cache made for something else is known; the
+                teacher's weights, precision and taps are added here. None: nothing besides.
+
+        Raises:
+            CacheError: the cache was made for something else.
+        """
+        assert self._cache is not None and self.teacher is not None  # callers ask has_teacher_cache
+        with self._teacher_autocast():
+            precision = _computing_precision(self._device().type, self.teacher)
+        own = {
+            "the teacher's class": type(self.teacher).__qualname__,
+            "the digest of the teacher's weights": str(self.teacher_digest()),
+            "the precision of the teacher's forward": precision,
+        }
+        for kind, sources in (
+            ("taps", self._teacher_sources),
+            ("prediction_taps", self._teacher_predictions),
+        ):
+            own.update({f"model.{kind}.{name}": str(source) for name, source in sources.items()})
+        self._cache.open({**(facts or {}), **own})
 
     def _teacher_autocast(self) -> AbstractContextManager[Any]:
         if self._teacher_precision == "as_student":
             return nullcontext()
-        reference = next(self.student.parameters(), None)
-        kind = "cpu" if reference is None else reference.device.type
+        kind = self._device().type
         if self._teacher_precision == "float32":
             return torch.autocast(kind, enabled=False)
         return torch.autocast(kind, dtype=getattr(torch, self._teacher_precision))
@@ -251,11 +345,16 @@ class Distiller(nn.Module):
         if not self.training:
             return self.student(batch.inputs if isinstance(batch, DistillationBatch) else batch)
         prepared = batch if isinstance(batch, DistillationBatch) else self.prepare_batch(batch)
-        with (
-            TapRecorder(self.student, self._student_sources) as recorder,
-            TapRecorder(self.student, self._student_predictions) as predictions,
-        ):
-            losses = self.student(prepared.inputs)
+        try:
+            with (
+                TapRecorder(self.student, self._student_sources) as recorder,
+                TapRecorder(self.student, self._student_predictions) as predictions,
+            ):
+                losses = self.student(prepared.inputs)
+        finally:
+            # Also if it failed: whoever looks for the reason reads the teacher's taps.
+            if prepared.beside is not None:
+                prepared.beside.wait()
         if not isinstance(losses, Mapping):
             raise IncompatibleModelsError(
                 f"the student ({type(self.student).__name__}) returned a {type(losses).__name__} in "
@@ -313,7 +412,8 @@ class Distiller(nn.Module):
         Args:
             batches: the loader's batches, every image once.
         """
-        prepared = (self.prepare_batch(batch) for batch in batches)
+        # Without the cache: these batches are no views that the training shows.
+        prepared = (self._prepare(batch, None) for batch in batches)
         if self.method.teacher_after_student:
             prepared = (self._with_teacher(batch, {}) for batch in prepared)
         self.method.prepare((batch.teacher_taps, _context(batch.inputs)) for batch in prepared)
@@ -333,8 +433,34 @@ class Distiller(nn.Module):
         return digest.hexdigest()
 
     def diagnostics(self) -> dict[str, float]:
-        """The method's numbers under ``distill/``, for a hook to log every so many iterations."""
-        return {f"distill/{name}": value for name, value in self.method.diagnostics().items()}
+        """The method's and the cache's numbers under ``distill/``, for a hook to log every so many iterations."""
+        numbers = self.method.diagnostics()
+        if self._cache is not None:
+            numbers = {**numbers, **self._cache.diagnostics()}
+        return {f"distill/{name}": value for name, value in numbers.items()}
+
+
+def _check_cacheable(method: Method, teacher: nn.Module | None) -> None:
+    name = type(method).__name__
+    if teacher is None or not method.needs_teacher:
+        raise ConfigError(f"model.teacher_cache is given, but {name} runs no teacher; remove it")
+    if method.teacher_after_student:
+        raise ConfigError(
+            f"model.teacher_cache cannot be used with {name}: its teacher sees what the student attends to, which "
+            "changes in every step; remove it"
+        )
+    if method.teacher_sees_batch:
+        raise ConfigError(
+            f"model.teacher_cache cannot be used with {name}: its teacher normalises by the batch, so what it says "
+            "about an image changes with the others; remove it, or the method's batch_statistics_teacher"
+        )
+
+
+def _computing_precision(kind: str, model: nn.Module) -> str:
+    """Type of a model's parameters and, if it is on, autocast's."""
+    parameters = sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters()})
+    autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+    return " ".join(parameters) + ("" if autocast is None else f", autocast {autocast}".replace("torch.", ""))
 
 
 def _context(inputs: Any) -> MethodContext:
@@ -342,8 +468,30 @@ def _context(inputs: Any) -> MethodContext:
     return MethodContext() if told is None else told()
 
 
+def _copied(value: TapValue) -> TapValue:
+    if not isinstance(value, list):
+        return value.clone()
+    return [
+        replace(
+            level,
+            tensor=level.tensor.clone(),
+            padding_mask=None if level.padding_mask is None else level.padding_mask.clone(),
+        )
+        for level in value
+    ]
+
+
 def _tensors_with_graph(taps: Mapping[str, TapValue]) -> list[Tensor]:
-    tensors = []
+    return [tensor for tensor in _tensors(taps) if tensor.requires_grad]
+
+
+def _tensors(taps: Mapping[str, TapValue]) -> list[Tensor]:
+    """All tensors of the taps, masks included."""
+    tensors: list[Tensor] = []
     for value in taps.values():
-        tensors += [level.tensor for level in value] if isinstance(value, list) else [value]
-    return [tensor for tensor in tensors if tensor.requires_grad]
+        if not isinstance(value, list):
+            tensors.append(value)
+            continue
+        for level in value:
+            tensors += [level.tensor] if level.padding_mask is None else [level.tensor, level.padding_mask]
+    return tensors

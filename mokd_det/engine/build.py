@@ -20,6 +20,7 @@ from torch import nn
 from mokd_det.balancing.base import Balancer
 from mokd_det.balancing.objectives import Objectives
 from mokd_det.checkpoint import export_student, load_into, write_file
+from mokd_det.engine.cache_facts import cache_facts
 from mokd_det.engine.checkpointing import AtomicCheckpointer
 from mokd_det.engine.ema import EMA_TASK_PREFIX, StudentEma
 from mokd_det.engine.gradient_conflict import GradientConflict
@@ -33,6 +34,7 @@ from mokd_det.engine.hooks import (
     SaveWhenStopping,
 )
 from mokd_det.engine.non_finite import BATCH_FOLDER, NonFinitePolicy
+from mokd_det.engine.optimizer import with_fast_kernel
 from mokd_det.engine.run_directory import drop_metrics_from, set_aside_previous_run
 from mokd_det.engine.setup import pick_device
 from mokd_det.engine.testing import evaluate, write_results
@@ -55,7 +57,7 @@ def build_trainer(cfg: DictConfig, settings: TrainSettings) -> MoKDTrainer:
     device = pick_device(settings.device)
     model = instantiate(cfg.model).to(device)
     cfg.optimizer.params.model = model
-    optimizer = instantiate(cfg.optimizer)
+    optimizer = with_fast_kernel(instantiate(cfg.optimizer))
     _make_plain(optimizer)
     # The configuration is kept and may be saved again; the model is no part of it.
     cfg.optimizer.params.model = None
@@ -67,7 +69,7 @@ def build_trainer(cfg: DictConfig, settings: TrainSettings) -> MoKDTrainer:
     _check_signs(model, balancer)
     loader = instantiate(cfg.dataloader.train)
     _check_classes(cfg, model, loader)
-    return MoKDTrainer(
+    trainer = MoKDTrainer(
         create_ddp_model(model, **ddp),
         loader,
         optimizer,
@@ -81,6 +83,23 @@ def build_trainer(cfg: DictConfig, settings: TrainSettings) -> MoKDTrainer:
             **dataclasses.asdict(settings.non_finite), directory=str(Path(settings.output_dir) / BATCH_FOLDER)
         ),
     )
+    _open_teacher_cache(cfg, trainer)
+    return trainer
+
+
+def _open_teacher_cache(cfg: DictConfig, trainer: MoKDTrainer) -> None:
+    """Let a teacher's cache show that it was made for this configuration, before anything is trained or moved."""
+    model: Any = trainer.module
+    if not getattr(model, "has_teacher_cache", False):
+        return
+    batches = getattr(trainer.data_loader, "batches", None)
+    if getattr(batches, "views", 1) is None:
+        raise ConfigError(
+            "model.teacher_cache needs images that come back unchanged: set dataloader.train.views=1 (without random "
+            "augmentation) or to the number of augmentations of an image"
+        )
+    with trainer.autocast():
+        model.open_teacher_cache(cache_facts(cfg, trainer.data_loader))
 
 
 def _check_signs(model: nn.Module, balancer: Balancer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -110,6 +111,10 @@ def replay_step(cfg: DictConfig, file: str) -> Replay:
         raise CheckpointError(f"'{file}' is no kept batch: it has no '{lacking[0]}'")
     settings = TrainSettings.from_config(OmegaConf.to_container(cfg.train, resolve=True))
     device = pick_device(settings.device)
+    if cfg.model.get("teacher_cache") is not None:
+        # The teacher itself says the same but for the cache's rounding, wherever the folder is by now.
+        cfg = copy.deepcopy(cfg)
+        cfg.model.teacher_cache = None
     model = instantiate(cfg.model).to(device)
     parts = {"method": model.method} if "method" in content else {}
     AtomicCheckpointer(getattr(model, "student", model), "", **parts).load(file)

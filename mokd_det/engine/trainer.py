@@ -91,7 +91,8 @@ class MoKDTrainer(SimpleTrainer):
     (``pi/<objective>``, …), ``grad_norm`` (before clipping, where clipping is on), ``grad_scale`` (float16),
     and ``data_time``, ``teacher_time`` (``prepare_batch``), ``student_time`` (``balancer.backward`` and the
     optimiser step), ``balance_time`` (``balancer.after_step``: the second forward of the amortised mode). On
-    CUDA the times are the device's, from events. Nothing synchronises the device: on CUDA a step waits only
+    CUDA the times are the device's, from events; the teacher's, if it has a stream of its own, runs beside the
+    student's. Nothing synchronises the device: on CUDA a step waits only
     for its own backward (its forward without ``non_finite.check_gradients``), and its remaining scalars are stored one
     step later, under the iteration they belong to (:meth:`flush_scalars`). ``skipped_steps`` is stored where steps are
     left out, instead of everything else.
@@ -150,7 +151,7 @@ class MoKDTrainer(SimpleTrainer):
         self._stop_signal = StopSignal()
         self._parameter_names: dict[int, tuple[str, str]] = {}
         self._teacher_digest = self._same_teacher_everywhere()
-        self._autocast, self.grad_scaler = self._mixed_precision(amp)
+        self.autocast, self.grad_scaler = self._mixed_precision(amp)
         self._clip = dict(clip_grad) if clip_grad else None
         self._pending: list[_StepScalars] = []
         self.step_forwards: Sequence[StepForward] = ()
@@ -252,15 +253,18 @@ class MoKDTrainer(SimpleTrainer):
     def _prepare(self, loaded: Sequence[Any], times: TimeSplit) -> Sequence[Any]:
         """The batches as the model is called with them."""
         prepare = getattr(self.module, "prepare_batch", None)
-        with times.part("teacher"):
+        with times.part("teacher") as elsewhere:
             if prepare is None:
                 return loaded
             try:
-                with self._autocast():
-                    return [prepare(batch) for batch in loaded]
+                with self.autocast():
+                    batches = [prepare(batch) for batch in loaded]
             except Exception as error:
                 self._explain(error, loaded)
                 raise
+            works = [getattr(batch, "beside", None) for batch in batches]
+            elsewhere += [work.events for work in works if work is not None]
+            return batches
 
     def _backward(
         self,
@@ -432,7 +436,7 @@ class MoKDTrainer(SimpleTrainer):
             micro_batch=index,
             seed=step_seed(self.seed, self.iter, index, comm.get_rank()),
             device=self.device,
-            autocast=self._autocast,
+            autocast=self.autocast,
             monitor=monitor,
             iteration=self.iter,
         )
@@ -530,7 +534,7 @@ class MoKDTrainer(SimpleTrainer):
 
     def _run_identity(self) -> dict[str, Any]:
         precision = "float32"
-        if self._autocast is not nullcontext:
+        if self.autocast is not nullcontext:
             precision = "float16" if self.grad_scaler is not None else "bfloat16"
         return {
             "seed": self.seed,

@@ -281,3 +281,16 @@ def test_it_trains_inside_a_data_parallel_wrapper(distiller, batch, tmp_path) ->
         dist.destroy_process_group()
     for alone, parallel in zip(plain.parameters(), distiller.parameters(), strict=True):
         torch.testing.assert_close(parallel.grad, alone.grad)
+
+
+def test_the_teacher_runs_in_inference_mode_and_its_taps_leave_it(distiller, batch) -> None:
+    seen = []
+    distiller.teacher.register_forward_hook(
+        lambda module, inputs, output: seen.append(output[0]["boxes"].is_inference())
+    )
+    prepared = distiller.prepare_batch(batch)
+    assert seen == [True]
+    maps = [
+        tensor for level in prepared.teacher_taps["patch"] for tensor in (level.tensor, level.padding_mask)
+    ]
+    assert not any(t.is_inference() for t in (*maps, *(prepared.teacher_taps[n] for n in ("neck", "head"))))

@@ -44,6 +44,8 @@ class Method(nn.Module):
     """Names of taps that are read from the student alone."""
     teacher_after_student: bool = False
     """The teacher runs within the student's forward, after it, since :meth:`teacher_pass` depends on it."""
+    teacher_sees_batch: bool = False
+    """:meth:`teacher_pass` makes the teacher's outputs for an image depend on the others of its batch."""
     signed_terms: frozenset[str] = frozenset()
     """Terms that can be 0 or negative by construction; a balancer that takes logarithms refuses them."""
     needs_preparation: bool = False

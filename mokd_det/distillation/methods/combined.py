@@ -73,6 +73,11 @@ class Combined(Method):
         """Whether a part needs it so."""
         return any(part.teacher_after_student for part in self.parts.values())
 
+    @property
+    def teacher_sees_batch(self) -> bool:  # type: ignore[override]
+        """Whether a part makes it so."""
+        return any(part.teacher_sees_batch for part in self.parts.values())
+
     @contextmanager
     def teacher_pass(self, teacher: nn.Module, student: Mapping[str, TapValue]) -> Iterator[None]:
         """What any of the parts wants, for all of them: there is one run of the teacher."""

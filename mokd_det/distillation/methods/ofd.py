@@ -68,6 +68,11 @@ class OFD(Method):
         self._margins: list[Tensor] = []
         self._stages: StagePairs | None = None
 
+    @property
+    def teacher_sees_batch(self) -> bool:  # type: ignore[override]
+        """Whether the teacher normalises by the batch."""
+        return self.batch_statistics_teacher
+
     def inspect(self, student: nn.Module, teacher: nn.Module | None) -> None:
         """Take the margins from the teacher's BatchNorms.
 
