@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from .fused_kernel import fused_sampling
 from .kernel_choice import AUTO, check_kernel, choose_kernel
 from .kernel_registry import HALF_PRECISION, KERNELS, register_kernel
+from .plain_linear import is_plain_linear
 
 __all__ = ["MultiScaleDeformableAttention", "grid_sample_kernel"]
 
@@ -136,10 +137,7 @@ class MultiScaleDeformableAttention(nn.Module):
         Reads are longer then, of all channels instead of a head's. The factor is where both took equal time on a CPU.
         """
         read = query.shape[1] * self.num_heads * 4 * self.num_levels * self.num_points
-        layer = self.value_proj
-        # Whoever looks at this layer shall see it at work.
-        watched = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks
-        return value.shape[1] * value.shape[2] > 5 * read and type(layer) is nn.Linear and not watched
+        return value.shape[1] * value.shape[2] > 5 * read and is_plain_linear(self.value_proj)
 
     def _sample_and_project(
         self,

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from .plain_linear import is_plain_linear
+
 __all__ = ["feed_forward"]
 
 # Enough rows for matrix products at full speed, few enough for a core's cache.
@@ -23,6 +25,7 @@ def feed_forward(x: Tensor, first: nn.Linear, second: nn.Linear) -> Tensor:
         or torch.is_autocast_enabled("cpu")
         or torch.jit.is_tracing()
         or torch.compiler.is_compiling()
+        or not (is_plain_linear(first) and is_plain_linear(second))
     ):
         return second(F.gelu(first(x)))
     return _FeedForward.apply(x, first.weight, first.bias, second.weight, second.bias)

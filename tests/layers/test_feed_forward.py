@@ -53,3 +53,26 @@ def test_autocast_and_half_precision_go_through_the_layers() -> None:
     torch.testing.assert_close(cast.float(), exact, rtol=0.03, atol=0.03)
     half = feed_forward(x.bfloat16(), first.bfloat16(), second.bfloat16())
     torch.testing.assert_close(half.float(), exact, rtol=0.03, atol=0.03)
+
+
+def test_a_layer_that_is_watched_or_replaced_is_called() -> None:
+    x = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    first, second = layers()
+    seen: list[str] = []
+    removable = [
+        first.register_forward_hook(lambda *_: seen.append("first")),
+        second.register_full_backward_hook(lambda *_: seen.append("second, backwards")),
+    ]
+    feed_forward(x, first, second).sum().backward()
+    assert seen == ["first", "second, backwards"]
+    for handle in removable:
+        handle.remove()
+    feed_forward(x, first, second)
+    assert len(seen) == 2
+
+    class Doubled(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(x)
+
+    other = Doubled(7, 5).double()
+    torch.testing.assert_close(feed_forward(x, first, other), other(F.gelu(first(x))))
