@@ -112,8 +112,10 @@ def test_every_import_of_the_package_is_declared() -> None:
             else:
                 continue
             imported.update({name.partition(".")[0]: str(path.relative_to(ROOT)) for name in names})
-    provided = set(sys.stdlib_module_names) | {"mokd_det"}
-    for requirement in requirements_of("mokd_det", ("", "balancers", "export")):
+    # Kernels that are used where they are: PyTorch's Linux wheels bring Triton, the others are the user's choice.
+    kernels = {"triton", "torch_ms_deform_attn", "msda_triton"}
+    provided = set(sys.stdlib_module_names) | {"mokd_det"} | kernels
+    for requirement in requirements_of("mokd_det", ("", "balancers", "evaluation", "export", "slurm")):
         distribution = importlib.metadata.distribution(requirement.name)
         # An editable install lists no modules among its files, a modern wheel has no top_level.txt.
         provided.update((distribution.read_text("top_level.txt") or "").split())
@@ -130,7 +132,7 @@ def test_every_package_of_mokd_det_is_installed_with_it() -> None:
 
 def test_lock_file_pins_every_declared_requirement_once_per_python() -> None:
     locked = locked_versions()
-    for requirement in requirements_of("mokd_det", ("", "balancers", "export", "dev")):
+    for requirement in requirements_of("mokd_det", ("", "balancers", "evaluation", "export", "slurm", "dev")):
         if requirement.name == "detectron2":
             continue
         pins = locked[canonicalize_name(requirement.name)]
