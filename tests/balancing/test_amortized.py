@@ -188,12 +188,12 @@ class TestAccumulation:
             balancer = Amortized(accumulation=accumulation)
             student = ToyStudent()
             balancer.setup(OBJECTIVES)
-            forwards = [ToyForward(student, toy_batch(seed)) for seed in range(2)]
+            forwards = [ToyForward(student, toy_batch(seed)) for seed in range(3)]
             balancer.backward(forwards, context_of(student))
             balancer.after_step(forwards, context_of(student))
             calls[accumulation] = [forward.calls for forward in forwards]
-        assert calls["exact"] == [[False, True, False], [False, True, False]]
-        assert calls["micro"] == [[True], [True, False]]
+        assert calls["exact"] == [[False, True, False]] * 3
+        assert calls["micro"] == [[True], [True], [True, False]]
 
     def test_micro_weighs_each_micro_batch_by_its_own_losses(self) -> None:
         student = ToyStudent()

@@ -110,3 +110,71 @@ class TestGradNorm:
             solved.append("cosine/distill_task" in balancer.backward(forwards, context))
             balancer.after_step(forwards, context)
         assert solved == [True, False, False, True]
+
+
+CURVES = [([1.0, 4.0], [[2.0, 0.0], [0.3, 0.4]]), ([0.5, 3.9], [[1.0, 1.0], [0.0, 0.5]])] * 4 + [
+    ([0.0, 3.0], [[0.1, 0.0], [4.0, 3.0]]),
+    ([0.3, 1e-9], [[0.0, 2.0], [0.0, 0.0]]),
+]
+
+
+@pytest.mark.parametrize("settings", [{}, {"alpha": 0.0, "lr": 0.1}, {"alpha": 3.0, "lr": 0.5}])
+def test_gradnorm_descends_its_objective(settings: dict[str, float]) -> None:
+    """Against autograd and torch's Adam on Σ |w_i n_i − t_i|; without settings: α = 1.5, step size 0.025."""
+    balancer = GradNorm(**settings)
+    balancer.setup(["one", "other"])
+    alpha, lr = settings.get("alpha", 1.5), settings.get("lr", 0.025)
+    weights = torch.nn.Parameter(torch.ones(2, dtype=torch.float64))
+    adam = torch.optim.Adam([weights], lr=lr)
+    first = torch.tensor(CURVES[0][0], dtype=torch.float64)
+    for step, (losses, gradients) in enumerate(CURVES):
+        constant_step(balancer, losses, gradients, step)
+        norms = torch.tensor(gradients, dtype=torch.float64).norm(dim=1)
+        progress = (torch.tensor(losses, dtype=torch.float64) + 1e-8) / (first + 1e-8)
+        target = (weights.detach() * norms).mean() * (progress / progress.mean()) ** alpha
+        adam.zero_grad()
+        (weights * norms - target).abs().sum().backward()
+        adam.step()
+        with torch.no_grad():
+            weights.clamp_(min=1e-3)
+            weights.mul_(2 / weights.sum())
+        torch.testing.assert_close(balancer.state_dict()["weights"], weights.detach(), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(balancer.state_dict()["first_losses"], first)
+
+
+def test_gradnorm_starts_its_rates_at_the_first_finite_losses() -> None:
+    balancer = GradNorm()
+    balancer.setup(["one", "other"])
+    gradients = [[1.0, 0.0], [0.0, 1.0]]
+    for step, losses in enumerate([[float("inf"), 2.0], [3.0, float("nan")], [5.0, 6.0], [7.0, 8.0]]):
+        constant_step(balancer, losses, gradients, step)
+    assert balancer.state_dict()["first_losses"].tolist() == [5.0, 6.0]
+
+
+@pytest.mark.parametrize("settings", [{}, {"lr": 0.2}])
+def test_uncertainty_descends_its_objective(settings: dict[str, float]) -> None:
+    """Against autograd and torch's Adam on ½ Σ (e^−s L + s); without settings: step size 0.01."""
+    balancer = UncertaintyWeighting(**settings)
+    balancer.setup(["one", "other"])
+    variances = torch.nn.Parameter(torch.zeros(2, dtype=torch.float64))
+    adam = torch.optim.Adam([variances], lr=settings.get("lr", 0.01))
+    for step, (losses, gradients) in enumerate(CURVES):
+        constant_step(balancer, losses, gradients, step)
+        adam.zero_grad()
+        values = torch.tensor(losses, dtype=torch.float64)
+        (0.5 * (torch.exp(-variances) * values + variances)).sum().backward()
+        adam.step()
+        found = balancer.state_dict()["log_variances"]["value"]
+        torch.testing.assert_close(found, variances.detach(), rtol=1e-10, atol=1e-12)
+
+
+def test_uncertainty_moves_in_every_nth_step_only() -> None:
+    balancer = UncertaintyWeighting(update_every=3)
+    balancer.setup(["one", "other"])
+    values = []
+    for step in range(6):
+        constant_step(balancer, [2.0, 3.0], [[1.0, 0.0], [0.0, 1.0]], step)
+        values.append(balancer.state_dict()["log_variances"]["value"].tolist())
+    assert values[0] == values[1] == [0.0, 0.0]
+    assert values[2] == values[3] == values[4] != values[1]
+    assert values[5] != values[4]

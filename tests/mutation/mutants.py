@@ -62,7 +62,8 @@ class Mutant:
 def mutants(source: str) -> Iterator[Mutant]:
     """Every mutant of a source file: one operator, comparison, number, truth value, sign, condition or call changed.
 
-    Type hints, docstrings, messages of errors and ``__all__`` are left alone: tests of behaviour cannot see them.
+    Type hints, docstrings, messages of errors, assertions and ``__all__`` are left alone: tests of behaviour cannot
+    see them.
     """
     tree = ast.parse(source)
     untouched = _untouched(tree)
@@ -99,6 +100,9 @@ def _untouched(tree: ast.AST) -> set[int]:
         ):
             skip(node)
         if isinstance(node, ast.Call) and _is_message(node):
+            skip(node)
+        # zip's: an assertion.
+        if isinstance(node, ast.keyword) and node.arg == "strict":
             skip(node)
     return skipped
 
