@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections import Counter
 
 import pytest
 import torch
@@ -129,6 +130,8 @@ def test_without_a_fused_kernel_it_is_foreach_and_says_so(monkeypatch, caplog) -
         real(self, params, *args, **options)
 
     monkeypatch.setattr(torch.optim.AdamW, "__init__", without_fused)
+    # It may have been said already, in an earlier test.
+    monkeypatch.setattr("detectron2.utils.logger._LOG_COUNTER", Counter())
     with caplog.at_level(logging.INFO):
         optimizer = with_fast_kernel(torch.optim.AdamW(parameters()))
     assert all(group["foreach"] and not group["fused"] for group in optimizer.param_groups)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import re
 import subprocess
@@ -28,6 +29,12 @@ def _passed(interpret: bool) -> int:
     return int(found[1])
 
 
+def _triton_version() -> tuple[int, int]:
+    major, minor, *_ = importlib.metadata.version("triton").split(".")
+    return int(major), int(minor)
+
+
+@pytest.mark.skipif(_triton_version() < (3, 1), reason="the interpreter of Triton 3.0 writes no outputs")
 def test_interpreted() -> None:
     assert _passed(interpret=True) == CASES_COUNT
 
