@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mokd_det.distillation import (
+    DKD,
     Combined,
     HardDistillation,
     LogitDistillation,
@@ -17,6 +18,7 @@ from mokd_det.distillation import (
     VkD,
 )
 from mokd_det.distillation.cholesky_qr import householder_qr
+from mokd_det.distillation.context import MethodContext
 from mokd_det.distillation.stiefel import StiefelLinear
 from mokd_det.errors import ConfigError, IncompatibleModelsError
 from mokd_det.layers.tap_point import TapSpec
@@ -228,3 +230,19 @@ def test_wrong_combinations_are_named() -> None:
         Combined({"kd": MoKD()}, {"kd": ["maps"]}).setup(specs, specs)
     with pytest.raises(IncompatibleModelsError, match="no part of Combined reads the tap 'logits'"):
         Combined({"kd": MoKD()}, {"kd": ["pooled"]}).setup(specs, specs)
+
+
+@pytest.mark.parametrize("head", ["softmax", "sigmoid"])
+def test_dkd_without_labels_takes_the_teachers_first_class(head: str) -> None:
+    torch.manual_seed(0)
+    student, teacher = torch.randn(6, 5, dtype=torch.float64), torch.randn(6, 5, dtype=torch.float64)
+    specs = {"logits": TapSpec("vectors", (5,))}
+    found = []
+    for target, labels in (("teacher", None), ("label", teacher.argmax(1)), ("label", teacher.argmin(1))):
+        method = DKD(target=target, head=head)
+        method.setup(specs, specs)
+        losses = method(
+            {"logits": student}, {"logits": teacher}, MethodContext(labels=labels, targets=labels)
+        )
+        found.append({name: float(loss) for name, loss in losses.items()})
+    assert found[0] == found[1] != found[2]

@@ -11,6 +11,7 @@ from torch import nn
 
 from mokd_det.distillation import Distiller, MoKD, TapRecorder, TokenMatching
 from mokd_det.distillation.map_alignment import align_maps, image_sizes
+from mokd_det.distillation.rows import pair_rows
 from mokd_det.errors import IncompatibleModelsError
 from mokd_det.layers.tap_point import FeatureMap
 
@@ -118,3 +119,23 @@ def test_a_distiller_takes_both_kinds_of_padding(make, fake_detector, batch) -> 
     teacher.teacher_taps["patch"][0].tensor[1, :, :, 5:] = 1e6
     again = next(v for k, v in model(teacher).items() if "distill" in k)
     torch.testing.assert_close(again, value)
+
+
+@pytest.mark.parametrize("masked", ["student", "teacher", "both", "neither"])
+def test_a_cell_that_is_padding_for_either_model_has_no_weight(masked: str) -> None:
+    left, top = torch.zeros(2, 2, 3, dtype=torch.bool), torch.zeros(2, 2, 3, dtype=torch.bool)
+    left[0, :, 0], top[1, 0] = True, True
+    student_mask = left if masked in ("student", "both") else None
+    teacher_mask = top if masked in ("teacher", "both") else None
+    student = [FeatureMap(torch.randn(2, 4, 2, 3), student_mask, 8)]
+    teacher = [FeatureMap(torch.randn(2, 5, 2, 3), teacher_mask, 8)]
+    (pair,) = pair_rows("patch", student, teacher)
+    none = torch.zeros_like(left)
+    padded = (none if student_mask is None else left) | (none if teacher_mask is None else top)
+    if masked == "neither":
+        assert pair.weights is None
+    else:
+        assert pair.weights is not None
+        assert pair.weights.tolist() == (~padded).flatten().float().tolist()
+    (unmasked,) = pair_rows("patch", student, teacher, mask_padding=False)
+    assert unmasked.weights is None
