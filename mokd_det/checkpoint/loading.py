@@ -163,7 +163,8 @@ def load_state(
             raise CheckpointError(_misfit(source, origin, target, serious, type(model).__name__))
         if on_class_mismatch == "error":
             raise CheckpointError(_class_mismatch(source, origin, target, class_heads[0], keep_rows))
-    # The metadata (versions of modules) decide how state dicts of old releases are read.
+    # The metadata (versions of modules) decide how state dicts of old releases are read. torch keeps them in an
+    # attribute that no type declares.
     chosen = OrderedDict(
         (key, value)
         for key, value in usable.items()

@@ -184,9 +184,10 @@ class _Samples(Dataset[Any]):
         return len(self._dataset)
 
     def __getitem__(self, index: int) -> _Sample | Failure:
-        return or_failure(self._read, index)
+        return or_failure(self.read, index)
 
-    def _read(self, index: int, key: SampleKey | None = None, negatives: np.ndarray | None = None) -> _Sample:
+    def read(self, index: int, key: SampleKey | None = None, negatives: np.ndarray | None = None) -> _Sample:
+        """A sample of which an error is raised, not returned."""
         name = self._dataset.image_name(index)
         image = self._transform(self._dataset.read(index))
         if (
@@ -212,22 +213,23 @@ class _Samples(Dataset[Any]):
         )
 
 
-class _TrainSamples(_Samples):
+class _TrainSamples(Dataset[Any]):
     """Transformed images by :class:`SampleKey`, augmented with random numbers that only the key decides."""
 
     def __init__(
         self, dataset: ImageDataset, transform: Transform, negatives: NegativeSampler | None, seed: int
     ) -> None:
-        super().__init__(dataset, transform)
+        self._labels = dataset.labels
+        self._images = _Samples(dataset, transform)
         self._negatives = negatives
         self._seed = seed
 
-    def __getitem__(self, key: SampleKey) -> _Sample | Failure:  # type: ignore[override]
+    def __getitem__(self, key: SampleKey) -> _Sample | Failure:
         negatives = None
         if self._negatives is not None:
-            negatives = self._negatives.draw(int(self._dataset.labels[key.record]), key.position)
+            negatives = self._negatives.draw(int(self._labels[key.record]), key.position)
         with augmentation_rng(self._seed, key):
-            return or_failure(self._read, key.record, key, negatives)
+            return or_failure(self._images.read, key.record, key, negatives)
 
 
 class _TrainCollate:

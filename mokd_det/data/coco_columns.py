@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -80,11 +81,7 @@ def read_columns(source: CocoFormatSource, findings: Findings) -> CocoColumns:
     sizes_wh = np.stack([images.ints("width"), images.ints("height")], axis=1)
     for column, key in enumerate(("width", "height")):
         sizes = sizes_wh[:, column]
-        images.reject(
-            sizes <= 0,
-            "size-not-positive",
-            lambda i, key=key, sizes=sizes: f"image id {ids[i]} has {key} {sizes[i]}; must be > 0",  # type: ignore[misc]
-        )
+        images.reject(sizes <= 0, "size-not-positive", partial(_size_not_positive, ids, key, sizes))
     names_in_file = images.strings("file_name")
     file_names = [os.path.join(source.image_root, name) for name in names_in_file]
     _check_inside(images, file_names, names_in_file, ids, source.image_root)
@@ -103,6 +100,10 @@ def read_columns(source: CocoFormatSource, findings: Findings) -> CocoColumns:
         content["annotations"] if source.has_annotations else [], "annotation", path, findings
     )
     return CocoColumns(**columns, **_read_annotations(annotations, columns, np.unique(ids[has_id]), source))
+
+
+def _size_not_positive(ids: np.ndarray, key: str, sizes: np.ndarray, i: int) -> str:
+    return f"image id {ids[i]} has {key} {sizes[i]}; must be > 0"
 
 
 def _read_annotations(

@@ -45,13 +45,14 @@ class TrainLoader(EndlessLoader[list[Record]]):
         Raises:
             ConfigError: a negative number of workers.
         """
-        super().__init__(_TrainSamples(records, mapper, batches.seed), batches, num_workers)
+        mapped = _MappedRecords(records, mapper)
+        self._records = mapped.records
+        super().__init__(_TrainSamples(mapped, batches.seed), batches, num_workers)
 
     def fingerprint(self) -> str:
         """A digest of which image is at which index, by id, file name and size; where the files lie does not matter."""
         digest = hashlib.blake2b(digest_size=16)
-        records = self._samples.records  # type: ignore[attr-defined]
-        for record in (records[index] for index in range(len(records))):
+        for record in (self._records[index] for index in range(len(self._records))):
             name = PurePath(record.get("file_name", "")).name
             facts = (record.get("image_id"), name, record.get("height"), record.get("width"))
             digest.update(f"{facts}\n".encode())
@@ -125,10 +126,10 @@ def build_test_loader(
         ConfigError: a batch size below 1 or a negative worker count.
     """
     records = _resolve(dataset, filter_empty=False)
-    return build_share_loader(_TestSamples(records, mapper), batch_size, num_workers)
+    return build_share_loader(_MappedRecords(records, mapper), batch_size, num_workers)
 
 
-class _TestSamples(Dataset[Any]):
+class _MappedRecords(Dataset[Any]):
     """Mapped records by index."""
 
     def __init__(self, records: Sequence[Record], mapper: Mapper) -> None:
@@ -153,16 +154,16 @@ class _TestSamples(Dataset[Any]):
         return sample
 
 
-class _TrainSamples(_TestSamples):
+class _TrainSamples(Dataset[Any]):
     """Mapped records by :class:`SampleKey`, augmented with random numbers that only the key decides."""
 
-    def __init__(self, records: Sequence[Record], mapper: Mapper, seed: int) -> None:
-        super().__init__(records, mapper)
+    def __init__(self, mapped: _MappedRecords, seed: int) -> None:
+        self._mapped = mapped
         self._seed = seed
 
-    def __getitem__(self, key: SampleKey) -> Record | Failure:  # type: ignore[override]
+    def __getitem__(self, key: SampleKey) -> Record | Failure:
         with augmentation_rng(self._seed, key):
-            sample = super().__getitem__(key.record)
+            sample = self._mapped[key.record]
         if key.view is None or isinstance(sample, Failure):
             return sample
         return or_failure(lambda: {**sample, "view_key": view_key(key, sample.get("image"))})

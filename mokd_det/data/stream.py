@@ -9,8 +9,8 @@ import os
 import signal
 import threading
 import weakref
-from collections.abc import Callable, Iterator
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Iterator, Sized
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 from detectron2.data.samplers import InferenceSampler
@@ -134,7 +134,7 @@ def build_share_loader(
     return _ShareLoader(
         samples,
         batch_size=batch_size,
-        sampler=InferenceSampler(len(samples)),  # type: ignore[arg-type]
+        sampler=InferenceSampler(len(cast(Sized, samples))),
         num_workers=num_workers,
         collate_fn=_CollateSamples(collate),
         worker_init_fn=_outlive_sigterm,
@@ -143,6 +143,7 @@ def build_share_loader(
 
 
 class _ShareLoader(DataLoader[Any]):
+    # torch annotates its own iterator class as the result; all that callers need of it is to be iterated.
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         return map(_raise_failure, _with_orderly_workers(super().__iter__))
 

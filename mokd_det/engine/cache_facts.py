@@ -31,7 +31,8 @@ def cache_facts(cfg: DictConfig, loader: Any) -> dict[str, str]:
         data = {key: value for key, value in data.items() if key not in _LEAVES_IMAGES_ALONE}
     facts = dict(_flat("dataloader.train", data))
     # Of the whole configuration, since a teacher may refer to what stands beside it.
-    facts.update(_flat("model.teacher", OmegaConf.to_container(cfg.model, resolve=True)["teacher"]))  # type: ignore[call-overload, index]
+    model: Any = OmegaConf.to_container(cfg.model, resolve=True)
+    facts.update(_flat("model.teacher", model["teacher"]))
     fingerprint = getattr(loader, "fingerprint", None)
     if fingerprint is not None:
         facts["the fingerprint of the training data"] = fingerprint()

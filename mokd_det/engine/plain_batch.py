@@ -64,12 +64,13 @@ def from_plain(value: Any) -> Any:
         return value
     if _KIND not in value:
         return {key: from_plain(item) for key, item in value.items()}
+    if value[_KIND] in _OF_ONE_TENSOR:
+        return _OF_ONE_TENSOR[value[_KIND]](value["tensor"])
     builders: dict[str, Callable[[], Any]] = {
         "array": lambda: value["values"].numpy(),
         "Instances": lambda: Instances(tuple(value["image_size"]), **from_plain(value["fields"])),
         "PolygonMasks": lambda: PolygonMasks(from_plain(value["polygons"])),
         "ClassificationBatch": lambda: ClassificationBatch(**from_plain(value["fields"])),
-        **{name: lambda kind=kind: kind(value["tensor"]) for name, kind in _OF_ONE_TENSOR.items()},  # type: ignore[misc]
     }
     if value[_KIND] not in builders:
         raise CheckpointError(f"the batch holds an object of the unknown kind {value[_KIND]!r}")

@@ -207,8 +207,14 @@ class _FusedSampling(torch.autograd.Function):
     def backward(
         ctx: Any, grad_output: Tensor | None, grad_total: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        value, weights, keep, rows, sizes, *rest = ctx.saved_tensors
-        corners = Corners(rows, tuple(rest[:4]), tuple(rest[4:]), sizes)  # type: ignore[arg-type]
+        value, weights, keep, rows, sizes, left, right, upper, lower, *inside = ctx.saved_tensors
+        inside_left, inside_right, inside_upper, inside_lower = inside
+        corners = Corners(
+            rows,
+            (left, right, upper, lower),
+            (inside_left, inside_right, inside_upper, inside_lower),
+            sizes,
+        )
         table = value.view(-1, value.shape[-1])
         flat_weights = weights.reshape(-1, rows.shape[2])
         grad_value = grad_locations = grad_weights = None

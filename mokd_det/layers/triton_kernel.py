@@ -47,6 +47,20 @@ def _read_points(locations, weights, levels, place, level, real, ACCUMULATE: tl.
 
 
 @triton.jit
+def _corner(  # type: ignore[no-untyped-def]
+    dx: tl.constexpr, dy: tl.constexpr, left, top, right_share, lower_share, width, height, start, real
+):
+    """One of the four cells around every point: its row in the value, whether it is in the level, its two shares."""
+    column = left + dx
+    line = top + dy
+    inside = real & (column >= 0) & (column < width) & (line >= 0) & (line < height)
+    share_x = right_share if dx == 1 else 1 - right_share
+    share_y = lower_share if dy == 1 else 1 - lower_share
+    cell = (start + line.to(tl.int32) * width + column.to(tl.int32)).to(tl.int64)
+    return cell, inside, share_x, share_y
+
+
+@triton.jit
 def _forward(  # type: ignore[no-untyped-def]
     value,
     locations,
@@ -78,14 +92,9 @@ def _forward(  # type: ignore[no-untyped-def]
             locations, weights, levels, place, point // per_level, real, ACCUMULATE
         )
         for corner in tl.static_range(4):
-            dx = corner % 2
-            dy = corner // 2
-            column = left + dx
-            line = top + dy
-            inside = real & (column >= 0) & (column < width) & (line >= 0) & (line < height)
-            share_x = right_share if dx == 1 else 1 - right_share
-            share_y = lower_share if dy == 1 else 1 - lower_share
-            cell = (start + line.to(tl.int32) * width + column.to(tl.int32)).to(tl.int64)
+            cell, inside, share_x, share_y = _corner(
+                corner % 2, corner // 2, left, top, right_share, lower_share, width, height, start, real
+            )
             read = tl.load(
                 value + cell[:, None] * stride_cell + channel[None, :],
                 mask=inside[:, None] & (channel < channels)[None, :],
@@ -143,12 +152,9 @@ def _backward(  # type: ignore[no-untyped-def]
         for corner in tl.static_range(4):
             dx = corner % 2
             dy = corner // 2
-            column = left + dx
-            line = top + dy
-            inside = real & (column >= 0) & (column < width) & (line >= 0) & (line < height)
-            share_x = right_share if dx == 1 else 1 - right_share
-            share_y = lower_share if dy == 1 else 1 - lower_share
-            cell = (start + line.to(tl.int32) * width + column.to(tl.int32)).to(tl.int64)
+            cell, inside, share_x, share_y = _corner(
+                dx, dy, left, top, right_share, lower_share, width, height, start, real
+            )
             mask = inside[:, None] & (channel < channels)[None, :]
             if POSITION:
                 read = tl.load(value + cell[:, None] * stride_cell + channel[None, :], mask=mask, other=0.0)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from operator import methodcaller
 from typing import Any
 
 import numpy as np
@@ -36,7 +38,7 @@ def results_section(groups: Sequence[RunGroup]) -> Section:
     charts = []
     titles = metric_titles(list(names))
     for name in names:
-        lines = _curves(groups, lambda metrics, name=name: metrics.series(name))  # type: ignore[misc]
+        lines = _curves(groups, methodcaller("series", name))
         if any(np.isfinite(line.y).any() for line in lines):
             charts.append(
                 line_chart(f"{titles[name]} on the validation data", lines, unit="percent", from_zero=True)
@@ -68,15 +70,12 @@ def losses_section(groups: Sequence[RunGroup]) -> Section:
     totals, terms = [], []
     grouped: list[str | None] = [*objectives]
     for objective in grouped or [None]:
-        total = _curves(groups, lambda m, o=objective: m.objective(o))  # type: ignore[misc]
+        total = _curves(groups, methodcaller("objective", objective))
         if total:
             title = "All losses" if objective is None else f"Objective “{objective}”"
             totals.append(line_chart(title, total, unit="sum of its losses, logarithmic", logarithmic=True))
         for term in dict.fromkeys(term for run in runs for term in run.metrics.terms(objective)):
-            lines = _curves(
-                groups,
-                lambda m, o=objective, t=term: m.series(*m.terms(o).get(t, [""])),  # type: ignore[misc]
-            )
+            lines = _curves(groups, partial(_term, objective=objective, term=term))
             terms.append(line_chart(f"loss_{term}", lines, from_zero=True))
     return Section(
         "losses",
@@ -99,7 +98,7 @@ def weights_section(groups: Sequence[RunGroup]) -> Section:
     charts = [
         line_chart(
             f"π of “{name}”",
-            _curves(balanced, lambda m, n=name: m.series(f"pi/{n}")),  # type: ignore[misc]
+            _curves(balanced, methodcaller("series", f"pi/{name}")),
             limits=(0.0, 1.0),
         )
         for name in names
@@ -170,7 +169,7 @@ def _prefixed_charts(
     for name in ordered:
         pair, _, of_group = name.removeprefix(prefix).partition("/")
         where = f", {of_group}" if of_group else ""
-        lines = _curves(groups, lambda m, n=name: m.series(n))  # type: ignore[misc]
+        lines = _curves(groups, methodcaller("series", name))
         charts.append(line_chart(f"{title} of {_pair(pair, groups)}{where}", lines, unit=unit, **options))
     return charts
 
@@ -192,11 +191,16 @@ def _suffixed_charts(groups: Sequence[RunGroup], suffix: str, title: str) -> lis
     return [
         line_chart(
             f"{title}, {name.removesuffix(f'/{suffix}').removeprefix('distill/')}",
-            _curves(groups, lambda m, n=name: m.series(n)),  # type: ignore[misc]
+            _curves(groups, methodcaller("series", name)),
             from_zero=True,
         )
         for name in names
     ]
+
+
+def _term(metrics: RunMetrics, *, objective: str | None, term: str) -> Series:
+    """The term's losses of an objective, summed; nothing where the run has none."""
+    return metrics.series(*metrics.terms(objective).get(term, [""]))
 
 
 def _curves(groups: Sequence[RunGroup], read: Read) -> list[Line]:

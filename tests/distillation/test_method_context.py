@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mokd_det.classification import ClassificationBatch
-from mokd_det.distillation import Distiller, MoKD
+from mokd_det.distillation import Distiller, MoKD, NoDistillation
 from mokd_det.distillation.context import MethodContext
 from mokd_det.distillation.methods.base import Method
 from mokd_det.distillation.taps import TapValue
@@ -112,3 +112,18 @@ def test_a_batch_moves_as_a_whole() -> None:
     moved = make_batch([0, 1]).to("meta")
     assert moved.images.device.type == moved.targets.device.type == moved.indices.device.type == "meta"
     assert len(moved) == 2 and moved.negatives is None and moved.names == ["image 0", "image 1"]
+
+
+def test_a_class_that_compares_nothing_is_refused_when_it_is_made() -> None:
+    class Silent(Method):
+        """Neither rows nor taps."""
+
+    class Unprepared(NoDistillation):
+        """Wants a pass over the training set that it does not define."""
+
+        needs_preparation = True
+
+    with pytest.raises(TypeError, match=r"Silent says nowhere.*define compare\(pairs\), or"):
+        Silent()
+    with pytest.raises(TypeError, match=r"Unprepared has needs_preparation=True.*prepare\(batches\)"):
+        Unprepared()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -33,9 +32,14 @@ class Method(nn.Module):
     Args:
         mask_padding: leave padded cells out of the losses on maps. The published code of VkD and of token
             matching counts them; False reproduces it.
+
+    Raises:
+        TypeError: the class defines neither :meth:`compare` nor :meth:`compare_taps`, or wants a preparation that it
+            does not define.
     """
 
-    needs_teacher: ClassVar[bool] = True
+    needs_teacher: bool = True
+    """The method reads the teacher's taps."""
     same_channels: bool = False
     """The rows are compared as they are, so student and teacher need equal channels."""
     required_taps: tuple[str, ...] = ()
@@ -53,9 +57,20 @@ class Method(nn.Module):
 
     def __init__(self, mask_padding: bool = True) -> None:
         super().__init__()
+        self._check_overrides()
         self.mask_padding = mask_padding
         self.tap_names: tuple[str, ...] = ()
         self._is_set_up = False
+
+    def _check_overrides(self) -> None:
+        kind = type(self)
+        if kind.compare is Method.compare and kind.compare_taps is Method.compare_taps:
+            raise TypeError(
+                f"{kind.__name__} says nowhere how taps are compared: it must define compare(pairs), or "
+                f"compare_taps(student, teacher, context)"
+            )
+        if kind.needs_preparation and kind.prepare is Method.prepare:
+            raise TypeError(f"{kind.__name__} has needs_preparation=True, so it must define prepare(batches)")
 
     def setup(self, student: Mapping[str, TapSpec], teacher: Mapping[str, TapSpec]) -> None:
         """Check that the taps can be compared, and build the method's own modules.

@@ -50,33 +50,26 @@ class Combined(Method):
                 f"Combined gives taps to {unknown[0]!r}, but its parts are {', '.join(map(repr, parts))}"
             )
 
-    @property
-    def needs_teacher(self) -> bool:  # type: ignore[override]
-        """Whether a part does."""
-        return any(part.needs_teacher for part in self.parts.values())
-
-    @property
-    def student_only_taps(self) -> tuple[str, ...]:  # type: ignore[override]
-        """Taps that every part which reads them reads from the student alone."""
-        named = dict.fromkeys(tap for part in self.parts.values() for tap in part.student_only_taps)
-        return tuple(
-            tap
-            for tap in named
-            if all(
-                tap in part.student_only_taps or tap not in self.part_taps.get(name, (tap,))
-                for name, part in self.parts.items()
+        members = list(parts.values())
+        self.needs_teacher = any(part.needs_teacher for part in members)
+        self.teacher_after_student = any(part.teacher_after_student for part in members)
+        self.teacher_sees_batch = any(part.teacher_sees_batch for part in members)
+        self.needs_preparation = any(part.needs_preparation for part in members)
+        self.student_only_taps = tuple(
+            dict.fromkeys(
+                tap for part in members for tap in part.student_only_taps if self._is_student_only(tap)
             )
         )
+        self.signed_terms = frozenset(
+            f"{name}_{term}" for name, part in parts.items() for term in part.signed_terms
+        )
 
-    @property
-    def teacher_after_student(self) -> bool:  # type: ignore[override]
-        """Whether a part needs it so."""
-        return any(part.teacher_after_student for part in self.parts.values())
-
-    @property
-    def teacher_sees_batch(self) -> bool:  # type: ignore[override]
-        """Whether a part makes it so."""
-        return any(part.teacher_sees_batch for part in self.parts.values())
+    def _is_student_only(self, tap: str) -> bool:
+        """Whether every part that reads the tap reads it from the student alone."""
+        return all(
+            tap in part.student_only_taps or tap not in self.part_taps.get(name, (tap,))
+            for name, part in self.parts.items()
+        )
 
     @contextmanager
     def teacher_pass(self, teacher: nn.Module, student: Mapping[str, TapValue]) -> Iterator[None]:
@@ -85,16 +78,6 @@ class Combined(Method):
             for name, part in self.parts.items():
                 stack.enter_context(part.teacher_pass(teacher, self._own(name, student)))
             yield
-
-    @property
-    def signed_terms(self) -> frozenset[str]:  # type: ignore[override]
-        """Those of the parts."""
-        return frozenset(f"{name}_{term}" for name, part in self.parts.items() for term in part.signed_terms)
-
-    @property
-    def needs_preparation(self) -> bool:  # type: ignore[override]
-        """Whether a part does."""
-        return any(part.needs_preparation for part in self.parts.values())
 
     def inspect(self, student: nn.Module, teacher: nn.Module | None) -> None:
         """Let every part see the models."""

@@ -64,14 +64,10 @@ class OFD(Method):
         super().__init__()
         self.norms = None if norms is None else tuple(norms)
         self.batch_statistics_teacher = batch_statistics_teacher
+        self.teacher_sees_batch = batch_statistics_teacher
         self.connectors = nn.ModuleList()
         self._margins: list[Tensor] = []
         self._stages: StagePairs | None = None
-
-    @property
-    def teacher_sees_batch(self) -> bool:  # type: ignore[override]
-        """Whether the teacher normalises by the batch."""
-        return self.batch_statistics_teacher
 
     def inspect(self, student: nn.Module, teacher: nn.Module | None) -> None:
         """Take the margins from the teacher's BatchNorms.
