@@ -7,12 +7,25 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mokd_det.errors import ConfigError
+
 __all__ = ["EPFF", "InputProjection", "projection"]
 
 
-def projection(in_channels: int, out_channels: int) -> nn.Sequential:
-    """1x1 convolution and GroupNorm(32), the convolution xavier-initialised with zero bias."""
-    layer = nn.Sequential(nn.Conv2d(in_channels, out_channels, kernel_size=1), nn.GroupNorm(32, out_channels))
+def projection(in_channels: int, out_channels: int, norm_groups: int = 32) -> nn.Sequential:
+    """1x1 convolution and GroupNorm, the convolution xavier-initialised with zero bias.
+
+    Raises:
+        ConfigError: the channels cannot be divided into so many groups.
+    """
+    if norm_groups < 1 or out_channels % norm_groups:
+        raise ConfigError(
+            f"norm_groups={norm_groups}: must divide the {out_channels} channels of the decoder "
+            f"(transformer.embed_dim); the published model has 32 groups of 8"
+        )
+    layer = nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, kernel_size=1), nn.GroupNorm(norm_groups, out_channels)
+    )
     nn.init.xavier_uniform_(layer[0].weight)
     nn.init.zeros_(layer[0].bias)
     return layer
@@ -23,9 +36,18 @@ class InputProjection(nn.ModuleList):
 
     Empty until :meth:`setup`: the detector tells a neck what its backbone delivers, so that a config names both
     without repeating channel counts. ``published_name`` is the neck's place in published checkpoints.
+
+    Args:
+        norm_groups: groups of the GroupNorms, those of the detector's own projections included. 32 as published,
+            which is 8 channels a group at d = 256. With small d choose as many that 8 are left: a group of two
+            channels on a map of one cell normalises two numbers, and all that remains is which is the larger.
     """
 
     published_name = "input_proj"
+
+    def __init__(self, norm_groups: int = 32) -> None:
+        super().__init__()
+        self.norm_groups = norm_groups
 
     def setup(self, channels: Sequence[int], strides: Sequence[int], embed_dim: int) -> None:
         """Build the layers.
@@ -36,7 +58,7 @@ class InputProjection(nn.ModuleList):
             embed_dim: output channels d.
         """
         self.strides = tuple(strides)
-        self.extend(projection(c, embed_dim) for c in channels)
+        self.extend(projection(c, embed_dim, self.norm_groups) for c in channels)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """[(B, C_l, H_l, W_l)] -> [(B, d, H_l, W_l)] in the order of ``strides``."""
@@ -80,11 +102,11 @@ class _Fusion(nn.Module):
 class _TopDown(nn.Module):
     """The top-down pass of EPFF under its published parameter names."""
 
-    def __init__(self, channels: Sequence[int], embed_dim: int, hidden: int) -> None:
+    def __init__(self, channels: Sequence[int], embed_dim: int, hidden: int, norm_groups: int) -> None:
         super().__init__()
         self.num_levels = len(channels)
         for i, in_channels in enumerate(channels):
-            conv, norm = projection(in_channels, embed_dim)
+            conv, norm = projection(in_channels, embed_dim, norm_groups)
             self.add_module(f"layer_{i}_rn", conv)
             self.add_module(f"p_norm_{i}", norm)
             self.add_module(f"refinenet_{i}", _Fusion(embed_dim, hidden, coarsest=i == self.num_levels - 1))
@@ -106,18 +128,20 @@ class EPFF(nn.Module):
 
     Args:
         hidden_dim: channels of the residual units' bottleneck.
+        norm_groups: as of :class:`InputProjection`.
     """
 
     published_name = "fusion"
 
-    def __init__(self, hidden_dim: int = 64) -> None:
+    def __init__(self, hidden_dim: int = 64, norm_groups: int = 32) -> None:
         super().__init__()
         self.hidden_dim = hidden_dim
+        self.norm_groups = norm_groups
 
     def setup(self, channels: Sequence[int], strides: Sequence[int], embed_dim: int) -> None:
         """Build the layers; arguments as :meth:`InputProjection.setup`, levels finest first."""
         self.strides = tuple(reversed(tuple(strides)))
-        self.multi_scaler = _TopDown(channels, embed_dim, self.hidden_dim)
+        self.multi_scaler = _TopDown(channels, embed_dim, self.hidden_dim, self.norm_groups)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """[(B, C_l, H_l, W_l)], finest first -> [(B, d, H_l, W_l)], coarsest first."""

@@ -54,7 +54,8 @@ class ViDT(nn.Module):
 
     Args:
         backbone: any backbone with DET tokens.
-        neck: from the backbone's features to d channels, not set up yet; its ``strides`` give the order of its output.
+        neck: from the backbone's features to d channels, not set up yet; its ``strides`` give the order of its output,
+            its ``norm_groups`` hold for the DET tokens' projections too.
         transformer: the decoder.
         num_classes: contiguous classes.
         criterion: losses; None: inference only.
@@ -105,8 +106,8 @@ class ViDT(nn.Module):
         neck.setup(backbone.channels, backbone.strides, dim)
         self._neck_name = neck.published_name
         self.add_module(self._neck_name, neck)
-        self.tgt_proj = projection(backbone.det_channels, dim)
-        self.query_pos_proj = projection(backbone.pos_channels, dim)
+        self.tgt_proj = projection(backbone.det_channels, dim, neck.norm_groups)
+        self.query_pos_proj = projection(backbone.pos_channels, dim, neck.norm_groups)
         self.criterion = criterion
         self.taps = nn.ModuleDict(
             {

@@ -11,6 +11,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import BitMasks, Boxes, Instances
 from torch import nn
 
+from mokd_det.errors import ConfigError
 from mokd_det.modeling import (
     EPFF,
     DeformableTransformer,
@@ -231,6 +232,14 @@ def test_learns_to_overfit_two_images() -> None:
     assert values[-1] < 0.5 * values[0]
 
 
+@pytest.mark.parametrize("neck", [InputProjection, EPFF])
+def test_groups_of_the_norms_are_32_as_published_unless_the_neck_says_otherwise(neck: type) -> None:
+    for options, groups in (({}, 32), ({"norm_groups": 8}, 8)):
+        model = small_vidt(neck=neck(**options))
+        norms = [m for m in model.modules() if isinstance(m, nn.GroupNorm)]
+        assert len(norms) == 6 and {norm.num_groups for norm in norms} == {groups}
+
+
 def test_taps_are_described_before_the_model_runs() -> None:
     model = small_vidt()
     specs = {name: tap.spec for name, tap in model.taps.items()}
@@ -278,6 +287,8 @@ def test_errors_name_the_setting() -> None:
         small_vidt(backbone={"stem": "resnet"})
     with pytest.raises(ValueError, match='must be "learned" or "grid"'):
         small_vidt(transformer={"reference_init": "random"})
+    with pytest.raises(ConfigError, match=r"norm_groups=24: must divide the 64 channels.*32 groups of 8"):
+        small_vidt(neck=InputProjection(norm_groups=24))
     with pytest.raises(ValueError, match="four stages"):
         small_vidt(backbone={"depths": (2, 2)})
     with pytest.raises(ValueError, match='"focal" or "iou_aware_bce"'):
