@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from .fused_kernel import fused_sampling
 from .kernel_choice import AUTO, check_kernel, choose_kernel
 from .kernel_registry import HALF_PRECISION, KERNELS, register_kernel
+from .level_table import level_table
 from .plain_linear import is_plain_linear
 
 __all__ = ["MultiScaleDeformableAttention", "grid_sample_kernel"]
@@ -189,8 +190,8 @@ class MultiScaleDeformableAttention(nn.Module):
         if reference.shape[-1] == 4:
             locations = anchor[..., :2] + offsets / self.num_points * anchor[..., 2:] * 0.5
         elif reference.shape[-1] == 2:
-            sizes = offsets.new_tensor([(width, height) for height, width in shapes])
-            locations = anchor + offsets / sizes[:, None, :]
+            heights_widths = level_table(shapes, offsets.device)[:, :2].to(offsets.dtype)
+            locations = anchor + offsets / heights_widths.flip(1)[:, None, :]
         else:
             raise ValueError(f"reference must end in 2 or 4 numbers, not {reference.shape[-1]}")
         return locations, weights

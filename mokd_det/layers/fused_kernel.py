@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .kernel_registry import register_kernel
+from .level_table import level_table
 
 __all__ = ["Corners", "corners_of", "fused_kernel", "fused_sampling", "point_gradients", "row_sums"]
 
@@ -61,17 +62,13 @@ def corners_of(value_shape: Sequence[int], shapes: Sequence[tuple[int, int]], lo
     """
     batch, cells, heads, _ = value_shape
     queries, points = locations.shape[1], locations.shape[4]
-    starts, start = [], 0
-    for height, width in shapes:
-        starts.append(start)
-        start += height * width
     kind = {
         "dtype": torch.int32 if batch * cells * heads < 2**31 else torch.int64,
         "device": locations.device,
     }
-    levels = torch.tensor([[w for _, w in shapes], [h for h, _ in shapes], starts], **kind)
+    levels = level_table(shapes, kind["device"], kind["dtype"])
     # Points of all levels in one line of memory: the innermost loops are long.
-    widths, heights, first_cells = levels.repeat_interleave(points, 1)
+    heights, widths, first_cells = levels.t().repeat_interleave(points, 1)
     pairs = locations.reshape(-1, len(shapes) * points, 2)
     columns, column_shares, column_inside = _neighbours(pairs[..., 0], widths)
     lines, line_shares, line_inside = _neighbours(pairs[..., 1], heights)

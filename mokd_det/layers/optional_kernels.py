@@ -5,7 +5,6 @@ Each is a kernel under its name where its package is installed, and imported at 
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 from collections.abc import Mapping, Sequence
 
@@ -15,6 +14,7 @@ from torch import Tensor
 from mokd_det.errors import ConfigError
 
 from .kernel_registry import Kernel, register_kernel
+from .level_table import level_table
 
 __all__ = ["PACKAGES", "msda_triton_kernel", "torch_ms_deform_attn_kernel", "triton_kernel"]
 
@@ -51,7 +51,8 @@ def torch_ms_deform_attn_kernel(
         # It refuses tensors without elements on CUDA.
         nothing = value.sum() + locations.sum() + weights.sum()
         return nothing * value.new_zeros(*weights.shape[:2], value.shape[2] * value.shape[3])
-    sizes, starts = _levels(tuple(shapes), value.device)
+    levels = level_table(shapes, value.device, torch.int64)
+    sizes, starts = levels[:, :2].contiguous(), levels[:, 2].contiguous()
     output: Tensor = ms_deform_attn(
         value.contiguous(), sizes, starts, locations.contiguous(), weights.contiguous()
     )
@@ -70,7 +71,7 @@ def msda_triton_kernel(
 
     if value.device.type != "cuda":
         _refuse("msda_triton", value.device)
-    sizes, _ = _levels(tuple(shapes), value.device)
+    sizes = level_table(shapes, value.device, torch.int64)[:, :2].contiguous()
     output: Tensor = multiscale_deformable_attention(value, sizes, locations, weights, "zeros", False)
     return output.flatten(2)
 
@@ -79,17 +80,6 @@ def _refuse(name: str, device: torch.device) -> None:
     raise ConfigError(
         f'deformable attention kernel "{name}" needs tensors on CUDA, not on {device}; "auto" runs on every device'
     )
-
-
-@functools.lru_cache(maxsize=1024)
-def _levels(shapes: tuple[tuple[int, int], ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """(H_l, W_l) and first cells, int64. Kept, because each copy to a GPU is a wait."""
-    starts, start = [], 0
-    for height, width in shapes:
-        starts.append(start)
-        start += height * width
-    with torch.inference_mode(False):  # an inference tensor could not be kept for a later backward
-        return torch.tensor(shapes, device=device), torch.tensor(starts, device=device)
 
 
 def _register(name: str, kernel: Kernel, *, half_precision: bool = False) -> None:

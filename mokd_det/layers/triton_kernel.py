@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .fused_kernel import corners_of, row_sums
+from .level_table import level_table
 
 __all__ = ["INTERPRETED", "sample"]
 
@@ -32,8 +33,8 @@ logger = logging.getLogger(__name__)
 @triton.jit
 def _read_points(locations, weights, levels, place, level, real, ACCUMULATE: tl.constexpr):  # type: ignore[no-untyped-def]
     """Of every point: its level's size and first cell, its weight, the cell to the upper left, shares of the others."""
-    width = tl.load(levels + 3 * level, mask=real, other=1)
-    height = tl.load(levels + 3 * level + 1, mask=real, other=1)
+    height = tl.load(levels + 3 * level, mask=real, other=1)
+    width = tl.load(levels + 3 * level + 1, mask=real, other=1)
     start = tl.load(levels + 3 * level + 2, mask=real, other=0)
     weight = tl.load(weights + place, mask=real, other=0.0)
     x = tl.load(locations + 2 * place, mask=real, other=0.0) * width.to(ACCUMULATE) - 0.5
@@ -79,7 +80,7 @@ def _forward(  # type: ignore[no-untyped-def]
     POINTS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """Output (B·Q·M, D) of weights (B·Q·M, L·P), locations (B·Q·M, L·P, 2); levels (L, 3): width, height, start."""
+    """Output (B·Q·M, D) of weights (B·Q·M, L·P), locations (B·Q·M, L·P, 2); levels: a level_table."""
     program = tl.program_id(0).to(tl.int64)
     channel = tl.arange(0, CHANNELS)
     value += (program // heads // queries) * stride_image + (program % heads) * stride_head
@@ -179,16 +180,6 @@ INTERPRETED = not isinstance(_forward, triton.runtime.JITFunction)
 """Whether Triton runs its kernels in Python, on tensors of the CPU (TRITON_INTERPRET=1)."""
 
 
-@functools.lru_cache(maxsize=1024)
-def _levels(shapes: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
-    """(L, 3) int32: width, height, first cell. Kept, because each copy to a GPU is a wait."""
-    rows, start = [], 0
-    for height, width in shapes:
-        rows.append((width, height, start))
-        start += height * width
-    return torch.tensor(rows, dtype=torch.int32, device=device)
-
-
 def _tile(channels: int, points: int) -> dict[str, int]:
     """Sizes of a program's tile, and its warps."""
     width = triton.next_power_of_2(channels)
@@ -224,7 +215,7 @@ class _TritonSampling(torch.autograd.Function):
                     value,
                     locations,
                     weights,
-                    _levels(shapes, value.device),
+                    level_table(shapes, value.device),
                     output,
                     queries,
                     heads,
@@ -263,7 +254,7 @@ class _TritonSampling(torch.autograd.Function):
                     value,
                     locations,
                     weights,
-                    _levels(ctx.shapes, value.device),
+                    level_table(ctx.shapes, value.device),
                     grad_output,
                     grad_value if grad_value is not None else grad_locations,
                     grad_locations,
