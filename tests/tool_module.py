@@ -1,19 +1,19 @@
-"""The files of tools/ as modules, for tests that call their ``main``."""
+"""The files of tools/ as modules, for tests that call their functions."""
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
+import sys
 from pathlib import Path
 from types import ModuleType
 
 __all__ = ["tool_module"]
 
-TOOLS = Path(__file__).parents[1] / "tools"
+TOOLS = str(Path(__file__).parents[1] / "tools")
 
 
 def tool_module(name: str) -> ModuleType:
-    """``tools/<name>.py``; only for tools that import none of their neighbours."""
-    specification = importlib.util.spec_from_file_location(f"tools_{name}", TOOLS / f"{name}.py")
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
+    """``tools/<name>.py``, which can import its neighbours as it does when it is run as a script."""
+    if TOOLS not in sys.path:
+        sys.path.append(TOOLS)
+    return importlib.import_module(name)

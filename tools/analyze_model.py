@@ -27,13 +27,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from exit_status import exit_status
 from tabulate import tabulate
 
 from mokd_det.checkpoint.atomic_file import atomic_write
 from mokd_det.engine.config_file import load_config
 from mokd_det.engine.measured_model import build_for_memory, build_measured, example_inputs
 from mokd_det.engine.setup import pick_device
-from mokd_det.errors import ConfigError, MoKDError
+from mokd_det.errors import ConfigError
 from mokd_det.evaluation.flop_count import FlopCount, count_flops
 from mokd_det.evaluation.latency import PRECISIONS, Latency, measure_latency
 from mokd_det.evaluation.parameter_count import ParameterCount, count_parameters
@@ -50,15 +51,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     options = parse(arguments)
     logging.getLogger("mokd_det").setLevel(logging.WARNING)
-    try:
-        content, text = variants() if options.all_variants else analyse(options)
-        print(text)
-        if options.output is not None:
-            write(content, options.output)
-    except MoKDError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_status(lambda: run(options))
+
+
+def run(options: argparse.Namespace) -> None:
+    """Print the table, write the files.
+
+    Raises:
+        MoKDError: a mistake in the input.
+    """
+    content, text = variants() if options.all_variants else analyse(options)
+    print(text)
+    if options.output is not None:
+        write(content, options.output)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -18,6 +18,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from exit_status import exit_status
+
 from mokd_det.data import (
     IMAGE_CHECKS,
     CocoFormatSource,
@@ -28,7 +30,7 @@ from mokd_det.data import (
     report_as_text,
     sample_images,
 )
-from mokd_det.errors import ConfigError, MoKDError
+from mokd_det.errors import ConfigError
 from mokd_det.visualization import save_png
 from mokd_det.visualization.contact_sheet import contact_sheet
 
@@ -56,11 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--samples", type=int, default=24, metavar="N", help="images on the contact sheet")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of these images")
     options = parser.parse_args(arguments)
-    try:
-        return run(options)
-    except MoKDError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_status(lambda: run(options))
 
 
 def run(options: argparse.Namespace) -> int:

@@ -16,8 +16,10 @@ import os
 import sys
 from collections.abc import Sequence
 
+from exit_status import exit_status
+
 from mokd_det.checkpoint import KEEP_ROWS, identify, load_file, official_weights, student_weights, write_file
-from mokd_det.errors import CheckpointError, MoKDError
+from mokd_det.errors import CheckpointError
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -74,12 +76,9 @@ def convert(args: argparse.Namespace) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    try:
-        convert(parse_arguments(arguments))
-    except MoKDError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    """Run the command; returns its exit status."""
+    options = parse_arguments(arguments)
+    return exit_status(lambda: convert(options))
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ import cv2
 import numpy as np
 import torch
 from detectron2.structures import Instances
+from exit_status import exit_status
 from model_arguments import add_model_arguments, model_files
 from PIL import Image
 
@@ -39,7 +40,7 @@ from mokd_det.data.frames import VIDEO_CODECS, FrameSource, VideoWriter, open_ca
 from mokd_det.data.image_file import read_image
 from mokd_det.data.input_files import InputFile, find_input_files
 from mokd_det.engine.inference_model import InferenceModel, load_inference_model
-from mokd_det.errors import ConfigError, DatasetError, MoKDError
+from mokd_det.errors import ConfigError, DatasetError
 from mokd_det.evaluation.result_writer import ResultWriter, result_file
 from mokd_det.progress import progress
 from mokd_det.visualization.detection_drawing import DetectionDrawer
@@ -48,11 +49,7 @@ from mokd_det.visualization.detection_drawing import DetectionDrawer
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     options = parse(arguments)
-    try:
-        return run(options)
-    except MoKDError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_status(lambda: run(options))
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -25,6 +25,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from detectron2.data import MetadataCatalog
+from exit_status import exit_status
 from model_arguments import ModelFiles, add_model_arguments, model_files
 from omegaconf import DictConfig, OmegaConf
 
@@ -32,7 +33,7 @@ from mokd_det.checkpoint.atomic_file import atomic_write
 from mokd_det.data import coco_source
 from mokd_det.engine import TrainSettings, do_test, load_config
 from mokd_det.engine.override_text import as_override
-from mokd_det.errors import ConfigError, MoKDError
+from mokd_det.errors import ConfigError
 from mokd_det.evaluation.detection_file import Detections, Truth, match_ids, read_detections, read_truth
 from mokd_det.evaluation.tide import TideReport, run_tide
 from mokd_det.evaluation.tide_tables import tide_json, tide_markdown
@@ -46,12 +47,7 @@ RESULTS = "coco_instances_results.json"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     options = parse(arguments)
-    try:
-        evaluate_all(options)
-    except MoKDError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_status(lambda: evaluate_all(options))
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

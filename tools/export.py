@@ -20,13 +20,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from detectron2.data import MetadataCatalog
+from exit_status import exit_status
 from torch import nn
 
 from mokd_det.checkpoint import export_student, write_file
 from mokd_det.checkpoint.atomic_file import atomic_write
 from mokd_det.data.catalog import load_classes
 from mokd_det.engine.inference_model import InferenceModel, load_inference_model, student_section
-from mokd_det.errors import ConfigError, DatasetError, ExportError, MoKDError
+from mokd_det.errors import ConfigError, DatasetError, ExportError
 from mokd_det.export import (
     CHECK_SIZES,
     DEFAULT_OPSET,
@@ -49,12 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     options = parse(arguments)
     logging.getLogger("mokd_det").setLevel(logging.WARNING)
-    try:
-        export(options)
-    except MoKDError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_status(lambda: export(options))
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -15,7 +15,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mokd_det.errors import ConfigError, MoKDError
+from exit_status import exit_status
+
+from mokd_det.errors import ConfigError
 from mokd_det.visualization import dynamics_figure, read_run, save_png
 
 
@@ -31,17 +33,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--title", default="", metavar="TEXT", help="written above everything")
     options = parser.parse_args(arguments)
-    try:
-        draw(options.runs, options.labels, options.title, options.output)
-    except MoKDError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(options.output)
-    return 0
+    return exit_status(lambda: draw(options.runs, options.labels, options.title, options.output))
 
 
 def draw(directories: Sequence[str], labels: Sequence[str] | None, title: str, output: Path) -> None:
-    """Read the runs and write the picture.
+    """Read the runs, write the picture and print where it is.
 
     Raises:
         ConfigError: a directory is no run, labels and runs differ in number, or the file cannot be written.
@@ -60,6 +56,7 @@ def draw(directories: Sequence[str], labels: Sequence[str] | None, title: str, o
         save_png(figure, output)
     except OSError as error:
         raise ConfigError(f"--output {output} cannot be written: {error}") from error
+    print(output)
 
 
 if __name__ == "__main__":

@@ -16,9 +16,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from exit_status import exit_status
+
 from mokd_det.engine.config_file import load_config
 from mokd_det.engine.replay import replay_step
-from mokd_det.errors import MoKDError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,12 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("opts", nargs="*", metavar="key=value", help="overrides of the config file")
     options = parser.parse_intermixed_args(arguments)
     config = options.config_file or str(Path(options.file).absolute().parent.parent / "config.yaml")
-    try:
-        print(replay_step(load_config(config, options.opts), options.file))
-    except MoKDError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_status(lambda: print(replay_step(load_config(config, options.opts), options.file)))
 
 
 if __name__ == "__main__":

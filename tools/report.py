@@ -17,8 +17,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from exit_status import exit_status
+
 from mokd_det.checkpoint.atomic_file import atomic_write
-from mokd_det.errors import ConfigError, MoKDError
+from mokd_det.errors import ConfigError
 from mokd_det.report import (
     ComparisonRecord,
     ModelFindings,
@@ -36,13 +38,7 @@ from mokd_det.report import (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     options = parse(arguments)
-    try:
-        output = report(options)
-    except MoKDError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(output)
-    return 0
+    return exit_status(lambda: print(report(options)))
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

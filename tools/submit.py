@@ -16,9 +16,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from exit_status import exit_status
+
 from mokd_det.engine import argument_parser, load_config
 from mokd_det.engine.submission import SubmittedTraining, submit, wait_for
-from mokd_det.errors import ConfigError, MoKDError
+from mokd_det.errors import ConfigError
 
 TRAIN_NET = Path(__file__).resolve().with_name("train_net.py")
 
@@ -51,11 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--wait", action="store_true", help="until the job has ended")
     parser.add_argument("training", nargs="+", metavar="-- ARGUMENT", help="of train_net.py")
     options = parser.parse_args(arguments)
-    try:
-        return run(options)
-    except MoKDError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_status(lambda: run(options))
 
 
 def run(options: argparse.Namespace) -> int:

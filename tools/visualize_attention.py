@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import instantiate
+from exit_status import exit_status
 from matplotlib.figure import Figure
 from model_arguments import ModelFiles, add_model_arguments, model_files
 from PIL import Image
@@ -40,7 +41,7 @@ from mokd_det.data.class_table import ClassTable, dataset_classes, file_classes
 from mokd_det.data.image_file import read_image, read_image_of
 from mokd_det.data.input_files import find_input_files
 from mokd_det.engine.inference_model import InferenceModel, load_inference_model
-from mokd_det.errors import ConfigError, DatasetError, MoKDError
+from mokd_det.errors import ConfigError, DatasetError
 from mokd_det.progress import progress
 from mokd_det.visualization import save_png
 from mokd_det.visualization.attention_classifier import record_classifier_attention
@@ -75,11 +76,7 @@ class Picture:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     options = parse(arguments)
-    try:
-        return run(options)
-    except MoKDError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_status(lambda: run(options))
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -14,18 +14,9 @@ from PIL import Image
 from mokd_det.data import check_dataset, coco_source, register_coco_format, report_as_json, report_as_text
 from mokd_det.data.findings import CollectFindings, RaiseFirst
 from mokd_det.errors import ConfigError, DatasetError
+from tests.tool_module import tool_module
 
 ROOT = Path(__file__).parents[2]
-
-
-def load_tool():
-    import importlib.util
-
-    path = ROOT / "tools" / "check_dataset.py"
-    specification = importlib.util.spec_from_file_location("check_dataset_tool", path)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
 
 
 def found(report) -> dict[str, tuple[str, int]]:
@@ -258,7 +249,7 @@ def test_the_tool_writes_everything(coco_files, tmp_path, capsys):
     (files.image_root / "im30.png").write_bytes(b"broken")
     output = tmp_path / "report"
     arguments = [str(files.json_file), str(files.image_root), "--output", str(output), "--json"]
-    assert load_tool().main(arguments) == 1
+    assert tool_module("check_dataset").main(arguments) == 1
     content = json.loads(capsys.readouterr().out)
     assert content["errors"] == 1 and content["problems"][0]["kind"] == "file-undecodable"
     assert json.loads((output / "report.json").read_text()) == content
@@ -266,7 +257,7 @@ def test_the_tool_writes_everything(coco_files, tmp_path, capsys):
     with Image.open(output / "contact_sheet.png") as sheet:
         assert sheet.width > 1000
         pixels = np.asarray(sheet.convert("RGB"))
-    first = load_tool().main([*arguments, "--seed", "0"])
+    first = tool_module("check_dataset").main([*arguments, "--seed", "0"])
     with Image.open(output / "contact_sheet.png") as sheet:
         assert first == 1 and np.array_equal(pixels, np.asarray(sheet.convert("RGB")))
 
@@ -274,7 +265,7 @@ def test_the_tool_writes_everything(coco_files, tmp_path, capsys):
 def test_the_exit_status(coco_files, capsys):
     files = coco_files(WARNINGS["repeated-box"][0])
     paths = [str(files.json_file), str(files.image_root)]
-    tool = load_tool()
+    tool = tool_module("check_dataset")
     assert tool.main(paths) == 0
     text = capsys.readouterr().out
     assert "3 images (1 without boxes), 4 boxes, 1 crowd, 2 classes" in text and "1 warnings" in text
@@ -296,5 +287,5 @@ def test_the_exit_status(coco_files, capsys):
 def test_bad_boxes_can_be_announced(coco_files, capsys):
     files = coco_files(ANNOTATIONS["box-outside"][0])
     paths = [str(files.json_file), str(files.image_root)]
-    assert load_tool().main(paths) == 1
-    assert load_tool().main([*paths, "--drop-bad-boxes"]) == 0
+    assert tool_module("check_dataset").main(paths) == 1
+    assert tool_module("check_dataset").main([*paths, "--drop-bad-boxes"]) == 0

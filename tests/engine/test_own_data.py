@@ -17,7 +17,7 @@ from mokd_det.checkpoint import load_file
 from mokd_det.engine import argument_parser, load_config
 from mokd_det.errors import CheckpointError, ConfigError
 from tests.engine.helpers import loggers_restored
-from tests.engine.test_train_net import load_tool
+from tests.tool_module import tool_module
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "custom"
 MOKD = CONFIGS / "mokd_vidt_nano.py"
@@ -98,7 +98,7 @@ def run(config: Path, output: Path, *arguments: str) -> str:
         ["--config-file", str(config), f"train.output_dir={output}", "train.device=cpu", *arguments]
     )
     with loggers_restored():
-        load_tool().main(parsed)
+        tool_module("train_net").main(parsed)
     return (output / "log.txt").read_text()
 
 

@@ -17,6 +17,7 @@ from mokd_det.engine import argument_parser
 from mokd_det.engine import launch as launch_function
 from mokd_det.errors import CheckpointError, ConfigError
 from tests.engine.helpers import differences, loggers_restored
+from tests.tool_module import tool_module
 
 ROOT = Path(__file__).parents[2]
 TOOL = ROOT / "tools" / "train_net.py"
@@ -30,22 +31,13 @@ DETERMINISTIC = {
 }
 
 
-def load_tool():
-    import importlib.util
-
-    specification = importlib.util.spec_from_file_location("train_net", TOOL)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
-
-
 def run_here(output_dir: Path, *arguments: str, config: Path = CONFIG) -> None:
     parser = argument_parser("test")
     parsed = parser.parse_intermixed_args(
         ["--config-file", str(config), f"train.output_dir={output_dir}", *arguments]
     )
     with loggers_restored():
-        load_tool().main(parsed)
+        tool_module("train_net").main(parsed)
 
 
 def run_tool(output_dir: Path, *arguments: str, config: Path = CONFIG) -> subprocess.CompletedProcess[str]:

@@ -26,15 +26,7 @@ from tests.engine.helpers import differences, make_trainer, run_one_step, snapsh
 from tests.engine.test_train_net import ROOT, metrics, run_here
 from tests.engine.toy import ToyDetector, ToyLoader, toy_item
 from tests.reliability.toys import BadForward, BadGradient, Blind, PixelSum, Poisoned
-
-
-def load_replay_tool() -> Any:
-    import importlib.util
-
-    specification = importlib.util.spec_from_file_location("replay_batch", ROOT / "tools" / "replay_batch.py")
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
+from tests.tool_module import tool_module
 
 
 def distiller(student: nn.Module) -> Distiller:
@@ -239,7 +231,7 @@ def test_the_tool_replays_a_refused_step(tmp_path, capsys):
         run_here(tmp_path, *arguments)
     file = tmp_path / "bad_batches" / "iteration_0000001_rank0.pth"
     assert str(caught.value).endswith(f"To look into it: python tools/replay_batch.py {file}")
-    tool = load_replay_tool()
+    tool = tool_module("replay_batch")
     assert tool.main([str(file)]) == 0
     shown = capsys.readouterr().out
     assert "iteration 1, rank 0: loss 'loss_bbox' is inf at iteration 1" in shown
@@ -259,7 +251,7 @@ def test_the_tool_replays_a_refused_step(tmp_path, capsys):
 
 
 def test_the_replay_names_the_module_and_the_operation(tmp_path, capsys):
-    tool = load_replay_tool()
+    tool = tool_module("replay_batch")
     for name, file, wanted in (
         (
             "BadForward",

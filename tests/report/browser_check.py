@@ -20,9 +20,10 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from tests.report.tiny_run import load_tool, tiny_run
+from tests.report.tiny_run import tiny_run
+from tests.tool_module import tool_module
 
-report = load_tool("report")
+report = tool_module("report")
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 SCRIPT = "<script>document.title='ran'<"
 

@@ -11,9 +11,10 @@ import pytest
 
 from mokd_det.report import group_runs, read_record, report_page
 from tests.report.page_check import parse, section, words
-from tests.report.tiny_run import load_tool, tiny_run, write_metrics
+from tests.report.tiny_run import tiny_run, write_metrics
+from tests.tool_module import tool_module
 
-report = load_tool("report")
+report = tool_module("report")
 SCRIPT = "<script>alert(1)<"
 
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
 import torch
 from detectron2.config import LazyConfig, instantiate
@@ -30,22 +27,6 @@ class TinyRun:
     directory: Path
     weights: Path
     dataset: str
-
-
-def load_tool(name: str) -> ModuleType:
-    """A command line of tools/, which can import its neighbours as it does when it is run as a script."""
-    sys.path.insert(0, str(ROOT / "tools"))
-    try:
-        specification = importlib.util.spec_from_file_location(
-            f"{name}_under_test", ROOT / "tools" / f"{name}.py"
-        )
-        assert specification is not None and specification.loader is not None
-        module = importlib.util.module_from_spec(specification)
-        sys.modules[module.__name__] = module
-        specification.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(ROOT / "tools"))
-    return module
 
 
 def tiny_dataset(root: Path, images: int = 6) -> str:

@@ -13,10 +13,10 @@ from detectron2.config import instantiate
 from matplotlib.image import imread
 
 from mokd_det.errors import ConfigError
-from tests.visualization.test_compare_methods import ROOT, compare_methods, load_tool
+from tests.tool_module import tool_module
+from tests.visualization.test_compare_methods import ROOT, compare_methods
 
-load_tool("quickstart_tasks")
-quickstart = load_tool("quickstart")
+quickstart = tool_module("quickstart")
 CONFIG = ROOT / "configs" / "quickstart_classification" / "mokd.py"
 METHODS = ROOT / "configs" / "common" / "classification_methods.py"
 ALL = [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import importlib.util
 import io
 import json
 import os
@@ -26,28 +25,15 @@ from mokd_det.engine.override_text import as_override
 from mokd_det.errors import ConfigError
 from mokd_det.evaluation.method_comparison import MethodRuns, RunResult
 from mokd_det.visualization import comparison_figure
+from tests.tool_module import tool_module
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "quickstart" / "mokd.py"
 
 
-def load_tool(name: str):
-    # As when the file is run as a script, its neighbours can be imported.
-    sys.path.insert(0, str(ROOT / "tools"))
-    try:
-        specification = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-        module = importlib.util.module_from_spec(specification)
-        sys.modules[name] = module
-        specification.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(ROOT / "tools"))
-    return module
-
-
-run_queue = load_tool("run_queue")
-training_runs = load_tool("training_runs")
-load_tool("method_grid")
-compare_methods = load_tool("compare_methods")
+run_queue = tool_module("run_queue")
+training_runs = tool_module("training_runs")
+compare_methods = tool_module("compare_methods")
 
 
 @pytest.fixture

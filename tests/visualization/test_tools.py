@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import io
 import json
 import os
@@ -19,27 +18,15 @@ import pytest
 import torch
 from matplotlib.image import imread
 
+from tests.tool_module import tool_module
+
 TOOLS = Path(__file__).parents[2] / "tools"
 
 
-def load_tool(name: str):
-    # As when the file is run as a script, its neighbours can be imported.
-    sys.path.insert(0, str(TOOLS))
-    try:
-        specification = importlib.util.spec_from_file_location(name, TOOLS / f"{name}.py")
-        module = importlib.util.module_from_spec(specification)
-        sys.modules[name] = module
-        specification.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(TOOLS))
-    return module
-
-
-run_queue = load_tool("run_queue")
-training_runs = load_tool("training_runs")
-load_tool("quickstart_tasks")
-quickstart = load_tool("quickstart")
-plot_dynamics = load_tool("plot_dynamics")
+run_queue = tool_module("run_queue")
+training_runs = tool_module("training_runs")
+quickstart = tool_module("quickstart")
+plot_dynamics = tool_module("plot_dynamics")
 Job, RunQueue, ChildFailed = run_queue.Job, run_queue.RunQueue, run_queue.ChildFailed
 
 

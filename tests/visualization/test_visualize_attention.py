@@ -17,6 +17,7 @@ from PIL import Image
 
 from mokd_det.data import digits, register_coco_format
 from mokd_det.engine import load_config
+from tests.tool_module import tool_module
 
 ROOT = Path(__file__).parents[2]
 TOOL = ROOT / "tools" / "visualize_attention.py"
@@ -126,26 +127,8 @@ def test_two_detectors_on_images_of_a_data_set_by_id(data, detectors, tmp_path):
     assert all(colours(picture) > 1000 for picture in pictures)
 
 
-def in_process(load_tool, *arguments: object) -> int:
-    return load_tool("visualize_attention").main([*map(str, arguments)])
-
-
-@pytest.fixture(scope="module")
-def load_tool():
-    import importlib.util
-
-    def load(name: str):
-        sys.path.insert(0, str(ROOT / "tools"))
-        try:
-            specification = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-            module = importlib.util.module_from_spec(specification)
-            sys.modules[name] = module
-            specification.loader.exec_module(module)
-        finally:
-            sys.path.remove(str(ROOT / "tools"))
-        return module
-
-    return load
+def in_process(*arguments: object) -> int:
+    return tool_module("visualize_attention").main([*map(str, arguments)])
 
 
 @pytest.fixture
@@ -161,12 +144,10 @@ def folder(data, tmp_path) -> Path:
     return images
 
 
-def test_a_folder_by_layers_with_an_image_that_cannot_be_read(
-    data, detectors, folder, load_tool, tmp_path, capsys
-):
+def test_a_folder_by_layers_with_an_image_that_cannot_be_read(data, detectors, folder, tmp_path, capsys):
     names = digits.annotation_file(data / "digits", "val")
     status = in_process(
-        load_tool, folder, "--run", detectors[0], "--view", "layers", "--threshold", 0, "--max-objects", 1,
+        folder, "--run", detectors[0], "--view", "layers", "--threshold", 0, "--max-objects", 1,
         "--annotations", names, "--output", tmp_path / "out", "--smooth",
     )  # fmt: skip
     said = capsys.readouterr()
@@ -176,13 +157,12 @@ def test_a_folder_by_layers_with_an_image_that_cannot_be_read(
     assert colours(tmp_path / "out" / "1.png") > 1000
 
 
-def test_classifiers(run_of, detectors, folder, load_tool, tmp_path, capsys):
+def test_classifiers(run_of, detectors, folder, tmp_path, capsys):
     config = tmp_path / "classifier.py"
     config.write_text(f"BASE = {str(ROOT / 'configs' / 'quickstart' / 'student.py')!r}" + CLASSIFIER)
     small, large = run_of("small", config), run_of("large", config, "model.network.depth=3")
     assert (
         in_process(
-            load_tool,
             "--ids",
             3,
             1,
@@ -197,7 +177,6 @@ def test_classifiers(run_of, detectors, folder, load_tool, tmp_path, capsys):
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["class_attention.png"]
     assert colours(tmp_path / "a" / "class_attention.png") > 1000
     status = in_process(
-        load_tool,
         folder,
         "--model",
         config,
@@ -211,7 +190,6 @@ def test_classifiers(run_of, detectors, folder, load_tool, tmp_path, capsys):
     assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["0.png", "1.png"]
     assert (
         in_process(
-            load_tool,
             "--ids",
             1,
             "--run",
@@ -227,25 +205,21 @@ def test_classifiers(run_of, detectors, folder, load_tool, tmp_path, capsys):
     assert "detectors and classifiers cannot be drawn side by side" in capsys.readouterr().err
     # weights of another depth do not fit
     assert (
-        in_process(
-            load_tool, "--ids", 0, "--model", config, large / "student_final.pth", "--output", tmp_path / "c"
-        )
+        in_process("--ids", 0, "--model", config, large / "student_final.pth", "--output", tmp_path / "c")
         == 2
     )
     assert "does not fit" in capsys.readouterr().err
     assert (
-        in_process(
-            load_tool, "--ids", 5, "--model", config, small / "student_final.pth", "--output", tmp_path / "c"
-        )
+        in_process("--ids", 5, "--model", config, small / "student_final.pth", "--output", tmp_path / "c")
         == 2
     )
     assert "noise has no image at position 5; it has 5 images" in capsys.readouterr().err
 
 
-def test_a_classifiers_part_of_an_image_is_shown_in_its_own_colours(load_tool):
+def test_a_classifiers_part_of_an_image_is_shown_in_its_own_colours():
     from torchvision.transforms import v2
 
-    module = load_tool("visualize_attention")
+    module = tool_module("visualize_attention")
     pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
     transform = v2.Compose(
         [
@@ -259,7 +233,7 @@ def test_a_classifiers_part_of_an_image_is_shown_in_its_own_colours(load_tool):
     np.testing.assert_array_equal(module.visible_part(transform, image, transform(image)), pixels[8:32, 8:32])
 
 
-def test_mistakes_are_one_line(data, detectors, folder, load_tool, tmp_path, capsys):
+def test_mistakes_are_one_line(data, detectors, folder, tmp_path, capsys):
     run, names = ["--run", detectors[0]], ["--annotations", digits.annotation_file(data / "digits", "val")]
     output = ["--output", tmp_path / "out"]
     other = tmp_path / "names.json"
@@ -285,12 +259,12 @@ def test_mistakes_are_one_line(data, detectors, folder, load_tool, tmp_path, cap
         ),
         ([*output, *run, folder, "--annotations", other], "the model predicts class"),
     ):
-        assert in_process(load_tool, *arguments) == 2, arguments
+        assert in_process(*arguments) == 2, arguments
         error = capsys.readouterr().err
         assert error.startswith("error: ") and message in error and error.count("\n") == 1, (arguments, error)
 
 
-def test_other_models_are_one_clear_error(data, folder, run_of, load_tool, tmp_path, capsys):
+def test_other_models_are_one_clear_error(data, folder, run_of, tmp_path, capsys):
     config = tmp_path / "ssd.py"
     config.write_text(
         "from detectron2.config import LazyCall as L\n"
@@ -307,7 +281,6 @@ def test_other_models_are_one_clear_error(data, folder, run_of, load_tool, tmp_p
     run = run_of("ssd", config)
     names = digits.annotation_file(data / "digits", "val")
     status = in_process(
-        load_tool,
         folder,
         "--model",
         config,
