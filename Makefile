@@ -33,7 +33,7 @@ help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' Makefile
 	@sed -n '/^# *[A-Z_]*=/s/^#/ /p' Makefile
 
-setup: $(CHECKOUT_STAMP) ## make the environment (.venv, 5 GB, minutes)
+setup: $(CHECKOUT_STAMP) ## make the environment (.venv, 6 GB, minutes)
 
 $(PACKAGES_STAMP): | $(PINS)
 	@rm -f $(VENV)/.packages-* $(VENV)/.checkout-*
