@@ -152,6 +152,7 @@ class MoKDTrainer(SimpleTrainer):
         self._parameter_names: dict[int, tuple[str, str]] = {}
         self._teacher_digest = self._same_teacher_everywhere()
         self.autocast, self.grad_scaler = self._mixed_precision(amp)
+        self._grad_scale: float | None = None
         self._clip = dict(clip_grad) if clip_grad else None
         self._pending: list[_StepScalars] = []
         self.step_forwards: Sequence[StepForward] = ()
@@ -448,12 +449,14 @@ class MoKDTrainer(SimpleTrainer):
         if self.grad_scaler is None:
             self.optimizer.step()
             return True
-        scale = self.grad_scaler.get_scale()
+        # Remembered from the step before: asking a GPU for it is a wait.
+        before = self.grad_scaler.get_scale() if self._grad_scale is None else self._grad_scale
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
-        scalars["grad_scale"] = scale
+        self._grad_scale = self.grad_scaler.get_scale()
+        scalars["grad_scale"] = before
         # The scale falls exactly when the step was skipped because a gradient overflowed.
-        return self.grad_scaler.get_scale() >= scale
+        return self._grad_scale >= before
 
     def _store(
         self, losses: Mapping[str, float], scalars: Mapping[str, Tensor | float], times: TimeSplit
@@ -523,6 +526,7 @@ class MoKDTrainer(SimpleTrainer):
             )
         if self.grad_scaler is not None and "grad_scaler" in state_dict:
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
+            self._grad_scale = None
         for name, value in self._run_identity().items():
             if state_dict["run"].get(name) != value:
                 logger.warning(

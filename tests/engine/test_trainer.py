@@ -171,6 +171,18 @@ def test_a_skipped_step_changes_neither_parameters_nor_balancer():
     assert differences(after["model"], snapshot(trainer)["model"])
 
 
+def test_the_scale_is_read_once_a_step(monkeypatch):
+    """On a GPU each reading is a wait; what is logged is the scale that the step had."""
+    trainer = make_trainer(Amortized(), amp={"enabled": True, "dtype": "float16"}, lr=1e-3)
+    asked, get_scale = [], trainer.grad_scaler.get_scale
+    monkeypatch.setattr(trainer.grad_scaler, "get_scale", lambda: asked.append(None) or get_scale())
+    for iteration, readings in enumerate((2, 1, 1)):
+        scale = get_scale()
+        storage = run_one_step(trainer, iteration)
+        assert len(asked) == readings and storage.latest()["grad_scale"][0] == scale
+        asked.clear()
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_reaches_the_model_and_losses_stay_float32(dtype):
     seen = []
