@@ -70,6 +70,9 @@ class AtomicCheckpointer(DetectionCheckpointer):
         save_to_disk: default: only on the main process.
         checkpointables: further objects with ``state_dict`` and ``load_state_dict``, by their key in the
             file.
+
+    Attributes:
+        resumed_from: name of the file that :meth:`resume` has loaded; "" before.
     """
 
     def __init__(
@@ -81,6 +84,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
         **checkpointables: Any,
     ) -> None:
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
+        self.resumed_from = ""
         self._swept = False
 
     def save(self, name: str, **kwargs: Any) -> None:
@@ -176,7 +180,9 @@ class AtomicCheckpointer(DetectionCheckpointer):
                     "Move them away to start again"
                 )
             return None
-        return self._restore(content if content is not None else load_file(chosen), chosen, None)
+        rest = self._restore(content if content is not None else load_file(chosen), chosen, None)
+        self.resumed_from = Path(chosen).name
+        return rest
 
     def _candidates(self) -> list[str]:
         directory = Path(self.save_dir)

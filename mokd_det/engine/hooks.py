@@ -55,7 +55,11 @@ class PeriodicWriter(hooks.PeriodicWriter):
 
 
 class PeriodicCheckpointer(hooks.PeriodicCheckpointer):
-    """Detectron2's, counting the files of earlier parts of the same run among those it keeps."""
+    """Detectron2's, counting the files of earlier parts of the same run among those it keeps.
+
+    To be registered after the hooks whose state is in the files. A run that was killed after its last step, but before
+    the final checkpoint was complete, has no step left that would write it: it is written when the resumed one begins.
+    """
 
     def before_train(self) -> None:
         super().before_train()
@@ -64,6 +68,11 @@ class PeriodicCheckpointer(hooks.PeriodicCheckpointer):
             self.recent_checkpoints = [
                 str(file) for file in sorted(directory.glob(f"{self.file_prefix}_[0-9]*.pth"))
             ]
+        final, trainer = f"{self.file_prefix}_final", self.trainer
+        if trainer.start_iter >= trainer.max_iter and self.checkpointer.resumed_from != f"{final}.pth":
+            trainer.iter = trainer.start_iter - 1  # the step that the state is of
+            self.checkpointer.save(final, iteration=trainer.iter)
+            trainer.iter = trainer.start_iter
 
 
 class SaveWhenStopping(HookBase):

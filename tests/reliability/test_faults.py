@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import resource
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -72,7 +73,7 @@ def at_a_random_time(generator: random.Random, seconds: float) -> Callable[[Run]
 
 def while_writing(generator: random.Random, seconds: float) -> Callable[[Run], None]:
     """Until a half-written file has been seen a chosen number of times: it is there at that moment."""
-    wanted = generator.randrange(1, 8)
+    wanted = generator.randrange(1, 13)  # nine checkpoints are written; their tags are seen now and then
 
     def wait(run: Run) -> None:
         times, before = 0, False
@@ -134,6 +135,21 @@ def test_killed_twice_before_and_after_a_resume(tools, whole, tmp_path):
         differences(load_file(whole[0] / "model_final.pth"), load_file(run.directory / "model_final.pth"))
         == []
     )
+
+
+@pytest.mark.parametrize("left", ["nothing", "an older one"])
+def test_killed_between_the_last_periodic_and_the_final_checkpoint(tools, whole, tmp_path, left):
+    """There is no step left that could write the final one."""
+    run = Run(tools, tmp_path / "run")
+    shutil.copytree(whole[0], run.directory)
+    (run.directory / "last_checkpoint").write_text("model_0000007.pth")
+    (run.directory / "model_final.pth").unlink()
+    if left != "nothing":  # of a training that was shorter at first
+        shutil.copy(run.directory / "model_0000003.pth", run.directory / "model_final.pth")
+    assert run.run("--resume") == 0, run.said
+    wanted = load_file(whole[0] / "model_final.pth")
+    assert differences(wanted, load_file(run.directory / "model_final.pth")) == []
+    assert (run.directory / "last_checkpoint").read_text() == "model_final.pth"
 
 
 def test_sigterm_saves_and_says_so(tools, whole, tmp_path):
