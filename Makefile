@@ -54,7 +54,7 @@ compare-quick: setup ## student alone, token matching, VkD and MoKD on bundled d
 	$(PYTHON) datasets/make_digits.py digits
 	$(PYTHON) tools/compare_methods.py --config configs/quickstart/mokd.py \
 	  --methods-file configs/common/quickstart_methods.py --methods none token_matching vkd mokd --seeds 0 1 2 \
-	  --tuning "six trials per method on the validation images, see configs/common/quickstart_methods.py" \
+	  --tuning "six to ten trials per method on the validation images, see configs/common/quickstart_methods.py" \
 	  --set train.eval_period=50 \
 	  --teacher output/demo/runs/teacher/student_final.pth --teacher-config configs/quickstart/teacher.py \
 	  --test-dataset digits_test --output output/compare
