@@ -190,7 +190,8 @@ def activation_bytes(name: str, size: tuple[int, int], batch: int) -> int:
         address = tensor.untyped_storage().data_ptr()
         if address not in own:
             kept[address] = tensor.detach()
-        return tensor
+        # Not the tensor itself: a node that keeps its own output is a cycle that is never freed.
+        return tensor.detach()
 
     prepared = model.prepare_batch(training_batch(size, batch))
     hooks: contextlib.AbstractContextManager[None] = torch.autograd.graph.saved_tensors_hooks(
