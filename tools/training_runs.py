@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from exit_status import exit_status
 from omegaconf import DictConfig, OmegaConf
 from run_queue import ChildFailed, Job, clock, interrupt_on_signals, last_lines
 
@@ -27,7 +28,7 @@ import mokd_det
 from mokd_det.checkpoint.atomic_file import atomic_write
 from mokd_det.engine.override_text import as_override
 from mokd_det.engine.run_directory import set_aside_previous_run
-from mokd_det.errors import ConfigError, MoKDError
+from mokd_det.errors import ConfigError
 from mokd_det.evaluation.main_metric import main_metric
 from mokd_det.visualization import read_run
 
@@ -248,23 +249,24 @@ def run_command(work: Callable[[int], None], output: Path, arguments: Sequence[s
     # What it would print about runs set aside is said in the right place and words by the queue.
     logging.getLogger("mokd_det.engine.run_directory").addHandler(logging.NullHandler())
     began = time.monotonic()
-    try:
-        with interrupt_on_signals(), locked(output) as lock:
-            work(lock)
-    except MoKDError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except ChildFailed as failure:
-        return report_failure(failure)
-    except KeyboardInterrupt:
-        again = shlex.join(["python", sys.argv[0], *arguments])
-        print(
-            f"\nInterrupted. The checkpoints are kept; the same command continues:\n  {again}",
-            file=sys.stderr,
-        )
-        return 130
-    print(f"\nAll of this took {clock(time.monotonic() - began)}.")
-    return 0
+
+    def run() -> int:
+        try:
+            with interrupt_on_signals(), locked(output) as lock:
+                work(lock)
+        except ChildFailed as failure:
+            return report_failure(failure)
+        except KeyboardInterrupt:
+            again = shlex.join(["python", sys.argv[0], *arguments])
+            print(
+                f"\nInterrupted. The checkpoints are kept; the same command continues:\n  {again}",
+                file=sys.stderr,
+            )
+            return 130
+        print(f"\nAll of this took {clock(time.monotonic() - began)}.")
+        return 0
+
+    return exit_status(run)
 
 
 def report_failure(failure: ChildFailed) -> int:

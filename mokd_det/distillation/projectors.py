@@ -7,7 +7,8 @@ those that take statistics over them. They exist in training only, so none keeps
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -113,7 +114,7 @@ class EnsembleProjector(Projector):
         return torch.stack(outputs).mean(0)
 
 
-_PROJECTORS: dict[str, type[Projector]] = {
+_PROJECTORS: dict[str, Callable[..., Projector]] = {
     "linear": LinearProjector,
     "orthogonal": OrthogonalProjector,
     "mlp": MLPProjector,
@@ -121,7 +122,7 @@ _PROJECTORS: dict[str, type[Projector]] = {
 }
 
 
-def build_projector(kind: ProjectorKind, n_s: int, n_t: int, **options: object) -> Projector:
+def build_projector(kind: ProjectorKind, n_s: int, n_t: int, **options: Any) -> Projector:
     """A projector by name.
 
     Args:
@@ -136,6 +137,6 @@ def build_projector(kind: ProjectorKind, n_s: int, n_t: int, **options: object) 
     if kind not in _PROJECTORS:
         raise ConfigError(f"projector={kind!r} is not one of {', '.join(map(repr, _PROJECTORS))}")
     try:
-        return _PROJECTORS[kind](n_s, n_t, **options)  # type: ignore[arg-type]
+        return _PROJECTORS[kind](n_s, n_t, **options)
     except TypeError as error:
         raise ConfigError(f"projector {kind!r} with options {options}: {error}") from error

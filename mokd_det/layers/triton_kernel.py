@@ -29,6 +29,8 @@ __all__ = ["INTERPRETED", "sample"]
 
 logger = logging.getLogger(__name__)
 
+# A kernel's arguments have no Python types: pointers and numbers of the device, of which Triton makes its own objects.
+
 
 @triton.jit
 def _read_points(locations, weights, levels, place, level, real, ACCUMULATE: tl.constexpr):  # type: ignore[no-untyped-def]

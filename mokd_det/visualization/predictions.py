@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from detectron2.structures import BoxMode, Instances
@@ -171,14 +172,13 @@ def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _draw_key(figure: Figure, min_score: float, x: float, y: float) -> None:
-    entries = [
+    entries: list[tuple[Any, str]] = [
         (_RIGHT, "right: class and place (IoU ≥ 0.5)"),
         (_WRONG, "wrong, or found twice (dark label)"),
         (_MISSED, "missed"),
     ]
     handles = [
-        Line2D([], [], color=INK, linestyle=style, linewidth=1.5, label=label)  # type: ignore[arg-type]
-        for style, label in entries
+        Line2D([], [], color=INK, linestyle=style, linewidth=1.5, label=label) for style, label in entries
     ]
     figure.text(
         1 - 0.06 / figure.get_figwidth(),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -185,7 +186,7 @@ class LiveStorages(TorchDispatchMode):
         self.known = [StorageWeakRef(tensor.untyped_storage()).cdata for tensor in apart_from]
         self.seen: dict[int, StorageWeakRef] = {}
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for tensor in result if isinstance(result, (tuple, list)) else [result]:
             if isinstance(tensor, Tensor) and tensor.untyped_storage().nbytes() >= self.size:

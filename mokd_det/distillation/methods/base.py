@@ -141,8 +141,12 @@ class Method(nn.Module):
         """Build modules for the row pairs that will come: tap → key of the pair → (n_s, n_t)."""
 
     def compare(self, pairs: Mapping[str, list[RowPair]]) -> dict[str, Tensor]:
-        """Unweighted, named losses of each tap's row pairs; runs in float32 at least, without autocast."""
-        raise NotImplementedError(f"{type(self).__name__} compares no rows")
+        """Unweighted, named losses of each tap's row pairs; runs in float32 at least, without autocast.
+
+        Raises:
+            NotImplementedError: the method compares whole taps (:meth:`compare_taps`) and no rows.
+        """
+        raise NotImplementedError(f"{type(self).__name__} compares no rows; call compare_taps")
 
     def compare_taps(
         self, student: Mapping[str, TapValue], teacher: Mapping[str, TapValue], context: MethodContext
@@ -186,8 +190,13 @@ class Method(nn.Module):
 
         Args:
             batches: the teacher's taps and the context of each batch, every image once.
+
+        Raises:
+            NotImplementedError: the method has nothing to learn beforehand (``needs_preparation`` is False).
         """
-        raise NotImplementedError(f"{type(self).__name__} needs no preparation")
+        raise NotImplementedError(
+            f"{type(self).__name__} needs no preparation; ask needs_preparation before prepare"
+        )
 
     def after_step(self) -> None:
         """Put orthonormal matrices back on their manifold; call it after each optimiser step."""
