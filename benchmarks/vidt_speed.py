@@ -5,6 +5,7 @@
     python benchmarks/vidt_speed.py --clock cpu --size 512 640 --batch 1
     python benchmarks/vidt_speed.py --clock cpu --only backbone
     python benchmarks/vidt_speed.py --memory
+    python benchmarks/vidt_speed.py --compiled backbone
 
 A step is forward, losses with matching, backward, gradient clipping and AdamW; random weights, images and eight objects
 for each. The yardstick is plain_vidt.py with an AdamW that goes from tensor to tensor. The matrix products, counted by
@@ -12,6 +13,8 @@ PyTorch and timed alone at the speed of a large one, are the floor below which n
 
 ``--memory`` measures activation checkpointing instead: for each setting, in a process of its own, by how much the
 resident set grows over what weights and optimiser need (peak of a step), and the step's time over the plain setting's.
+``--compiled`` compares our step with the same where torch.compile has taken a part of it; compiling takes minutes,
+before the first round.
 """
 
 from __future__ import annotations
@@ -35,6 +38,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from mokd_det.engine import load_config
 from mokd_det.engine.optimizer import get_vidt_param_groups, with_fast_kernel
 from mokd_det.modeling import ViDT
+from mokd_det.modeling.backbone.swin_ram import Block
+from mokd_det.modeling.decoder import DecoderLayer
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "COCO"
 CHECKPOINTED = {
@@ -186,6 +191,36 @@ def compare(args: argparse.Namespace) -> None:
             )
 
 
+def compare_compiled(args: argparse.Namespace) -> None:
+    """Ours as it is against ours with a part compiled, for static shapes."""
+    import torch._dynamo
+
+    torch._dynamo.config.cache_size_limit = 64  # each block compiles the same code anew for its shapes
+    batch = inputs(args.batch, *args.size)
+    calls: dict[str, Callable[[], object]] = {}
+    for name in ("eager", "compiled"):
+        model = build(args.model)
+        if name == "compiled":
+            parts_of = {
+                "backbone": [model.backbone],
+                "blocks": [m for m in model.backbone.modules() if isinstance(m, Block)],
+                "decoder": [m for m in model.transformer.modules() if isinstance(m, DecoderLayer)],
+            }
+            for part in parts_of[args.compiled]:
+                part.compile(dynamic=False)
+        optimizer = with_fast_kernel(torch.optim.AdamW(get_vidt_param_groups(model), lr=1e-5))
+        calls[name] = training_step(model, batch, optimizer)
+    start = time.perf_counter()
+    calls["compiled"]()
+    seconds = time.perf_counter() - start
+    measured = run(calls, rounds=args.rounds, warmup=args.warmup, baseline="eager", clock=args.clock)
+    settings = {"model": args.model, "batch": args.batch, "size": tuple(args.size), "compiled": args.compiled}
+    measured.report(
+        "vidt_compiled", settings=settings, json_file=args.json, further={"first_step_seconds": seconds}
+    )
+    print(f"\nfirst step, compiling: {seconds:.0f} s")
+
+
 def one_setting(args: argparse.Namespace) -> None:
     """Peak growth and time of steps under one setting of activation checkpointing, as JSON on stdout."""
     model, batch = build(args.model, args.setting), inputs(args.batch, *args.size)
@@ -238,12 +273,19 @@ def main() -> None:
         help="a whole step, or forward and backward of a part of the model (%(default)s)",
     )
     parser.add_argument("--memory", action="store_true", help="measure activation checkpointing instead")
+    parser.add_argument(
+        "--compiled",
+        choices=("backbone", "blocks", "decoder"),
+        help="measure torch.compile of this part instead",
+    )
     parser.add_argument("--setting", choices=CHECKPOINTED, help=argparse.SUPPRESS)
     add_arguments(parser)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.setting:
         one_setting(args)
+    elif args.compiled:
+        compare_compiled(args)
     elif args.memory:
         memory(args)
     else:

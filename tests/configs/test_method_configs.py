@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from detectron2.config import LazyCall as L
-from detectron2.config import instantiate
+from detectron2.config import LazyConfig, instantiate
 from detectron2.utils.events import EventStorage
 from omegaconf import DictConfig, OmegaConf
 
@@ -165,3 +165,27 @@ def test_the_files_differ_in_those_lines_only() -> None:
         "objectives, balancer",
         'train["output_dir"]',
     }
+
+
+def test_the_quick_starts_methods_are_trials_of_the_search() -> None:
+    trials = LazyConfig.load(str(ROOT / "common" / "quickstart_search.py")).methods
+    chosen = LazyConfig.load(str(ROOT / "common" / "quickstart_methods.py")).methods
+    best = {
+        "none": "none_wd0.01_lr2",
+        "token_matching": "tm_0.0625_lr2",
+        "vkd": "vkd_0.0625_lr2",
+        "mokd": "mokd_similarity_lr4",
+        "mokd_default": "mokd_default_lr2",
+        "mokd_standardized": "mokd_standardized_lr4",
+    }
+    assert len(trials) == 32
+    for name, trial in best.items():
+        for part in ("method", "balancer"):
+            assert chosen[name][part] == trials[trial][part], name
+        assert chosen[name].settings["optimizer.lr"] == trials[trial].settings["optimizer.lr"], name
+    # What the choice for the student alone leaves to the config.
+    cfg = load_config(str(ROOT / "quickstart" / "mokd.py"))
+    assert (
+        cfg.optimizer.params.weight_decay
+        == trials["none_wd0.01_lr2"].settings["optimizer.params.weight_decay"]
+    )
