@@ -20,7 +20,7 @@ import torch
 from detectron2.config import instantiate
 from harness import add_arguments, run
 
-from mokd_det.engine import load_config
+from mokd_det.config import load_config
 from mokd_det.engine.measured_model import build_measured
 
 

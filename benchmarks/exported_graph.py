@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from harness import add_arguments, run
 
-from mokd_det.engine import load_config
+from mokd_det.config import load_config
 from mokd_det.engine.measured_model import build_measured
 from mokd_det.export import (
     inference_graph,

@@ -29,8 +29,8 @@ from torch import Tensor, nn
 
 from mokd_det.balancing import Objectives
 from mokd_det.classification import ClassificationBatch, ImageClassifier
+from mokd_det.config import load_config
 from mokd_det.distillation import Distiller, LogitDistillation, Manifold, MaskedKD, NoDistillation
-from mokd_det.engine import load_config
 
 ROOT = Path(__file__).parents[1]
 SIZE, CLASSES = 32, 100

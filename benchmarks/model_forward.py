@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from harness import add_arguments, run
 
-from mokd_det.engine import load_config
+from mokd_det.config import load_config
 from mokd_det.engine.measured_model import build_measured
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "COCO"

@@ -32,7 +32,7 @@ from detectron2.structures import Boxes, Instances
 from harness import RESULTS, append_record, heading, table
 from torch import Tensor, nn
 
-from mokd_det.engine import load_config
+from mokd_det.config import load_config
 from mokd_det.engine.measured_model import build_measured, example_inputs, measured_section
 from mokd_det.evaluation.flop_count import count_flops
 

@@ -27,12 +27,11 @@ from harness import add_arguments, run
 from omegaconf import OmegaConf
 
 from mokd_det.balancing import FixedWeights
+from mokd_det.config import TrainSettings, load_config
 from mokd_det.data.sampling import SampleKey
 from mokd_det.data.view_key import view_key
 from mokd_det.distillation import NoDistillation, TeacherCache
-from mokd_det.engine import load_config
 from mokd_det.engine.build import build_trainer
-from mokd_det.engine.train_settings import TrainSettings
 from mokd_det.engine.trainer import MoKDTrainer
 
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -24,8 +24,8 @@ from harness import add_arguments, run, table
 from torch import Tensor, nn
 
 from mokd_det.checkpoint import load_into
+from mokd_det.config import load_config
 from mokd_det.distillation import DEFAULT_TAPS, TapRecorder
-from mokd_det.engine import load_config
 from mokd_det.engine.setup import pick_device
 from mokd_det.engine.testing import evaluate
 

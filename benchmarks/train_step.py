@@ -31,11 +31,10 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from mokd_det.classification import ClassificationBatch
+from mokd_det.config import TrainSettings, load_config
 from mokd_det.distillation.taps import TapValue
-from mokd_det.engine import load_config
 from mokd_det.engine.build import build_trainer
 from mokd_det.engine.loss_monitor import LossMonitor
-from mokd_det.engine.train_settings import TrainSettings
 from mokd_det.engine.trainer import MoKDTrainer
 from mokd_det.evaluation.flop_count import count_flops
 from mokd_det.layers.tap_point import FeatureMap

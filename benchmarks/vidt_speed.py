@@ -35,7 +35,7 @@ from memory import reset_peak, resident_peak
 from plain_vidt import plain_vidt
 from torch.utils.flop_counter import FlopCounterMode
 
-from mokd_det.engine import load_config
+from mokd_det.config import load_config
 from mokd_det.engine.optimizer import get_vidt_param_groups, with_fast_kernel
 from mokd_det.modeling import ViDT
 from mokd_det.modeling.backbone.swin_ram import Block

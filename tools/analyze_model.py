@@ -31,7 +31,7 @@ from exit_status import exit_status
 from tabulate import tabulate
 
 from mokd_det.checkpoint.atomic_file import atomic_write
-from mokd_det.engine.config_file import load_config
+from mokd_det.config import load_config
 from mokd_det.engine.measured_model import build_for_memory, build_measured, example_inputs
 from mokd_det.engine.setup import pick_device
 from mokd_det.errors import ConfigError

@@ -30,9 +30,9 @@ from model_arguments import ModelFiles, add_model_arguments, model_files
 from omegaconf import DictConfig, OmegaConf
 
 from mokd_det.checkpoint.atomic_file import atomic_write
+from mokd_det.config import TrainSettings, as_override, load_config
 from mokd_det.data import coco_source
-from mokd_det.engine import TrainSettings, do_test, load_config
-from mokd_det.engine.override_text import as_override
+from mokd_det.engine import do_test
 from mokd_det.errors import ConfigError
 from mokd_det.evaluation.detection_file import Detections, Truth, match_ids, read_detections, read_truth
 from mokd_det.evaluation.tide import TideReport, run_tide

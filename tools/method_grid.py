@@ -17,9 +17,8 @@ from detectron2.utils.registry import locate
 from omegaconf import DictConfig, OmegaConf
 from training_runs import RECORD, TrainingRun
 
-from mokd_det.engine import load_config
-from mokd_det.engine.near_keys import did_you_mean
-from mokd_det.engine.override_text import as_override
+from mokd_det.config import as_override, load_config
+from mokd_det.config.near_keys import did_you_mean
 from mokd_det.errors import ConfigError
 
 __all__ = ["GridRun", "Method", "Teacher", "plan", "plan_teacher", "read_methods"]

@@ -43,8 +43,7 @@ from training_runs import (
 import mokd_det
 from mokd_det.checkpoint import load_into
 from mokd_det.checkpoint.atomic_file import atomic_write
-from mokd_det.engine import load_config
-from mokd_det.engine.override_text import as_override
+from mokd_det.config import as_override, load_config
 from mokd_det.visualization import curves_figure, read_run, save_png
 
 TEACHER_SEED = 0

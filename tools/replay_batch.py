@@ -18,7 +18,7 @@ from pathlib import Path
 
 from exit_status import exit_status
 
-from mokd_det.engine.config_file import load_config
+from mokd_det.config import load_config
 from mokd_det.engine.replay import replay_step
 
 

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from exit_status import exit_status
 
-from mokd_det.engine import argument_parser, load_config
+from mokd_det.config import load_config
+from mokd_det.engine import argument_parser
 from mokd_det.engine.submission import SubmittedTraining, submit, wait_for
 from mokd_det.errors import ConfigError
 

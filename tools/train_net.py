@@ -12,7 +12,8 @@ Exit status: 0; 2 for a mistake in the input, with one line on stderr; 1 for any
 import argparse
 import sys
 
-from mokd_det.engine import argument_parser, default_setup, do_test, do_train, launch, load_config
+from mokd_det.config import load_config
+from mokd_det.engine import argument_parser, default_setup, do_test, do_train, launch
 
 
 def main(args: argparse.Namespace) -> None:

@@ -26,7 +26,7 @@ from run_queue import ChildFailed, Job, clock, interrupt_on_signals, last_lines
 
 import mokd_det
 from mokd_det.checkpoint.atomic_file import atomic_write
-from mokd_det.engine.override_text import as_override
+from mokd_det.config import as_override
 from mokd_det.engine.run_directory import set_aside_previous_run
 from mokd_det.errors import ConfigError
 from mokd_det.evaluation.main_metric import main_metric

@@ -20,6 +20,7 @@ from torch import nn
 from mokd_det.balancing.base import Balancer
 from mokd_det.balancing.objectives import Objectives
 from mokd_det.checkpoint import export_student, load_into, write_file
+from mokd_det.config import TrainSettings
 from mokd_det.engine.cache_facts import cache_facts
 from mokd_det.engine.checkpointing import AtomicCheckpointer
 from mokd_det.engine.ema import EMA_TASK_PREFIX, StudentEma
@@ -38,7 +39,6 @@ from mokd_det.engine.optimizer import with_fast_kernel
 from mokd_det.engine.run_directory import drop_metrics_from, set_aside_previous_run
 from mokd_det.engine.setup import pick_device
 from mokd_det.engine.testing import evaluate, write_results
-from mokd_det.engine.train_settings import TrainSettings
 from mokd_det.engine.trainer import MoKDTrainer
 from mokd_det.errors import ConfigError
 
@@ -152,7 +152,7 @@ def do_train(cfg: DictConfig, settings: TrainSettings, *, resume: bool = False) 
     end in ``student_final_ema.pth``.
 
     Args:
-        cfg: from :func:`mokd_det.engine.config_file.load_config`.
+        cfg: from :func:`mokd_det.config.config_file.load_config`.
         settings: from :func:`mokd_det.engine.setup.default_setup`.
         resume: continue from the newest checkpoint of the output directory, if there is one. Otherwise what
             an earlier run left there is set aside.

@@ -12,9 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from mokd_det.checkpoint import load_into
-from mokd_det.engine.config_file import load_config
+from mokd_det.config import TrainSettings, load_config
 from mokd_det.engine.setup import pick_device
-from mokd_det.engine.train_settings import TrainSettings
 from mokd_det.errors import ConfigError
 
 __all__ = ["InferenceModel", "load_inference_model", "student_section"]

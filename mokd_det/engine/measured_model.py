@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from mokd_det.classification.classifier import ImageClassifier
-from mokd_det.engine.config_file import load_config
+from mokd_det.config import load_config
 from mokd_det.engine.inference_model import student_section
 from mokd_det.errors import ConfigError
 

@@ -17,8 +17,8 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig, OmegaConf
 
-from mokd_det.engine.own_data import own_data_summary
-from mokd_det.engine.train_settings import TrainSettings
+from mokd_det.config import TrainSettings
+from mokd_det.config.own_data import own_data_summary
 from mokd_det.errors import ConfigError
 
 __all__ = ["argument_parser", "default_setup", "pick_device"]
@@ -89,7 +89,7 @@ def default_setup(cfg: DictConfig, args: argparse.Namespace) -> TrainSettings:
     comes from the data loader and the trainer, which seed for themselves.
 
     Args:
-        cfg: from :func:`mokd_det.engine.config_file.load_config`.
+        cfg: from :func:`mokd_det.config.config_file.load_config`.
         args: from :func:`argument_parser`.
 
     Returns:

@@ -19,10 +19,10 @@ from torch import nn
 
 from mokd_det.classification import ImageClassifier
 from mokd_det.classification.dataset import ImageDataset
+from mokd_det.config import as_override
 from mokd_det.data import coco_source, load_dataset_dicts
 from mokd_det.data.image_file import read_image_of
 from mokd_det.engine.inference_model import InferenceModel, load_inference_model
-from mokd_det.engine.override_text import as_override
 from mokd_det.errors import ConfigError, MoKDError
 from mokd_det.evaluation.detection_file import Detections, read_detections, read_truth
 from mokd_det.evaluation.latency import Latency, measure_latency

@@ -11,7 +11,8 @@ from detectron2.config import LazyConfig
 from detectron2.evaluation import DatasetEvaluator
 from omegaconf import DictConfig, OmegaConf
 
-from mokd_det.engine import TrainSettings, do_test
+from mokd_det.config import TrainSettings
+from mokd_det.engine import do_test
 from mokd_det.errors import CheckpointError
 from mokd_det.modeling import top_predictions
 from tests.checkpoint.test_vidt_import import CATEGORIES

@@ -10,9 +10,8 @@ import torch
 from detectron2.utils.events import EventStorage
 from omegaconf import OmegaConf
 
-from mokd_det.engine import load_config
+from mokd_det.config import TrainSettings, load_config
 from mokd_det.engine.build import build_trainer
-from mokd_det.engine.train_settings import TrainSettings
 from mokd_det.errors import ConfigError
 from mokd_det.evaluation.main_metric import main_metric
 from tests.classification.test_datasets import write_fashion, write_images

@@ -17,10 +17,9 @@ from torch import nn
 from mokd_det.balancing import Amortized, FixedWeights
 from mokd_det.balancing.objectives import Objectives
 from mokd_det.classification import SyntheticShapes
+from mokd_det.config import TrainSettings, load_config
 from mokd_det.distillation import CRD, USKD, Combined, Distiller, MoKD, NoDistillation, ReviewKD
-from mokd_det.engine import load_config
 from mokd_det.engine.build import build_trainer
-from mokd_det.engine.train_settings import TrainSettings
 from mokd_det.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]

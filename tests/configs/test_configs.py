@@ -13,10 +13,9 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from omegaconf import OmegaConf
 
+from mokd_det.config import TrainSettings, load_config
 from mokd_det.distillation import Distiller
-from mokd_det.engine import load_config
 from mokd_det.engine.build import build_trainer
-from mokd_det.engine.train_settings import TrainSettings
 
 ROOT = Path(__file__).parents[2] / "configs"
 CONFIGS = sorted(path for folder in ("COCO", "quickstart") for path in (ROOT / folder).glob("*.py"))

@@ -9,7 +9,7 @@ from detectron2.config import LazyCall as L
 from omegaconf import OmegaConf
 
 from mokd_det.balancing import Amortized
-from mokd_det.engine import load_config
+from mokd_det.config import load_config
 from mokd_det.errors import ConfigError
 from tests.configs.test_imagenet_configs import IMAGENET, random_batches, step
 

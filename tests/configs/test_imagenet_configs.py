@@ -15,10 +15,9 @@ from detectron2.utils.events import EventStorage
 from omegaconf import DictConfig, OmegaConf
 
 from mokd_det.classification import ClassificationBatch
+from mokd_det.config import TrainSettings, load_config
 from mokd_det.distillation import Distiller
-from mokd_det.engine import load_config
 from mokd_det.engine.build import build_trainer
-from mokd_det.engine.train_settings import TrainSettings
 
 IMAGENET = Path(__file__).parents[2] / "configs" / "ImageNet"
 KD, KL = "loss_distill_kd_pooled", "loss_distill_kl_kl"

@@ -12,10 +12,9 @@ from detectron2.utils.events import EventStorage
 from omegaconf import DictConfig, OmegaConf
 
 from mokd_det.balancing import Amortized, FixedWeights
+from mokd_det.config import TrainSettings, load_config
 from mokd_det.distillation import DKD, Method, MoKD, ProjectorMatching, TokenMatching, VkD
-from mokd_det.engine import load_config
 from mokd_det.engine.build import build_trainer
-from mokd_det.engine.train_settings import TrainSettings
 from mokd_det.errors import IncompatibleModelsError
 from tests.configs.test_configs import ROOT, random_batches
 

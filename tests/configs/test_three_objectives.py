@@ -11,9 +11,9 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 from omegaconf import OmegaConf
 
-from mokd_det.engine import MoKDTrainer, load_config
+from mokd_det.config import TrainSettings, load_config
+from mokd_det.engine import MoKDTrainer
 from mokd_det.engine.build import build_trainer
-from mokd_det.engine.train_settings import TrainSettings
 from tests.configs.test_configs import random_batches
 
 ROOT = Path(__file__).parents[2] / "configs"

@@ -13,6 +13,7 @@ from detectron2.config import instantiate
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
+from mokd_det.config import load_config
 from mokd_det.distillation import (
     Distiller,
     HungarianTokenMatching,
@@ -22,7 +23,6 @@ from mokd_det.distillation import (
     TokenMatching,
     VkD,
 )
-from mokd_det.engine import load_config
 from mokd_det.errors import ConfigError, IncompatibleModelsError, InvalidLossError
 from mokd_det.layers.tap_point import TapSpec
 from mokd_det.modeling import ViDT

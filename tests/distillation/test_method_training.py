@@ -13,10 +13,10 @@ from omegaconf import OmegaConf
 
 import mokd_det.distillation
 from mokd_det.balancing import Amortized, Balancer, ClosedForm, FixedWeights, Objectives, UncertaintyWeighting
+from mokd_det.config import TrainSettings
 from mokd_det.distillation import Combined, Method
 from mokd_det.engine import MoKDTrainer
 from mokd_det.engine.build import build_trainer
-from mokd_det.engine.train_settings import TrainSettings
 from mokd_det.errors import ConfigError
 from tests.distillation.small_classifiers import IMAGES, RECIPES, Loader, batch, build
 

@@ -11,14 +11,13 @@ import torch
 from detectron2.config import LazyCall as L
 from omegaconf import DictConfig, OmegaConf
 
+from mokd_det.config import TrainSettings, load_config
 from mokd_det.data import build_train_loader
 from mokd_det.distillation import Distiller, MoKD, TeacherCache
-from mokd_det.engine import load_config
 from mokd_det.engine.build import build_trainer
 from mokd_det.engine.cache_facts import cache_facts
 from mokd_det.engine.non_finite import keep_batch
 from mokd_det.engine.replay import replay_step
-from mokd_det.engine.train_settings import TrainSettings
 from mokd_det.errors import CacheError, ConfigError
 from tests.distillation.cached_views import NoisyMapper, records
 from tests.distillation.conftest import FakeDetector

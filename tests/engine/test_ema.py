@@ -7,7 +7,8 @@ import torch
 from detectron2.engine.train_loop import HookBase
 
 from mokd_det.checkpoint import load_file
-from mokd_det.engine import AtomicCheckpointer, TrainSettings
+from mokd_det.config import TrainSettings
+from mokd_det.engine import AtomicCheckpointer
 from mokd_det.engine.ema import StudentEma
 from mokd_det.errors import CheckpointError, ConfigError
 from tests.engine.helpers import differences, make_trainer, snapshot

@@ -14,7 +14,8 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
 from mokd_det.balancing import Amortized, Balancer, ClosedForm, FixedWeights, GradNorm
-from mokd_det.engine import AtomicCheckpointer, load_config
+from mokd_det.config import load_config
+from mokd_det.engine import AtomicCheckpointer
 from mokd_det.engine import launch as launch_function
 from mokd_det.engine.gradient_conflict import GradientConflict
 from mokd_det.engine.parameter_groups import group_parameters

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from mokd_det.balancing import Amortized, Objectives
 from mokd_det.balancing.base import StepContext
-from mokd_det.engine import MoKDTrainer, get_vidt_param_groups, load_config
+from mokd_det.config import load_config
+from mokd_det.engine import MoKDTrainer, get_vidt_param_groups
 from mokd_det.engine.optimizer import with_fast_kernel
 from mokd_det.modeling import HungarianMatcher
 from mokd_det.modeling.matcher import Matches

@@ -12,13 +12,9 @@ from timm.scheduler import CosineLRScheduler
 from torch import nn
 
 from mokd_det.classification import ImageClassifier
+from mokd_det.config import load_config
 from mokd_det.distillation import Combined, Distiller, MoKD, ProjectorMatching, StiefelLinear, VkD
-from mokd_det.engine import (
-    EpochCosineParamScheduler,
-    get_timm_param_groups,
-    get_vidt_param_groups,
-    load_config,
-)
+from mokd_det.engine import EpochCosineParamScheduler, get_timm_param_groups, get_vidt_param_groups
 from mokd_det.engine.optimizer import vidt_param_group
 from mokd_det.errors import ConfigError
 from tests.classification.toy import ToyCnn, toy_batch, toy_vit

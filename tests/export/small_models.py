@@ -9,9 +9,9 @@ import torch
 from detectron2.config import instantiate
 from torch import Tensor, nn
 
+from mokd_det.config import load_config
 from mokd_det.data import digits
 from mokd_det.data.image_file import read_image
-from mokd_det.engine import load_config
 from mokd_det.engine.inference_model import student_section
 from mokd_det.modeling import EPFF, DeformableTransformer, ViDT
 from mokd_det.modeling.backbone import SwinRAM

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from mokd_det.checkpoint import load_file, load_into
-from mokd_det.engine import load_config
+from mokd_det.config import load_config
 from mokd_det.errors import ExportError
 from mokd_det.export import (
     DESCRIPTION_FILE,

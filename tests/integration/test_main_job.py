@@ -15,8 +15,8 @@ import torch
 from detectron2.config import instantiate
 
 from mokd_det.checkpoint import load_file
+from mokd_det.config import load_config
 from mokd_det.data import digits
-from mokd_det.engine import load_config
 
 ROOT = Path(__file__).parents[2]
 TEACHER = ROOT / "configs" / "quickstart" / "teacher.py"

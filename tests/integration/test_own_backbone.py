@@ -11,8 +11,9 @@ import torch
 from detectron2.config import instantiate
 
 from mokd_det.checkpoint import load_file
+from mokd_det.config import load_config
 from mokd_det.data import digits, register_coco_format
-from mokd_det.engine import argument_parser, load_config
+from mokd_det.engine import argument_parser
 from mokd_det.modeling.backbone import TimmRAM
 from tests.engine.helpers import loggers_restored
 

@@ -23,9 +23,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mokd_det.checkpoint import load_into
+from mokd_det.config import load_config
 from mokd_det.data import CocoFormatSource, DetrDatasetMapper, build_train_loader, check_dataset
 from mokd_det.engine import launch as launch_function
-from mokd_det.engine import load_config
 from mokd_det.errors import ConfigError, DatasetError, MoKDError
 from mokd_det.evaluation.detection_file import read_detections
 from mokd_det.visualization.run_metrics import read_run

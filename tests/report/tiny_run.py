@@ -12,9 +12,9 @@ from detectron2.config import LazyConfig, instantiate
 from detectron2.data import DatasetCatalog
 
 from mokd_det.checkpoint import write_file
+from mokd_det.config import load_config
 from mokd_det.data import register_coco_format
 from mokd_det.data.digits import annotation_file, generate, image_folder
-from mokd_det.engine import load_config
 from mokd_det.engine.inference_model import student_section
 
 ROOT = Path(__file__).parents[2]

@@ -19,9 +19,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from matplotlib.image import imread
 from omegaconf import OmegaConf
 
+from mokd_det.config import as_override, load_config
 from mokd_det.data.digits import generate
-from mokd_det.engine import load_config
-from mokd_det.engine.override_text import as_override
 from mokd_det.errors import ConfigError
 from mokd_det.evaluation.method_comparison import MethodRuns, RunResult
 from mokd_det.visualization import comparison_figure

@@ -18,9 +18,9 @@ from matplotlib.image import imread
 from PIL import Image
 from pycocotools.coco import COCO
 
+from mokd_det.config import load_config
 from mokd_det.data import digits
 from mokd_det.data.frames import VideoWriter, open_video
-from mokd_det.engine import load_config
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / "configs" / "quickstart"

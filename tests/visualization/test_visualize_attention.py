@@ -15,8 +15,8 @@ from detectron2.config import LazyConfig, instantiate
 from matplotlib.image import imread
 from PIL import Image
 
+from mokd_det.config import load_config
 from mokd_det.data import digits, register_coco_format
-from mokd_det.engine import load_config
 from tests.tool_module import tool_module
 
 ROOT = Path(__file__).parents[2]

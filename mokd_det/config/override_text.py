@@ -1,4 +1,4 @@
-"""Writing ``key.path=value`` overrides, in the syntax that :mod:`mokd_det.engine.overrides` reads."""
+"""Writing ``key.path=value`` overrides, in the syntax that :mod:`mokd_det.config.overrides` reads."""
 
 from __future__ import annotations
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from mokd_det.engine import TrainSettings, load_config
-from mokd_det.engine.train_settings import train_defaults
+from mokd_det.config import TrainSettings, load_config
+from mokd_det.config.train_settings import train_defaults
 from mokd_det.errors import ConfigError
 
-CONFIG = Path(__file__).with_name("toy_config.py")
+CONFIG = Path(__file__).parents[1] / "engine" / "toy_config.py"
 
 
 @pytest.mark.parametrize(

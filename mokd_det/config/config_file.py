@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from detectron2.config import LazyConfig
 from omegaconf import DictConfig, OmegaConf
 
-from mokd_det.engine.call_arguments import check_call_arguments
-from mokd_det.engine.near_keys import did_you_mean
-from mokd_det.engine.overrides import apply_overrides
-from mokd_det.engine.own_data import fill_from_data
-from mokd_det.engine.references import check_references
-from mokd_det.engine.train_settings import TrainSettings, train_defaults
+from mokd_det.config.call_arguments import check_call_arguments
+from mokd_det.config.near_keys import did_you_mean
+from mokd_det.config.overrides import apply_overrides
+from mokd_det.config.own_data import fill_from_data
+from mokd_det.config.references import check_references
+from mokd_det.config.train_settings import TrainSettings, train_defaults
 from mokd_det.errors import ConfigError, MoKDError
 
 __all__ = ["REQUIRED_KEYS", "load_config"]
@@ -30,9 +30,9 @@ def load_config(
 
     Args:
         path: a ``.py`` or ``.yaml`` file.
-        overrides: see :func:`mokd_det.engine.overrides.apply_overrides`.
+        overrides: see :func:`mokd_det.config.overrides.apply_overrides`.
         training: whether a training follows, and not only an evaluation (which needs less of a user's own
-            data, see :func:`mokd_det.engine.own_data.fill_from_data`).
+            data, see :func:`mokd_det.config.own_data.fill_from_data`).
 
     Raises:
         ConfigError: the file is missing or fails to run; a required key is missing; a key of ``train``, an

@@ -15,9 +15,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mokd_det.engine.call_arguments import accepted_arguments
-from mokd_det.engine.near_keys import did_you_mean
-from mokd_det.engine.train_settings import ddp_arguments, train_section_defaults
+from mokd_det.config.call_arguments import accepted_arguments
+from mokd_det.config.near_keys import did_you_mean
+from mokd_det.config.train_settings import ddp_arguments, train_section_defaults
 from mokd_det.errors import ConfigError
 
 __all__ = ["apply_overrides"]

@@ -9,7 +9,7 @@ from typing import Any
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from mokd_det.engine.near_keys import did_you_mean
+from mokd_det.config.near_keys import did_you_mean
 from mokd_det.errors import ConfigError
 
 __all__ = ["accepted_arguments", "check_call_arguments"]

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
-from mokd_det.engine.near_keys import did_you_mean
+from mokd_det.config.near_keys import did_you_mean
 from mokd_det.errors import ConfigError
 
 __all__ = ["check_references"]

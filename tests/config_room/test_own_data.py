@@ -14,7 +14,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from mokd_det.checkpoint import load_file
-from mokd_det.engine import argument_parser, load_config
+from mokd_det.config import load_config
+from mokd_det.engine import argument_parser
 from mokd_det.errors import CheckpointError, ConfigError
 from tests.engine.helpers import loggers_restored
 from tests.tool_module import tool_module
