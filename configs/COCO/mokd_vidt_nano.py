@@ -14,7 +14,7 @@ model = L(Distiller)(
     student=student,
     teacher=teacher,
     teacher_checkpoint="checkpoints/vidt_base_50.pth",
-    method=L(MoKD)(high_dimensional=True, learn_teacher_subspace=True, norm="layer_norm", loss="regression"),
+    method=L(MoKD)(),
 )
 objectives, balancer = mokd["objectives"], mokd["balancer"]
 train["init_checkpoint"] = (

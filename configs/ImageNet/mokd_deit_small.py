@@ -16,7 +16,7 @@ model = L(Distiller)(
     teacher=teacher,
     teacher_checkpoint=regnety_160_checkpoint,
     method=L(Combined)(
-        parts=dict(kd=L(MoKD)(), kl=L(LogitDistillation)(temperature=1.0)),
+        parts=dict(kd=L(MoKD)(task="classification"), kl=L(LogitDistillation)(temperature=1.0)),
         taps=dict(kd=["pooled"], kl=["logits"]),
     ),
     taps=token_and_features,

@@ -17,7 +17,7 @@ model = L(Distiller)(
     student=timm_classifier("mobilenetv4_conv_small", drop_path_rate=0.1),
     teacher=timm_classifier("resnet50.a1_in1k", download=True),
     method=L(Combined)(
-        parts=dict(kd=L(MoKD)(), kl=L(LogitDistillation)(temperature=1.0)),
+        parts=dict(kd=L(MoKD)(task="classification"), kl=L(LogitDistillation)(temperature=1.0)),
         taps=dict(kd=["pooled"], kl=["logits"]),
     ),
     taps=dict(logits="logits", pooled="pooled"),

@@ -140,12 +140,15 @@ methods = dict(
     # MoKD: subspaces and logits against the task
     mokd=entry(
         "MoKD",
-        with_logits(L(MoKD)()),
+        with_logits(L(MoKD)(task="classification")),
         ["pooled", "logits"],
         dict(kd_pooled=1.0, kl_kl=1.0),
         balancer=mokd["balancer"],
     ),
     mokd_fixed=entry(
-        "MoKD, fixed weights", with_logits(L(MoKD)()), ["pooled", "logits"], dict(kd_pooled=1.0, kl_kl=1.0)
+        "MoKD, fixed weights",
+        with_logits(L(MoKD)(task="classification")),
+        ["pooled", "logits"],
+        dict(kd_pooled=1.0, kl_kl=1.0),
     ),
 )

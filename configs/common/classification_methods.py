@@ -31,7 +31,7 @@ def with_logits(method):
 kd, vkd, subspaces = (
     L(LogitDistillation)(),
     with_logits(L(VkD)(task="classification")),
-    with_logits(L(MoKD)()),
+    with_logits(L(MoKD)(task="classification")),
 )
 
 methods = dict(

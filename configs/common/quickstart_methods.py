@@ -19,23 +19,27 @@ methods = dict(
     none=dict(label="student alone", method=L(NoDistillation)(), balancer=alone["balancer"], settings=slow),
     token_matching=dict(label="token matching", method=L(TokenMatching)(), balancer=fixed, settings=slow),
     vkd=dict(label="VkD", method=L(VkD)(), balancer=fixed, settings=slow),
-    mokd=dict(label="MoKD", method=L(MoKD)(loss="similarity"), balancer=amortized, settings=fast),
+    mokd=dict(label="MoKD", method=L(MoKD)(), balancer=amortized, settings=fast),
     # crossed: the projection of one with the balancer of the other
     vkd_amortized=dict(label="VkD, amortised", method=L(VkD)(), balancer=amortized, settings=slow),
-    mokd_fixed=dict(
-        label="MoKD, fixed weights", method=L(MoKD)(loss="similarity"), balancer=fixed, settings=fast
+    mokd_fixed=dict(label="MoKD, fixed weights", method=L(MoKD)(), balancer=fixed, settings=fast),
+    # MoKD's other readings: regression of a layer-normalised target with a bias, with VkD's normalisation, and without
+    # the higher dimension
+    mokd_regression=dict(
+        label="MoKD, regression",
+        method=L(MoKD)(loss="regression", bias=True),
+        balancer=amortized,
+        settings=slow,
     ),
-    # MoKD as it stands in the other configs, with VkD's normalisation, and without the higher dimension
-    mokd_default=dict(label="MoKD, default loss", method=L(MoKD)(), balancer=amortized, settings=slow),
     mokd_standardized=dict(
         label="MoKD, standardised",
-        method=L(MoKD)(norm="standardize", student_norm="after"),
+        method=L(MoKD)(loss="regression", norm="standardize", student_norm="after", bias=True),
         balancer=amortized,
         settings=fast,
     ),
     mokd_low=dict(
-        label="MoKD, default loss, n = 64",
-        method=L(MoKD)(high_dimensional=False),
+        label="MoKD, regression, n = 64",
+        method=L(MoKD)(high_dimensional=False, loss="regression", bias=True),
         balancer=amortized,
         settings=slow,
     ),

@@ -9,9 +9,9 @@ from mokd_det.distillation import MoKD, NoDistillation, TokenMatching, VkD
 from .objectives import alone, mokd
 
 FORMS = dict(
-    default={},
-    standardized=dict(norm="standardize", student_norm="after"),
-    similarity=dict(loss="similarity"),
+    similarity={},
+    regression=dict(loss="regression", bias=True),
+    standardized=dict(loss="regression", norm="standardize", student_norm="after", bias=True),
 )
 
 methods = {}

@@ -11,8 +11,7 @@ model = L(Distiller)(
     student=student,
     teacher=teacher,
     teacher_checkpoint="output/quickstart/teacher/student_final.pth",
-    # The best of three forms of the loss in a search on the validation images, docs/results.md.
-    method=L(MoKD)(loss="similarity"),
+    method=L(MoKD)(),
 )
 objectives, balancer = mokd["objectives"], mokd["balancer"]
 train["output_dir"] = "output/quickstart/mokd"

@@ -12,7 +12,8 @@ model = L(Distiller)(
     teacher=teacher,
     teacher_checkpoint="output/quickstart_classification/teacher/student_final.pth",
     method=L(Combined)(
-        parts=dict(kd=L(MoKD)(), kl=L(LogitDistillation)()), taps=dict(kd=["pooled"], kl=["logits"])
+        parts=dict(kd=L(MoKD)(task="classification"), kl=L(LogitDistillation)()),
+        taps=dict(kd=["pooled"], kl=["logits"]),
     ),
     taps=dict(pooled="pooled", logits="logits"),
 )

@@ -15,6 +15,7 @@ from torch import Tensor
 __all__ = [
     "Norm",
     "cosine_distance",
+    "l1",
     "mean_euclidean",
     "normalize",
     "smooth_l1",
@@ -86,6 +87,11 @@ def smooth_l1(prediction: Tensor, target: Tensor | None, weights: Tensor | None 
     if weights is None:
         return F.smooth_l1_loss(prediction, target)
     return weighted_mean(F.smooth_l1_loss(prediction, target, reduction="none").mean(1), weights)
+
+
+def l1(prediction: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Absolute differences, the mean over channels and rows of (R, C)."""
+    return weighted_mean((prediction - target).abs().mean(1), weights)
 
 
 def cosine_distance(prediction: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from mokd_det.distillation.precision import autocast_off, full_precision
 from mokd_det.distillation.rank import effective_rank, sample_rows
-from mokd_det.distillation.row_losses import Norm, cosine_distance, normalize, smooth_l1
+from mokd_det.distillation.row_losses import Norm, cosine_distance, l1, normalize, smooth_l1
 from mokd_det.distillation.stiefel import StiefelLinear
 from mokd_det.errors import ConfigError, IncompatibleModelsError
 
 __all__ = ["StudentNorm", "SubspaceHead", "SubspaceLoss", "common_dimension"]
 
-SubspaceLoss = Literal["regression", "similarity"]
+SubspaceLoss = Literal["similarity", "regression", "l1", "normalized_l1"]
 StudentNorm = Literal["none", "before", "after"]
 
 
@@ -40,15 +40,16 @@ class SubspaceHead(nn.Module):
         ẑ_s = D P_s z_s (+ b)        ẑ_t = P_t norm(z_t)        P_s ∈ St(n, n_s),  P_t ∈ St(n, n_t)
 
     P_s and P_t have orthonormal columns, D = diag(d) has free signs, so s = ẑ_tᵀ ẑ_s = z_tᵀ P_tᵀ D P_s z_s
-    (Eq. 16) is an indefinite similarity. The paper leaves open how s becomes a loss; both readings are
-    here:
+    (Eq. 16) is an indefinite similarity. The paper leaves open how s becomes a loss (docs/readings.md); the
+    readings that are here:
 
+    * ``similarity``: 1 − s / (‖ẑ_t‖ ‖ẑ_s‖), the mean over rows;
     * ``regression``: smooth L1 (β = 1) between ẑ_s and ẑ_t, the mean over rows and channels;
-    * ``similarity``: 1 − s / (‖ẑ_t‖ ‖ẑ_s‖), the mean over rows.
+    * ``l1``: the same without the quadratic zone, ``normalized_l1``: with both rows scaled to root mean square 1.
 
     The teacher's normalisation stands before P_t: after a learned P_t it would let the pair shrink the target
-    to its easy directions. With n = n_t, ``learn_teacher_subspace=False``, ``norm="standardize"``,
-    ``student_norm="after"``, ``bias=True`` and ``eps=0`` the head is VkD's detection loss.
+    to its easy directions. With n = n_t, ``learn_teacher_subspace=False``, ``loss="regression"``,
+    ``norm="standardize"``, ``student_norm="after"``, ``bias=True`` and ``eps=0`` the head is VkD's detection loss.
 
     After every optimiser step P_s and P_t go back to the manifold
     (:func:`mokd_det.distillation.stiefel.retract_`; methods do it for all their heads at once). P, D and b
@@ -58,17 +59,17 @@ class SubspaceHead(nn.Module):
         n_s: channels of the student's rows.
         n_t: channels of the teacher's rows.
         n: dimension of the common space, at least max(n_s, n_t); None: :func:`common_dimension`.
-        loss: "regression" or "similarity".
+        loss: "similarity", "regression", "l1" or "normalized_l1".
         norm: of the teacher's rows: "layer_norm" over the channels of a row, "standardize" each channel over
             the rows, or "none".
         student_norm: where the student is standardised over the rows: "before" P_s, "after" gain and bias (of
             D only the signs then survive), or "none" (D and b learn the scale).
-        eps: of either normalisation.
+        eps: of every normalisation.
         subspace: False: no projection, no D, no b; the rows are compared as they are and need n_s = n_t.
         learn_teacher_subspace: False: P_t is fixed, the identity if n = n_t and else the random matrix it
             starts with.
         metric: learn D (starts at 1); False: D = I.
-        bias: learn b (starts at 0); None: with the regression loss only, since Eq. 16 has none.
+        bias: learn b (starts at 0), which Eq. 16 does not have.
 
     Raises:
         ConfigError: ``n`` too small, an unknown choice.
@@ -81,14 +82,14 @@ class SubspaceHead(nn.Module):
         n_t: int,
         n: int | None = None,
         *,
-        loss: SubspaceLoss = "regression",
+        loss: SubspaceLoss = "similarity",
         norm: Norm = "layer_norm",
         student_norm: StudentNorm = "none",
         eps: float = 1e-5,
         subspace: bool = True,
         learn_teacher_subspace: bool = True,
         metric: bool = True,
-        bias: bool | None = None,
+        bias: bool = False,
     ) -> None:
         super().__init__()
         require_choice("loss", loss, SubspaceLoss)
@@ -117,9 +118,8 @@ class SubspaceHead(nn.Module):
         self.teacher_projection: nn.Module = nn.Identity()
         if subspace and (learn_teacher_subspace or n != n_t):
             self.teacher_projection = StiefelLinear(n_t, n, trainable=learn_teacher_subspace)
-        with_bias = (loss == "regression") if bias is None else bias
         self.metric = nn.Parameter(torch.ones(n)) if subspace and metric else None
-        self.bias = nn.Parameter(torch.zeros(n)) if subspace and with_bias else None
+        self.bias = nn.Parameter(torch.zeros(n)) if subspace and bias else None
         self._target_sample: tuple[Tensor, Tensor | None] | None = None
 
     def project(
@@ -182,8 +182,12 @@ class SubspaceHead(nn.Module):
                 self._target_sample = sample_rows(target, weights)
             if self.loss == "regression":
                 return smooth_l1(self._difference(student, target, weights), None, weights)
-            rows = self._project_student(student, weights)
-            return cosine_distance(rows, self.teacher_projection(target), weights)
+            rows, target = self._project_student(student, weights), self.teacher_projection(target)
+            if self.loss == "similarity":
+                return cosine_distance(rows, target, weights)
+            if self.loss == "normalized_l1":
+                rows, target = (F.rms_norm(z, z.shape[-1:], eps=self.eps) for z in (rows, target))
+            return l1(rows, target, weights)
 
     def diagnostics(self) -> dict[str, float]:
         """Numbers to log now and then (each waits for the device).

@@ -21,7 +21,8 @@ model = L(Distiller)(
     student=L(ImageClassifier)(network=L(toy_vit)(drop_path_rate=0.3), num_classes=5),
     teacher=L(ImageClassifier)(network=L(ToyCnn)(), num_classes=5),
     method=L(Combined)(
-        parts=dict(kd=L(MoKD)(), kl=L(LogitDistillation)()), taps=dict(kd=["pooled"], kl=["logits"])
+        parts=dict(kd=L(MoKD)(task="classification"), kl=L(LogitDistillation)()),
+        taps=dict(kd=["pooled"], kl=["logits"]),
     ),
     taps=dict(logits=dict(student="dist_logits", teacher="logits"), pooled="pooled"),
 )

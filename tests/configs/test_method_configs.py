@@ -174,7 +174,7 @@ def test_the_quick_starts_methods_are_trials_of_the_search() -> None:
         "token_matching": "tm_0.0625_lr2",
         "vkd": "vkd_0.0625_lr2",
         "mokd": "mokd_similarity_lr4",
-        "mokd_default": "mokd_default_lr2",
+        "mokd_regression": "mokd_regression_lr2",
         "mokd_standardized": "mokd_standardized_lr4",
     }
     assert len(trials) == 32

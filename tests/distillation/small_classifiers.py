@@ -83,7 +83,7 @@ RECIPES: dict[str, Recipe] = {
     "token_matching": Recipe(TokenMatching, LOGITS),
     "projector": Recipe(ProjectorMatching, POOLED),
     "vkd": Recipe(lambda: VkD(task="classification"), POOLED),
-    "mokd": Recipe(MoKD, POOLED),
+    "mokd": Recipe(lambda: MoKD(task="classification"), POOLED),
     "dkd": Recipe(lambda: DKD(warmup_epochs=20), LOGITS),
     "dkd_without_labels": Recipe(lambda: DKD(target="teacher", head="sigmoid"), LOGITS),
     "nkd": Recipe(NKD, LOGITS),

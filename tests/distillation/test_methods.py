@@ -19,8 +19,10 @@ PAIRS = ("patch_stride8", "patch_stride16", "patch_stride32", "patch_stride64", 
 VKD_AS_MOKD = {
     "high_dimensional": False,
     "learn_teacher_subspace": False,
+    "loss": "regression",
     "norm": "standardize",
     "student_norm": "after",
+    "bias": True,
     "eps": 0.0,
     "mask_padding": False,
 }
@@ -31,7 +33,7 @@ def make_methods() -> list[Method]:
         TokenMatching(),
         VkD(),
         MoKD(),
-        MoKD(loss="similarity"),
+        MoKD(task="classification", bias=True),
         MoKD(norm="standardize", student_norm="before"),
         ProjectorMatching("mlp"),
         ProjectorMatching("ensemble", options={"relu": False}),
@@ -318,8 +320,18 @@ def test_common_dimension_of_mokd(golden_specs) -> None:
         MoKD(subspace=False)
     with pytest.raises(ConfigError, match="n=64 contradicts"):
         MoKD(n=64, high_dimensional=False)
+    with pytest.raises(ConfigError, match="task='segmentation'"):
+        MoKD(task="segmentation")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="loss='l2'"):
         MoKD(loss="l2")  # type: ignore[arg-type]
+
+
+def test_each_task_has_its_reading_and_neither_a_bias() -> None:
+    detection, classification = MoKD().head_options, MoKD(task="classification").head_options
+    assert (detection["loss"], classification["loss"]) == ("similarity", "regression")
+    assert detection["norm"] == classification["norm"] == "layer_norm"
+    assert not detection["bias"] and not classification["bias"]
+    assert MoKD(task="classification", loss="normalized_l1").head_options["loss"] == "normalized_l1"
 
 
 def test_one_subspace_per_tap_and_map_level(golden_specs) -> None:

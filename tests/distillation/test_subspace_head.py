@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from mokd_det.distillation.cholesky_qr import householder_qr
-from mokd_det.distillation.row_losses import cosine_distance, normalize, smooth_l1
+from mokd_det.distillation.row_losses import cosine_distance, l1, normalize, smooth_l1
 from mokd_det.distillation.stiefel import StiefelLinear, retract_
 from mokd_det.distillation.subspace import SubspaceHead, common_dimension
 from mokd_det.errors import ConfigError, IncompatibleModelsError
@@ -29,7 +29,7 @@ def test_default_dimension_is_the_sum_rounded_up_to_64() -> None:
 
 def test_regression_is_smooth_l1_of_the_two_projections(rows) -> None:
     student, teacher = rows
-    head = SubspaceHead(6, 10, 20)
+    head = SubspaceHead(6, 10, 20, loss="regression", bias=True)
     with torch.no_grad():
         head.metric.uniform_(-2, 2)
         head.bias.normal_()
@@ -52,11 +52,36 @@ def test_similarity_is_one_minus_the_normalised_equation_16(rows) -> None:
     torch.testing.assert_close(head(student, teacher), (1 - s / lengths).mean())
 
 
+def test_similarity_standardised_before_the_projections(rows) -> None:
+    """Loop by loop: both sides have mean 0 and variance 1 per channel before P_s and P_t; so no channel's mean, which
+    all rows share, can be the similarity."""
+    student, teacher = (r.double() for r in rows)
+    head = SubspaceHead(6, 10, 16, norm="standardize", student_norm="before", eps=0).double()
+    with torch.no_grad():
+        head.metric.uniform_(-2, 2)
+    p_s, p_t, d = (
+        p.tolist() for p in (head.student_projection.weight, head.teacher_projection.weight, head.metric)
+    )
+    z_s, z_t = (((r - r.mean(0)) / r.std(0)).tolist() for r in (student, teacher))
+    expected = 0.0
+    for r in range(30):
+        a = [d[k] * sum(p_s[k][c] * z_s[r][c] for c in range(6)) for k in range(16)]
+        b = [sum(p_t[k][c] * z_t[r][c] for c in range(10)) for k in range(16)]
+        dot, lengths = (
+            sum(x * y for x, y in zip(a, b, strict=True)),
+            (sum(x * x for x in a) * sum(y * y for y in b)) ** 0.5,
+        )
+        expected += (1 - dot / lengths) / 30
+    assert head(student, teacher).item() == pytest.approx(expected, abs=1e-12)
+    shifted = head(student + 100 * torch.randn(6).double(), teacher * 3 - 7)
+    assert shifted.item() == pytest.approx(expected, abs=1e-9)
+
+
 def test_the_setting_of_vkd_classification_reproduces_its_stored_loss(goldens, wave) -> None:
     stored = goldens["losses"]["vkd_classification"]
     student = wave(**stored["z_s"]).mean(1)
     teacher = wave(**stored["z_t"]).mean((2, 3))
-    head = SubspaceHead(4, 7, 7, learn_teacher_subspace=False, metric=False, bias=False).double()
+    head = SubspaceHead(4, 7, 7, loss="regression", learn_teacher_subspace=False, metric=False).double()
     with torch.no_grad():
         head.student_projection.weight.copy_(householder_qr(wave((7, 4), 2.2)))
     assert head(student, teacher).item() == pytest.approx(stored["repr_smooth_l1"], abs=1e-10)
@@ -67,10 +92,10 @@ def test_switches_decide_what_is_learned() -> None:
         return {name for name, _ in SubspaceHead(6, 6, **options).named_parameters()}
 
     both = {"student_projection.weight", "teacher_projection.weight"}
-    assert names() == both | {"metric", "bias"}
-    assert names(loss="similarity") == both | {"metric"}
-    assert names(metric=False, bias=False) == both
-    assert names(n=6, learn_teacher_subspace=False) == {"student_projection.weight", "metric", "bias"}
+    assert names() == names(loss="regression") == both | {"metric"}
+    assert names(bias=True) == both | {"metric", "bias"}
+    assert names(metric=False) == both
+    assert names(n=6, learn_teacher_subspace=False) == {"student_projection.weight", "metric"}
     assert names(subspace=False) == set()
 
 
@@ -89,7 +114,7 @@ def test_a_fixed_teacher_projection_is_the_identity_or_a_stored_random_matrix(ro
 
 def test_without_a_subspace_the_rows_are_compared_as_they_are() -> None:
     student, teacher = torch.randn(2, 9, 4)
-    head = SubspaceHead(4, 4, subspace=False, norm="none")
+    head = SubspaceHead(4, 4, loss="regression", subspace=False, norm="none")
     torch.testing.assert_close(head(student, teacher), F.smooth_l1_loss(student, teacher))
     with pytest.raises(IncompatibleModelsError, match=r"6 channels.*10"):
         SubspaceHead(6, 10, subspace=False)
@@ -97,7 +122,8 @@ def test_without_a_subspace_the_rows_are_compared_as_they_are() -> None:
 
 def test_standardising_after_gain_and_bias_leaves_only_the_signs_of_the_gain(rows) -> None:
     student, teacher = rows
-    head = SubspaceHead(6, 10, 12, norm="standardize", student_norm="after", eps=0).double()
+    options = {"loss": "regression", "norm": "standardize", "student_norm": "after", "bias": True}
+    head = SubspaceHead(6, 10, 12, **options, eps=0).double()
     student, teacher = student.double(), teacher.double()
     plain = head(student, teacher)
     with torch.no_grad():
@@ -120,7 +146,7 @@ def test_the_teacher_is_normalised_before_its_projection(rows) -> None:
     torch.testing.assert_close(back.std(0), torch.ones(10), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("loss", ["regression", "similarity"])
+@pytest.mark.parametrize("loss", ["similarity", "regression", "l1", "normalized_l1"])
 @pytest.mark.parametrize("student_norm", ["none", "before", "after"])
 def test_rows_of_weight_zero_change_nothing(rows, loss, student_norm) -> None:
     student, teacher = (r.double() for r in rows)
@@ -130,7 +156,7 @@ def test_rows_of_weight_zero_change_nothing(rows, loss, student_norm) -> None:
     torch.testing.assert_close(head(student, teacher, weights), head(student[keep], teacher[keep]))
 
 
-@pytest.mark.parametrize("loss", ["regression", "similarity"])
+@pytest.mark.parametrize("loss", ["similarity", "regression", "l1", "normalized_l1"])
 def test_autocast_changes_nothing(rows, loss) -> None:
     student, teacher = rows
     student.requires_grad_()
@@ -146,7 +172,7 @@ def test_autocast_changes_nothing(rows, loss) -> None:
 
 def test_gradients_reach_student_projections_and_metric_but_not_the_teacher(rows) -> None:
     student, teacher = (r.clone().requires_grad_() for r in rows)
-    head = SubspaceHead(6, 10)
+    head = SubspaceHead(6, 10, bias=True)
     head(student, teacher).backward()
     assert teacher.grad is None
     assert student.grad.abs().sum() > 0
@@ -186,7 +212,7 @@ def test_diagnostics() -> None:
 def test_bad_arguments_name_the_argument_and_what_would_be_right() -> None:
     with pytest.raises(ConfigError, match=r"n=9.*at least 10"):
         SubspaceHead(6, 10, 9)
-    with pytest.raises(ConfigError, match=r"loss='cosine'.*'regression', 'similarity'"):
+    with pytest.raises(ConfigError, match=r"loss='cosine'.*'similarity', 'regression'"):
         SubspaceHead(6, 10, loss="cosine")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"norm='batch'.*'layer_norm'"):
         SubspaceHead(6, 10, norm="batch")  # type: ignore[arg-type]
@@ -199,12 +225,15 @@ def test_bad_arguments_name_the_argument_and_what_would_be_right() -> None:
     "options",
     [
         {},
-        {"metric": False, "bias": False},
-        {"learn_teacher_subspace": False, "n": 10},
-        {"learn_teacher_subspace": False},
         {"norm": "standardize", "student_norm": "before"},
-        {"norm": "standardize", "student_norm": "after"},
-        {"loss": "similarity"},
+        {"loss": "regression", "bias": True},
+        {"loss": "regression", "metric": False},
+        {"loss": "regression", "learn_teacher_subspace": False, "n": 10},
+        {"loss": "regression", "learn_teacher_subspace": False},
+        {"loss": "regression", "norm": "standardize", "student_norm": "before"},
+        {"loss": "regression", "norm": "standardize", "student_norm": "after", "bias": True},
+        {"loss": "l1"},
+        {"loss": "normalized_l1"},
     ],
     ids=str,
 )
@@ -228,7 +257,10 @@ def test_the_loss_is_that_of_the_projected_rows_step_by_step(rows, options, weig
     if isinstance(head.teacher_projection, StiefelLinear):
         target = target @ head.teacher_projection.weight.mT
     torch.testing.assert_close(head.project(student, teacher, weights), (z, target))
-    expected = (smooth_l1 if head.loss == "regression" else cosine_distance)(z, target, weights)
+    if head.loss == "normalized_l1":
+        z, target = (r / (r.square().mean(1, keepdim=True) + head.eps).sqrt() for r in (z, target))
+    row_loss = {"similarity": cosine_distance, "regression": smooth_l1}.get(head.loss, l1)
+    expected = row_loss(z, target, weights)
     loss = head(student, teacher, weights)
     torch.testing.assert_close(loss, expected)
     inputs = [student, *head.parameters()]

@@ -141,7 +141,7 @@ def test_stiefel_layer():
     check(lambda m, x: m(x), torch.randn(4, 3), module=module)
 
 
-@pytest.mark.parametrize("loss", ["regression", "similarity"])
+@pytest.mark.parametrize("loss", ["similarity", "regression", "l1", "normalized_l1"])
 @pytest.mark.parametrize("norm", ["layer_norm", "standardize", "none"])
 @pytest.mark.parametrize("student_norm", ["before", "after", "none"])
 @pytest.mark.parametrize("weighted", [False, True])
@@ -156,7 +156,7 @@ def test_subspace_head(loss, norm, student_norm, weighted):
     check(lambda m, student: m(student, teacher, weights), torch.randn(4, 2), module=module)
 
 
-@pytest.mark.parametrize("name", ["smooth_l1", "cosine_distance", "mean_euclidean"])
+@pytest.mark.parametrize("name", ["smooth_l1", "l1", "cosine_distance", "mean_euclidean"])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_row_losses(name, weighted):
     weights = torch.tensor([1.0, 0.5, 0.0]) if weighted else None

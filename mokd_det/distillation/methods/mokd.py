@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from mokd_det.errors import ConfigError
 
 __all__ = ["MoKD"]
 
+MoKDTask = Literal["detection", "classification"]
+
 
 class MoKD(Method):
     """One :class:`~mokd_det.distillation.subspace.SubspaceHead` per tap and map level; one term per tap.
@@ -24,12 +26,18 @@ class MoKD(Method):
     optimisation, is the balancer. The paper's Table 3 is three switches: ``subspace``, ``high_dimensional``,
     and the balancer (amortised against fixed weights).
 
+    The preprint describes the two tasks differently, and so do the defaults: detection maximises the similarity of
+    Eq. 16 (``loss="similarity"``); classification names a normalised L1 (``loss="regression"``, the teacher's rows
+    layer-normalised). Eq. 16 has no bias. What else it can be read as: docs/readings.md.
+
     Args:
+        task: "detection" or "classification": the default of ``loss``.
         subspace: learn the projections; False compares the taps as they are (needs equal channels).
         high_dimensional: align in more dimensions than either model has; False: n = max(n_s, n_t).
         n: the common dimension; None: n_s + n_t rounded up to 64 if ``high_dimensional``. Given with
             ``high_dimensional=False`` it would contradict it.
-        loss, norm, student_norm, eps, learn_teacher_subspace, metric, bias: of every subspace head.
+        loss: None: as ``task`` says.
+        norm, student_norm, eps, learn_teacher_subspace, metric, bias: of every subspace head.
         mask_padding: leave padded cells out of the losses on maps.
 
     Raises:
@@ -39,19 +47,23 @@ class MoKD(Method):
     def __init__(
         self,
         *,
+        task: MoKDTask = "detection",
         subspace: bool = True,
         high_dimensional: bool = True,
         n: int | None = None,
-        loss: SubspaceLoss = "regression",
+        loss: SubspaceLoss | None = None,
         norm: Norm = "layer_norm",
         student_norm: StudentNorm = "none",
         eps: float = 1e-5,
         learn_teacher_subspace: bool = True,
         metric: bool = True,
-        bias: bool | None = None,
+        bias: bool = False,
         mask_padding: bool = True,
     ) -> None:
         super().__init__(mask_padding)
+        require_choice("task", task, MoKDTask)
+        if loss is None:
+            loss = "similarity" if task == "detection" else "regression"
         require_choice("loss", loss, SubspaceLoss)
         require_choice("norm", norm, Norm)
         require_choice("student_norm", student_norm, StudentNorm)
