@@ -13,7 +13,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 
 from mokd_det.checkpoint import load_into
-from mokd_det.distillation.context import MethodContext
+from mokd_det.distillation.context import batch_context
 from mokd_det.distillation.map_alignment import align_maps, image_sizes
 from mokd_det.distillation.methods.base import Method
 from mokd_det.distillation.side_stream import SideStream, SideWork
@@ -371,7 +371,7 @@ class Distiller(nn.Module):
         sizes = image_sizes(prepared.inputs)
         if sizes is not None:
             student_taps, teacher_taps = align_maps(student_taps, teacher_taps, sizes)
-        compared = self.method(student_taps, teacher_taps, _context(prepared.inputs))
+        compared = self.method(student_taps, teacher_taps, batch_context(prepared.inputs))
         terms = {f"loss_distill_{name}": value for name, value in compared.items()}
         taken = sorted(set(terms) & set(losses))
         if taken:
@@ -416,7 +416,7 @@ class Distiller(nn.Module):
         prepared = (self._prepare(batch, None) for batch in batches)
         if self.method.teacher_after_student:
             prepared = (self._with_teacher(batch, {}) for batch in prepared)
-        self.method.prepare((batch.teacher_taps, _context(batch.inputs)) for batch in prepared)
+        self.method.prepare((batch.teacher_taps, batch_context(batch.inputs)) for batch in prepared)
 
     def after_step(self) -> None:
         """To be called after each optimiser step."""
@@ -461,11 +461,6 @@ def _computing_precision(kind: str, model: nn.Module) -> str:
     parameters = sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters()})
     autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
     return " ".join(parameters) + ("" if autocast is None else f", autocast {autocast}".replace("torch.", ""))
-
-
-def _context(inputs: Any) -> MethodContext:
-    told = getattr(inputs, "method_context", None)
-    return MethodContext() if told is None else told()
 
 
 def _copied(value: TapValue) -> TapValue:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from mokd_det.distillation.context import MethodContext
+from mokd_det.distillation.context import MethodContext, Objects
 from mokd_det.distillation.rows import describe
 from mokd_det.errors import ConfigError, IncompatibleModelsError
 from mokd_det.layers.tap_point import TapSpec
@@ -18,6 +18,7 @@ __all__ = [
     "require_equal_classes",
     "require_kind",
     "require_known",
+    "require_objects",
     "require_several",
 ]
 
@@ -95,6 +96,20 @@ def require_equal_classes(
 def _shorten(names: Sequence[str], most: int = 5) -> str:
     rest = [f"… {len(names) - most} more"] if len(names) > most else []
     return ", ".join([*names[:most], *rest])
+
+
+def require_objects(method: str, context: MethodContext) -> Objects:
+    """The annotated objects of the batch.
+
+    Raises:
+        ConfigError: the batch has no instances.
+    """
+    if context.objects is None:
+        raise ConfigError(
+            f"{method} needs each image's annotated objects, but the training loader's batches are no lists of dicts "
+            f"with 'instances', as Detectron2's are"
+        )
+    return context.objects
 
 
 def require_known(method: str, context: MethodContext, field: str) -> Tensor:

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mokd_det.distillation.across_ranks import mean_over_ranks, sum_over_ranks
+
 __all__ = [
     "Norm",
     "cosine_distance",
@@ -26,21 +28,30 @@ __all__ = [
 Norm = Literal["layer_norm", "standardize", "none"]
 
 
-def weighted_mean(values: Tensor, weights: Tensor | None) -> Tensor:
+def weighted_mean(values: Tensor, weights: Tensor | None, across_ranks: bool = False) -> Tensor:
     """Mean of (R,) values over the rows.
 
     Args:
         values: (R,).
         weights: (R,), non-negative; None: all 1. If all are 0 the mean is 0.
+        across_ranks: divide by the mean over processes of the weights' sums, so that the mean of the results is that
+            of all rows, however many each process has.
     """
     if weights is None:
-        return values.mean()
+        if not across_ranks:
+            return values.mean()
+        weights = torch.ones_like(values)
     weights = weights.to(values.dtype)
+    total = weights.sum()
+    if across_ranks:
+        total = mean_over_ranks(total)
     # A batch without any valid row has a sum of 0 above the fraction as well.
-    return (values * weights).sum() / weights.sum().clamp_min(torch.finfo(values.dtype).tiny)
+    return (values * weights).sum() / total.clamp_min(torch.finfo(values.dtype).tiny)
 
 
-def standardize(rows: Tensor, weights: Tensor | None = None, eps: float = 1e-5) -> Tensor:
+def standardize(
+    rows: Tensor, weights: Tensor | None = None, eps: float = 1e-5, across_ranks: bool = False
+) -> Tensor:
     """Per channel over the rows: mean 0 and unbiased variance 1 (VkD's normalisation for detection).
 
     Args:
@@ -48,16 +59,24 @@ def standardize(rows: Tensor, weights: Tensor | None = None, eps: float = 1e-5) 
         weights: (R,) of 0 and 1: the rows that count for the moments; None: all.
         eps: added to the variance, so that a constant channel gives 0. VkD's published code has none (0):
             then a constant channel gives NaN.
+        across_ranks: over the rows of all processes.
     """
+    if across_ranks and weights is None:
+        weights = rows.new_ones(len(rows))
     if weights is None:
         count = max(rows.shape[0] - 1, 1)
         centred = rows - rows.mean(0)
         variance = centred.square().sum(0) / count
     else:
         weights = weights.to(rows.dtype)
-        total = weights.sum()
-        centred = rows - (weights @ rows) / total.clamp_min(1)
-        variance = (weights @ centred.square()) / (total - 1).clamp_min(1)
+        total, moment = weights.sum(), weights @ rows
+        if across_ranks:
+            total, moment = sum_over_ranks(total), sum_over_ranks(moment)
+        centred = rows - moment / total.clamp_min(1)
+        moment = weights @ centred.square()
+        if across_ranks:
+            moment = sum_over_ranks(moment)
+        variance = moment / (total - 1).clamp_min(1)
     return centred / (variance + eps).sqrt()
 
 
@@ -94,11 +113,13 @@ def l1(prediction: Tensor, target: Tensor, weights: Tensor | None = None) -> Ten
     return weighted_mean((prediction - target).abs().mean(1), weights)
 
 
-def cosine_distance(prediction: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
-    """1 - cosine, the mean over the rows of (R, C); in [0, 2]."""
+def cosine_distance(
+    prediction: Tensor, target: Tensor, weights: Tensor | None = None, across_ranks: bool = False
+) -> Tensor:
+    """1 - cosine, the mean over the rows of (R, C); in [0, 2]. ``across_ranks``: see :func:`weighted_mean`."""
     # Rounding leaves the cosine of parallel rows a little above 1; a negative loss has no logarithm.
     distance = (1 - F.cosine_similarity(prediction, target, dim=1)).clamp_min(0)
-    return weighted_mean(distance, weights)
+    return weighted_mean(distance, weights, across_ranks)
 
 
 def mean_euclidean(prediction: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from mokd_det.distillation.precision import full_precision
@@ -11,7 +12,15 @@ from mokd_det.distillation.taps import TapValue
 from mokd_det.errors import IncompatibleModelsError
 from mokd_det.layers.tap_point import FeatureMap, TapSpec
 
-__all__ = ["RowPair", "check_comparable", "describe", "pair_rows", "row_channels"]
+__all__ = [
+    "MapPair",
+    "RowPair",
+    "check_comparable",
+    "describe",
+    "pair_maps",
+    "pair_rows",
+    "row_channels",
+]
 
 
 @dataclass(frozen=True)
@@ -32,6 +41,32 @@ class RowPair:
     teacher: Tensor
     weights: Tensor | None
     num_levels: int = 1
+
+
+@dataclass(frozen=True)
+class MapPair:
+    """Maps of one level to be compared, cell by cell.
+
+    Attributes:
+        key: names the tap and level, "patch_stride8".
+        stride: pixels of the input per cell.
+        student: (B, C_s, H, W).
+        teacher: (B, C_t, H, W), detached.
+        padding: (B, H, W) bool, True where the level shows padding; None: nowhere.
+    """
+
+    key: str
+    stride: int
+    student: Tensor
+    teacher: Tensor
+    padding: Tensor | None
+
+    @property
+    def valid(self) -> Tensor:
+        """(B, H, W), 1 on the image and 0 on padding, in the maps' type."""
+        if self.padding is None:
+            return torch.ones_like(self.teacher[:, 0])
+        return (~self.padding).to(self.teacher.dtype)
 
 
 def _map_key(name: str, stride: int) -> str:
@@ -111,8 +146,7 @@ def pair_rows(name: str, student: TapValue, teacher: TapValue, mask_padding: boo
         IncompatibleModelsError: sizes that differ in this batch.
     """
     if isinstance(student, list) and isinstance(teacher, list):
-        by_stride = {level.stride: level for level in teacher}
-        return [_pair_maps(name, level, by_stride[level.stride], mask_padding) for level in student]
+        return [_rows_of_maps(pair) for pair in pair_maps(name, student, teacher, mask_padding)]
     if isinstance(student, list) or isinstance(teacher, list):
         raise IncompatibleModelsError(f"tap {name!r}: one model delivers maps and the other does not")
     if student.shape[:-1] != teacher.shape[:-1]:
@@ -125,8 +159,15 @@ def pair_rows(name: str, student: TapValue, teacher: TapValue, mask_padding: boo
     return [RowPair(name, rows_s, rows_t, None, student.shape[0] if student.ndim == 4 else 1)]
 
 
-def _pair_maps(name: str, student: FeatureMap, teacher: FeatureMap, mask_padding: bool) -> RowPair:
-    key = _map_key(name, student.stride)
+def pair_maps(name: str, student: TapValue, teacher: TapValue, mask_padding: bool = True) -> list[MapPair]:
+    """The maps of one tap, level by level, in float32 at least; arguments and errors as for :func:`pair_rows`."""
+    if not isinstance(student, list) or not isinstance(teacher, list):
+        raise IncompatibleModelsError(f"tap {name!r}: both models must deliver maps")
+    by_stride = {level.stride: level for level in teacher}
+    return [_pair_maps(name, level, by_stride[level.stride], mask_padding) for level in student]
+
+
+def _pair_maps(name: str, student: FeatureMap, teacher: FeatureMap, mask_padding: bool) -> MapPair:
     shape_s, shape_t = student.tensor.shape, teacher.tensor.shape
     if (shape_s[0], *shape_s[2:]) != (shape_t[0], *shape_t[2:]):
         raise IncompatibleModelsError(
@@ -134,15 +175,23 @@ def _pair_maps(name: str, student: FeatureMap, teacher: FeatureMap, mask_padding
             f"{tuple(shape_t)} in the teacher; batch, height and width must agree (do "
             f"both models pad the batch alike?)"
         )
-    weights = None
     masks = [m for m in (student.padding_mask, teacher.padding_mask) if m is not None] if mask_padding else []
-    rows_s, rows_t = _map_rows(student.tensor), _map_rows(teacher.tensor.detach())
-    if masks:
-        padding = masks[0] if len(masks) == 1 else masks[0] | masks[1]
-        weights = (~padding).reshape(-1).to(rows_s.dtype)
-    return RowPair(key, rows_s, rows_t, weights)
+    padding = None if not masks else masks[0] if len(masks) == 1 else masks[0] | masks[1]
+    return MapPair(
+        _map_key(name, student.stride),
+        student.stride,
+        full_precision(student.tensor),
+        full_precision(teacher.tensor.detach()),
+        padding,
+    )
+
+
+def _rows_of_maps(pair: MapPair) -> RowPair:
+    rows_s, rows_t = _map_rows(pair.student), _map_rows(pair.teacher)
+    weights = None if pair.padding is None else (~pair.padding).reshape(-1).to(rows_s.dtype)
+    return RowPair(pair.key, rows_s, rows_t, weights)
 
 
 def _map_rows(tensor: Tensor) -> Tensor:
     # (B, C, H, W) → (B·H·W, C)
-    return full_precision(tensor.permute(0, 2, 3, 1).reshape(-1, tensor.shape[1]))
+    return tensor.permute(0, 2, 3, 1).reshape(-1, tensor.shape[1])

@@ -4,15 +4,19 @@ from mokd_det.distillation.methods.base import Method
 from mokd_det.distillation.methods.combined import Combined
 from mokd_det.distillation.methods.crd import CRD
 from mokd_det.distillation.methods.dkd import DKD
+from mokd_det.distillation.methods.fgd import FGD
 from mokd_det.distillation.methods.fitnet import FitNet
+from mokd_det.distillation.methods.foundation_features import FoundationFeatures
 from mokd_det.distillation.methods.logit import HardDistillation, LogitDistillation
 from mokd_det.distillation.methods.manifold import Manifold
 from mokd_det.distillation.methods.masked_kd import MaskedKD
+from mokd_det.distillation.methods.mgd import MGD
 from mokd_det.distillation.methods.mokd import MoKD
 from mokd_det.distillation.methods.nkd import NKD
 from mokd_det.distillation.methods.none import NoDistillation
 from mokd_det.distillation.methods.norm_direction import NormDirection
 from mokd_det.distillation.methods.ofd import OFD
+from mokd_det.distillation.methods.pkd import PKD
 from mokd_det.distillation.methods.pkt import PKT
 from mokd_det.distillation.methods.projector_matching import ProjectorMatching
 from mokd_det.distillation.methods.review_kd import ReviewKD
@@ -26,9 +30,12 @@ __all__ = [
     "CRD",
     "Combined",
     "DKD",
+    "FGD",
     "FitNet",
+    "FoundationFeatures",
     "HardDistillation",
     "LogitDistillation",
+    "MGD",
     "Manifold",
     "MaskedKD",
     "Method",
@@ -37,6 +44,7 @@ __all__ = [
     "NoDistillation",
     "NormDirection",
     "OFD",
+    "PKD",
     "PKT",
     "ProjectorMatching",
     "RKD",

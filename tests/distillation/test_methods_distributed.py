@@ -1,0 +1,111 @@
+"""Two processes, one and three images: losses and gradients are those of one process with all four."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor
+
+from mokd_det.distillation import FGD, MGD, PKD, FoundationFeatures, Method
+from mokd_det.distillation.context import MethodContext, Objects
+from mokd_det.distillation.taps import TapValue
+from mokd_det.layers.tap_point import FeatureMap
+from tests.distillation.method_goldens import set_up
+
+SHARES = (slice(0, 1), slice(1, 4))
+METHODS: dict[str, Callable[[], Method]] = {
+    "pkd": PKD,
+    "mgd": lambda: MGD(ratio=0.0),
+    "mgd mean": lambda: MGD(ratio=0.0, reduction="mean"),
+    "fgd": FGD,
+    "foundation": FoundationFeatures,
+}
+
+
+def whole_batch() -> tuple[dict[str, TapValue], dict[str, TapValue], Objects]:
+    """Four images, padded differently, with 0 to 3 objects."""
+    generator = torch.Generator().manual_seed(3)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    padding = torch.zeros(4, 3, 5, dtype=torch.bool)
+    for image, columns in enumerate((5, 2, 4, 3)):
+        padding[image, :, columns:] = True
+    student: dict[str, TapValue] = {"patch": [FeatureMap(draw(4, 4, 3, 5), padding, 8)]}
+    teacher: dict[str, TapValue] = {"patch": [FeatureMap(draw(4, 4, 3, 5), padding, 8)]}
+    corner = torch.rand(6, 2, generator=generator) * 12
+    boxes = torch.cat((corner, corner + 9), 1).split([3, 0, 1, 2])
+    labels = torch.randint(0, 3, (6,), generator=generator).split([3, 0, 1, 2])
+    return student, teacher, Objects(tuple(boxes), tuple(labels), ((24, 40), (24, 16), (24, 32), (24, 24)))
+
+
+def part(value: TapValue, images: slice) -> TapValue:
+    if not isinstance(value, list):
+        return value[:, images] if value.ndim == 4 else value[images]
+    return [FeatureMap(m.tensor[images], m.padding_mask[images], m.stride) for m in value]
+
+
+def leaves(taps: dict[str, TapValue]) -> list[Tensor]:
+    return [t for v in taps.values() for t in ([m.tensor for m in v] if isinstance(v, list) else [v])]
+
+
+def results(images: slice) -> dict[str, Any]:
+    """Of each method: its terms, and the gradients of their sum for the student's taps and the method's weights."""
+    found = {}
+    for name, make in METHODS.items():
+        student, teacher, objects = whole_batch()
+        method = set_up(make(), student, teacher).double()
+        generator = torch.Generator().manual_seed(5)
+        with torch.no_grad():
+            for parameter in method.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+        student = {key: part(value, images) for key, value in student.items()}
+        teacher = {key: part(value, images) for key, value in teacher.items()}
+        for tensor in leaves(student):
+            tensor.requires_grad_()
+        own = Objects(objects.boxes[images], objects.classes[images], objects.sizes[images])
+        terms = method(student, teacher, MethodContext(objects=own))
+        sum(terms.values()).backward()
+        found[name] = {
+            "terms": {key: value.detach() for key, value in terms.items()},
+            "taps": [tensor.grad for tensor in leaves(student)],
+            "weights": [parameter.grad for parameter in method.parameters()],
+        }
+    return found
+
+
+def worker(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    torch.save(results(SHARES[rank]), f"{folder}/rank{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder: Path = tmp_path_factory.mktemp("ranks")
+    mp.spawn(worker, (str(folder),), nprocs=2)
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
+def test_mean_over_processes_is_the_loss_of_one(ranks, name) -> None:
+    alone, of_ranks = results(slice(0, 4))[name], [found[name] for found in ranks]
+    for term, value in alone["terms"].items():
+        mean = (of_ranks[0]["terms"][term] + of_ranks[1]["terms"][term]) / 2
+        torch.testing.assert_close(mean, value, rtol=1e-10, atol=0)
+    # data-parallel training averages the gradients, so each process has its images' share of the mean
+    for i, whole in enumerate(alone["taps"]):
+        of_images = torch.cat([found["taps"][i] / 2 for found in of_ranks])
+        torch.testing.assert_close(of_images, whole, rtol=1e-9, atol=1e-12)
+    for i, whole in enumerate(alone["weights"]):
+        mean = (of_ranks[0]["weights"][i] + of_ranks[1]["weights"][i]) / 2
+        torch.testing.assert_close(mean, whole, rtol=1e-9, atol=1e-12)
