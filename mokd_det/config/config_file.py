@@ -14,7 +14,7 @@ from mokd_det.config.near_keys import did_you_mean
 from mokd_det.config.overrides import apply_overrides
 from mokd_det.config.own_data import fill_from_data
 from mokd_det.config.references import check_references
-from mokd_det.config.train_settings import TrainSettings, train_defaults
+from mokd_det.config.train_settings import TrainSettings, filled_train_section
 from mokd_det.errors import ConfigError, MoKDError
 
 __all__ = ["REQUIRED_KEYS", "load_config"]
@@ -68,11 +68,7 @@ def load_config(
             raise ConfigError(f"config file '{name}' does not define '{key}'; {hint}")
     if not isinstance(cfg.train, DictConfig):
         raise ConfigError(f"train in config file '{name}' must be a mapping")
-    for key, value in train_defaults().items():
-        if key not in cfg.train:
-            cfg.train[key] = value
-        elif isinstance(value, dict) and isinstance(cfg.train[key], DictConfig):
-            cfg.train[key] = OmegaConf.merge(value, cfg.train[key])
+    cfg.train = filled_train_section(cfg.train)
     apply_overrides(cfg, overrides)
     fill_from_data(cfg, overrides, training=training)
     check_references(cfg, REQUIRED_KEYS)

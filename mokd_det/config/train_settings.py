@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from torch.nn.parallel import DistributedDataParallel
 
 from mokd_det.checkpoint.loading import KEEP_ROWS, ON_CLASS_MISMATCH
+from mokd_det.config.near_keys import did_you_mean
 from mokd_det.errors import ConfigError
 
 __all__ = [
@@ -23,12 +25,12 @@ __all__ = [
     "NonFiniteSettings",
     "TrainSettings",
     "ddp_arguments",
-    "train_defaults",
+    "filled_train_section",
     "train_section_defaults",
 ]
 
 
-@dataclass(frozen=True)
+@dataclass
 class AmpSettings:
     """Mixed precision. float16 uses a GradScaler, bfloat16 needs none and also runs on CPUs."""
 
@@ -36,7 +38,7 @@ class AmpSettings:
     dtype: str = "bfloat16"
 
 
-@dataclass(frozen=True)
+@dataclass
 class ClipGradSettings:
     """Clipping of the norm of all gradients together."""
 
@@ -44,7 +46,7 @@ class ClipGradSettings:
     norm_type: float = 2.0
 
 
-@dataclass(frozen=True)
+@dataclass
 class CheckpointerSettings:
     """A checkpoint every ``period`` iterations; the newest ``max_to_keep`` are kept (None: all)."""
 
@@ -52,7 +54,7 @@ class CheckpointerSettings:
     max_to_keep: int | None = 3
 
 
-@dataclass(frozen=True)
+@dataclass
 class BestSettings:
     """Keep the best model by an evaluation result such as "bbox/AP", in ``<output_dir>/best/``."""
 
@@ -60,7 +62,7 @@ class BestSettings:
     mode: str = "max"
 
 
-@dataclass(frozen=True)
+@dataclass
 class EmaSettings:
     """Moving average of the student's weights, see :class:`mokd_det.engine.ema.StudentEma`."""
 
@@ -68,7 +70,7 @@ class EmaSettings:
     warmup: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass
 class NonFiniteSettings:
     """NaN and infinity, see :class:`mokd_det.engine.non_finite.NonFinitePolicy`."""
 
@@ -78,9 +80,9 @@ class NonFiniteSettings:
     check_gradients: bool = True
 
 
-@dataclass(frozen=True)
+@dataclass
 class TrainSettings:
-    """``cfg.train``.
+    """``cfg.train``: the schema of the section. OmegaConf checks and converts types by the annotations.
 
     Attributes:
         max_iter: optimiser steps; the only key without a default.
@@ -112,11 +114,11 @@ class TrainSettings:
             measured apart (:func:`mokd_det.engine.parameter_groups.group_parameters`); {}: its default groups.
     """
 
-    max_iter: int
+    max_iter: int = MISSING
     output_dir: str = "./output"
     init_checkpoint: str = ""
-    init_allow_missing: tuple[str, ...] = ()
-    init_allow_unexpected: tuple[str, ...] = ()
+    init_allow_missing: list[str] = field(default_factory=list)
+    init_allow_unexpected: list[str] = field(default_factory=list)
     init_keep_rows: str = "coco80"
     init_on_class_mismatch: str = "error"
     seed: int = 0
@@ -124,7 +126,7 @@ class TrainSettings:
     amp: AmpSettings = field(default_factory=AmpSettings)
     clip_grad: ClipGradSettings | None = None
     accumulate: int = 1
-    ddp: Mapping[str, Any] = field(
+    ddp: dict[str, Any] = field(
         default_factory=lambda: {
             "broadcast_buffers": False,
             "find_unused_parameters": False,
@@ -139,113 +141,87 @@ class TrainSettings:
     log_period: int = 20
     diagnostics_period: int = 500
     conflict_period: int = 0
-    conflict_groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    conflict_groups: dict[str, list[str]] = field(default_factory=dict)
 
     @classmethod
-    def from_config(cls, section: Mapping[str, Any]) -> TrainSettings:
+    def from_config(cls, section: Mapping[str, Any] | DictConfig) -> TrainSettings:
         """Check the section and fill in defaults.
 
         Args:
-            section: plain dict of ``cfg.train``.
+            section: ``cfg.train``, or a plain dict of it.
 
         Raises:
             ConfigError: an unknown key, a value of the wrong type or out of range; names the full key.
         """
-        _reject_unknown(section, {item.name for item in dataclasses.fields(cls)}, "train")
-        if "max_iter" not in section:
-            raise ConfigError("train.max_iter is missing; give the number of optimiser steps")
-        values = dict(section)
-        for name, section_type in _SECTIONS.items():
-            if name in values:
-                values[name] = _nested(section_type, values[name], f"train.{name}", name in _OPTIONAL)
-        for name, pattern_list in values.items():
-            if name.startswith("init_allow_"):
-                values[name] = _patterns(pattern_list, f"train.{name}")
-        settings = cls(**values)
-        settings._check()
+        merged = _merged(section)
+        for key, lowest in _AT_LEAST.items():
+            value = OmegaConf.select(merged, key)
+            remark = ", or null for all" if key == "checkpointer.max_to_keep" else ""
+            _require(value is None or value >= lowest, key, value, f"{lowest} or more{remark}")
+        for key, known in _CHOICES.items():
+            value = OmegaConf.select(merged, key)
+            words = f"{', '.join(map(repr, known[:-1]))} or {known[-1]!r}"
+            _require(value is None or value in known, key, value, words)
+        settings: TrainSettings = OmegaConf.to_object(merged)
+        _require(bool(settings.output_dir), "output_dir", settings.output_dir, "a directory")
+        if settings.clip_grad is not None:
+            for key, value in dataclasses.asdict(settings.clip_grad).items():
+                _require(value > 0, f"clip_grad.{key}", value, "above 0")
+        if settings.ema is not None:
+            decay = settings.ema.decay
+            _require(0 <= decay < 1, "ema.decay", decay, "from 0 to below 1")
+        for key in settings.ddp:
+            if key not in ddp_arguments():
+                raise _unknown(f"train.ddp.{key}", ddp_arguments())
         return settings
 
-    def _check(self) -> None:
-        for name in ("max_iter", "seed", "accumulate", "eval_period", "log_period"):
-            _require_type(getattr(self, name), int, f"train.{name}")
-        for name in ("output_dir", "init_checkpoint", "device"):
-            _require_type(getattr(self, name), str, f"train.{name}")
-        _require(self.max_iter >= 1, "train.max_iter", self.max_iter, "1 or more")
-        _require(bool(self.output_dir), "train.output_dir", self.output_dir, "a directory")
-        choices = {"init_keep_rows": KEEP_ROWS, "init_on_class_mismatch": ON_CLASS_MISMATCH}
-        for name, known in choices.items():
-            value = getattr(self, name)
-            _require(value in known, f"train.{name}", value, " or ".join(map(repr, known)))
-        _require(self.seed >= 0, "train.seed", self.seed, "0 or more")
-        _require(
-            self.device in ("auto", "cuda", "cpu"), "train.device", self.device, "'auto', 'cuda' or 'cpu'"
-        )
-        _require(self.accumulate >= 1, "train.accumulate", self.accumulate, "1 or more")
-        _require(self.eval_period >= 0, "train.eval_period", self.eval_period, "0 or more")
-        _require(self.log_period >= 1, "train.log_period", self.log_period, "1 or more")
-        for name in ("diagnostics_period", "conflict_period"):
-            _require_type(getattr(self, name), int, f"train.{name}")
-            _require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "0 or more")
-        if not isinstance(self.conflict_groups, Mapping):
-            raise ConfigError(f"train.conflict_groups is {self.conflict_groups!r}; it must be a mapping")
-        for group, patterns in self.conflict_groups.items():
-            _patterns(patterns, f"train.conflict_groups.{group}")
 
-        _require_type(self.amp.enabled, bool, "train.amp.enabled")
-        dtypes = ("float16", "bfloat16")
-        _require(self.amp.dtype in dtypes, "train.amp.dtype", self.amp.dtype, "'float16' or 'bfloat16'")
-        period, keep = self.checkpointer.period, self.checkpointer.max_to_keep
-        _require_type(period, int, "train.checkpointer.period")
-        _require(period >= 1, "train.checkpointer.period", period, "1 or more")
-        if keep is not None:
-            _require_type(keep, int, "train.checkpointer.max_to_keep")
-            _require(keep >= 1, "train.checkpointer.max_to_keep", keep, "1 or more, or null for all")
-        if self.clip_grad is not None:
-            for name in ("max_norm", "norm_type"):
-                value = getattr(self.clip_grad, name)
-                _require_type(value, float, f"train.clip_grad.{name}")
-                _require(value > 0, f"train.clip_grad.{name}", value, "above 0")
-        if self.best is not None:
-            _require_type(self.best.metric, str, "train.best.metric")
-            _require(self.best.mode in ("max", "min"), "train.best.mode", self.best.mode, "'max' or 'min'")
-        if self.ema is not None:
-            _require_type(self.ema.decay, float, "train.ema.decay")
-            _require(0 <= self.ema.decay < 1, "train.ema.decay", self.ema.decay, "from 0 to below 1")
-            _require_type(self.ema.warmup, bool, "train.ema.warmup")
-        policy = self.non_finite.policy
-        _require(policy in ("stop", "skip"), "train.non_finite.policy", policy, "'stop' or 'skip'")
-        for name in ("max_skips", "max_kept"):
-            value = getattr(self.non_finite, name)
-            _require_type(value, int, f"train.non_finite.{name}")
-            _require(value >= 0, f"train.non_finite.{name}", value, "0 or more")
-        _require_type(self.non_finite.check_gradients, bool, "train.non_finite.check_gradients")
-        if not isinstance(self.ddp, Mapping):
-            raise ConfigError(f"train.ddp is {self.ddp!r}; it must be a mapping")
-        _reject_unknown(self.ddp, ddp_arguments(), "train.ddp")
-
-
-_SECTIONS: dict[str, Any] = {
-    "amp": AmpSettings,
-    "clip_grad": ClipGradSettings,
-    "checkpointer": CheckpointerSettings,
-    "best": BestSettings,
-    "ema": EmaSettings,
-    "non_finite": NonFiniteSettings,
+_AT_LEAST = {
+    "max_iter": 1,
+    "seed": 0,
+    "accumulate": 1,
+    "eval_period": 0,
+    "log_period": 1,
+    "diagnostics_period": 0,
+    "conflict_period": 0,
+    "checkpointer.period": 1,
+    "checkpointer.max_to_keep": 1,
+    "non_finite.max_skips": 0,
+    "non_finite.max_kept": 0,
 }
-_OPTIONAL = ("clip_grad", "best", "ema")
+_CHOICES = {
+    "init_keep_rows": KEEP_ROWS,
+    "init_on_class_mismatch": ON_CLASS_MISMATCH,
+    "device": ("auto", "cuda", "cpu"),
+    "amp.dtype": ("float16", "bfloat16"),
+    "best.mode": ("max", "min"),
+    "non_finite.policy": ("stop", "skip"),
+}
+_OPTIONAL: dict[str, type] = {"clip_grad": ClipGradSettings, "best": BestSettings, "ema": EmaSettings}
+_WORDS = {
+    "ClipGradSettings | None": "a mapping or null",
+    "BestSettings | None": "a mapping or null",
+    "EmaSettings | None": "a mapping or null",
+    "dict[str, Any]": "a mapping",
+    "dict[str, list[str]]": "a mapping of names to lists of patterns",
+    "list[str]": "a list of patterns such as ['class_embed.*']",
+}
+"""The types of the schema that messages do not call by their own name."""
 
 
-def train_defaults() -> dict[str, Any]:
-    """Every key of the section that has a default, as plain dicts and lists."""
-    settings = dataclasses.asdict(TrainSettings(max_iter=1))
-    del settings["max_iter"]
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
+def filled_train_section(section: DictConfig) -> dict[str, Any]:
+    """The section with every default, its references (``${...}``) unresolved.
+
+    Raises:
+        ConfigError: an unknown key, or a value of the wrong type.
+    """
+    return OmegaConf.to_container(_merged(section))
 
 
 def train_section_defaults(name: str) -> dict[str, Any]:
     """The keys of an optional section (``clip_grad``, ``best``, ``ema``) when it is switched on; {} for any other
     name."""
-    return dataclasses.asdict(_SECTIONS[name]()) if name in _OPTIONAL else {}
+    return dataclasses.asdict(_OPTIONAL[name]()) if name in _OPTIONAL else {}
 
 
 def ddp_arguments() -> set[str]:
@@ -253,44 +229,34 @@ def ddp_arguments() -> set[str]:
     return {*inspect.signature(DistributedDataParallel).parameters, "fp16_compression"} - {"module"}
 
 
-def _nested(section_type: Any, value: Any, path: str, optional: bool) -> Any:
-    if value is None and optional:
-        return None
-    if not isinstance(value, Mapping):
-        raise ConfigError(f"{path} is {value!r}; it must be a mapping{' or null' if optional else ''}")
-    _reject_unknown(value, {item.name for item in dataclasses.fields(section_type)}, path)
-    return section_type(**value)
+def _merged(section: Mapping[str, Any] | DictConfig) -> DictConfig:
+    """The section laid over the schema."""
+    for key in ("amp", "checkpointer", "non_finite"):
+        # OmegaConf's own error would name no key.
+        value = section.get(key, {})
+        _require(isinstance(value, Mapping | DictConfig), key, value, "a mapping")
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(TrainSettings), section)
+    except OmegaConfBaseException as error:
+        fields = dataclasses.fields(error.object_type) if dataclasses.is_dataclass(error.object_type) else ()
+        types = {item.name: str(item.type) for item in fields}
+        if isinstance(error, ConfigKeyError):
+            raise _unknown(f"train.{error.full_key}", types) from error
+        # An entry of a mapping of patterns has no type of its own.
+        wanted = types.get(str(error.key), "list[str]")
+        _require(False, error.full_key, error.value, _WORDS.get(wanted, f"of type {wanted}"), error)
+    if "max_iter" not in merged:
+        raise ConfigError("train.max_iter is missing; give the number of optimiser steps")
+    return merged
 
 
-def _patterns(value: Any, path: str) -> tuple[str, ...]:
-    is_list = value is None or isinstance(value, (list, tuple))
-    if not is_list or not all(isinstance(pattern, str) for pattern in value or ()):
-        raise ConfigError(f"{path} is {value!r}; it must be a list of patterns such as ['class_embed.*']")
-    return tuple(value or ())
+def _unknown(path: str, known: Iterable[str]) -> ConfigError:
+    parent = path.rpartition(".")[0]
+    return ConfigError(
+        f"unknown config key '{path}'; {did_you_mean(path, [f'{parent}.{key}' for key in known])}"
+    )
 
 
-def _reject_unknown(section: Mapping[str, Any], known: set[str], path: str) -> None:
-    for key in section:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), sorted(known), n=1)
-            hint = f"did you mean '{path}.{near[0]}'?" if near else f"known keys: {', '.join(sorted(known))}"
-            raise ConfigError(f"unknown config key '{path}.{key}'; {hint}")
-
-
-def _require_type(value: Any, wanted: type, path: str) -> None:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if wanted is float:
-        fits = is_number
-    elif wanted is int:
-        fits = isinstance(value, int) and is_number
-    else:
-        fits = isinstance(value, wanted)
-    if not fits:
-        raise ConfigError(
-            f"{path} is {value!r} ({type(value).__name__}); it must be of type {wanted.__name__}"
-        )
-
-
-def _require(condition: bool, path: str, value: Any, wanted: str) -> None:
+def _require(condition: bool, key: str, value: Any, wanted: str, cause: Exception | None = None) -> None:
     if not condition:
-        raise ConfigError(f"{path} is {value!r}; it must be {wanted}")
+        raise ConfigError(f"train.{key} is {value!r}; it must be {wanted}") from cause

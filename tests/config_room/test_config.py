@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import re
 import shutil
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from mokd_det.config import TrainSettings, load_config
-from mokd_det.config.train_settings import train_defaults
+from mokd_det.config.train_settings import CheckpointerSettings
 from mokd_det.errors import ConfigError
 
 CONFIG = Path(__file__).parents[1] / "engine" / "toy_config.py"
@@ -91,7 +92,7 @@ def test_overrides_that_apply(override, key, value):
         ("train.init_keep_rows=coco", "train.init_keep_rows is 'coco'; it must be 'coco80' or 'all'"),
         ("train.seed=-1", "train.seed is -1; it must be 0 or more"),
         ("train.device=gpu", "train.device is 'gpu'; it must be 'auto', 'cuda' or 'cpu'"),
-        ("train.clip_grad.max_norm=0", "train.clip_grad.max_norm is 0; it must be above 0"),
+        ("train.clip_grad.max_norm=0", "train.clip_grad.max_norm is 0.0; it must be above 0"),
         ("train.checkpointer.period=0", "train.checkpointer.period is 0; it must be 1 or more"),
         ("train.amp.dtype=int8", "train.amp.dtype is 'int8'; it must be 'float16' or 'bfloat16'"),
     ],
@@ -166,7 +167,23 @@ def test_files_that_cannot_be_loaded_are_named(tmp_path):
             "clip_grad=dict(maxnorm=1.0",
             r"did you mean 'train\.clip_grad\.max_norm'\?",
         ),
-        ('device="cpu"', "device=3", r"train\.device is 3 \(int\); it must be of type str"),
+        ('device="cpu"', "device=3", r"train\.device is '3'; it must be 'auto', 'cuda' or 'cpu'"),
+        ('device="cpu"', "seed=1.5", r"train\.seed is 1\.5; it must be of type int"),
+        ('device="cpu"', "seed=True", r"train\.seed is True; it must be of type int"),
+        ('device="cpu"', "amp=True", r"train\.amp is True; it must be a mapping"),
+        ('device="cpu"', "amp=None", r"train\.amp is None; it must be a mapping"),
+        ('device="cpu"', "ema=0.9", r"train\.ema is 0\.9; it must be a mapping or null"),
+        ('device="cpu"', "ema=dict(decay=None)", r"train\.ema\.decay is None; it must be of type float"),
+        (
+            'device="cpu"',
+            "init_allow_missing='a.*'",
+            r"train\.init_allow_missing is 'a\.\*'; it must be a list of pat",
+        ),
+        (
+            'device="cpu"',
+            "conflict_groups=dict(a='b')",
+            r"train\.conflict_groups\.a is 'b'; it must be a list of pattern",
+        ),
     ],
 )
 def test_mistakes_in_a_file_are_named(old, new, message, tmp_path):
@@ -196,8 +213,8 @@ def test_a_file_may_define_parts_of_its_own(tmp_path):
 def test_defaults_fill_every_section_partly_given():
     cfg = load_config(CONFIG)
     assert cfg.train.checkpointer.period == 3
-    assert cfg.train.checkpointer.max_to_keep == train_defaults()["checkpointer"]["max_to_keep"]
-    assert set(cfg.train) == {*train_defaults(), "max_iter"}
+    assert cfg.train.checkpointer.max_to_keep == CheckpointerSettings().max_to_keep
+    assert set(cfg.train) == {item.name for item in dataclasses.fields(TrainSettings)}
     settings = TrainSettings.from_config(OmegaConf.to_container(cfg.train))
     assert settings.clip_grad.max_norm == 1.0
     assert settings.best is None

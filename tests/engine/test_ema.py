@@ -75,7 +75,7 @@ def test_a_checkpoint_without_the_average_is_no_start(tmp_path) -> None:
     [
         ({"decay": 1.0}, r"train\.ema\.decay is 1\.0; it must be from 0 to below 1"),
         ({"decay": "slow"}, r"train\.ema\.decay is 'slow'"),
-        ({"warmup": 3}, r"train\.ema\.warmup is 3"),
+        ({"warmup": "late"}, r"train\.ema\.warmup is 'late'; it must be of type bool"),
         ({"decays": 0.9}, r"'train\.ema\.decays'; did you mean 'train\.ema\.decay'"),
     ],
 )

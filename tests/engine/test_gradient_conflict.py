@@ -21,10 +21,10 @@ from mokd_det.engine.gradient_conflict import GradientConflict
 from mokd_det.engine.parameter_groups import group_parameters
 from mokd_det.errors import ConfigError
 from mokd_det.visualization import dynamics_figure, read_run
+from tests.config_room.test_config import CONFIG
 from tests.engine import gradient_conflict_runs
 from tests.engine.gradient_conflict_runs import BALANCERS, measured, trained
 from tests.engine.helpers import differences, make_trainer, snapshot
-from tests.engine.test_config import CONFIG
 from tests.engine.test_train_net import run_here
 from tests.engine.toy import Recorder, ToyDetector, ToyLoader
 

@@ -81,7 +81,7 @@ OVERRIDES = {
     "no directory": ("train.output_dir=''", "train.output_dir is ''; it must be a directory"),
     "unknown device": ("train.device=tpu", "train.device is 'tpu'; it must be 'auto', 'cuda' or 'cpu'"),
     "unknown precision": ("train.amp.dtype=int8", "train.amp.dtype is 'int8'"),
-    "no clipping norm": ("train.clip_grad.max_norm=0", "train.clip_grad.max_norm is 0; it must be above 0"),
+    "no clipping norm": ("train.clip_grad.max_norm=0", "train.clip_grad.max_norm is 0.0; it must be above 0"),
     "unknown policy": (
         "train.non_finite.policy=ignore",
         "train.non_finite.policy is 'ignore'; it must be 'stop' or",
