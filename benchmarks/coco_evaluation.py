@@ -20,24 +20,23 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from harness import add_arguments, run
-from pycocotools.coco import COCO
 
-from mokd_det.evaluation.coco_backends import BACKENDS, evaluate_boxes
+from mokd_det.data.truth import Truth
+from mokd_det.evaluation.coco_backends import BACKENDS, evaluate_boxes, truth_as_coco
 
 
-def generate(images: int, detections: int, classes: int) -> tuple[COCO, list[dict]]:
+def generate(images: int, detections: int, classes: int) -> tuple[Truth, list[dict]]:
     """Truth and predictions, the same in every run."""
     random = np.random.default_rng(0)
-    annotations, boxes = [], []
+    owners, labels_of, true, crowds, boxes = [], [], [], [], []
     for image in range(1, images + 1):
         count = random.poisson(7)
         xywh = np.concatenate((random.uniform(0, 400, (count, 2)), random.lognormal(4, 0.9, (count, 2))), 1)
         category = random.integers(1, classes + 1, count)
-        for box, label in zip(xywh.tolist(), category.tolist(), strict=True):
-            annotation = {"id": len(annotations) + 1, "image_id": image, "category_id": label, "bbox": box}
-            annotations.append(
-                {**annotation, "area": box[2] * box[3], "iscrowd": int(random.random() < 0.01)}
-            )
+        owners += [image] * count
+        labels_of.append(category)
+        true.append(xywh)
+        crowds.append(random.random(count) < 0.01)
         near = random.integers(0, count, detections // 2) if count else np.zeros(0, dtype=int)
         moved = xywh[near] + random.normal(0, 6, (len(near), 4))
         free = detections - len(near)
@@ -46,24 +45,26 @@ def generate(images: int, detections: int, classes: int) -> tuple[COCO, list[dic
         labels = np.concatenate((category[near], random.integers(1, classes + 1, free))).tolist()
         for box, label, score in zip(found, labels, random.random(detections).tolist(), strict=True):
             boxes.append({"image_id": image, "category_id": label, "bbox": box, "score": score})
-    truth = COCO()
-    truth.dataset = {
-        "info": {},
-        "images": [{"id": image, "width": 640, "height": 480} for image in range(1, images + 1)],
-        "categories": [{"id": label, "name": str(label)} for label in range(1, classes + 1)],
-        "annotations": annotations,
-    }
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth.createIndex()
+    all_true = np.concatenate(true)
+    truth = Truth(
+        "generated",
+        {image: str(image) for image in range(1, images + 1)},
+        {label: str(label) for label in range(1, classes + 1)},
+        np.array(owners, dtype=np.int64),
+        np.concatenate(labels_of),
+        all_true,
+        all_true[:, 2:].prod(axis=1),
+        np.concatenate(crowds),
+    )
     return truth, boxes
 
 
-def by_faster_coco_eval(truth: COCO, boxes: list[dict]) -> np.ndarray:
+def by_faster_coco_eval(truth: Truth, boxes: list[dict]) -> np.ndarray:
     """The twelve figures."""
     from faster_coco_eval import COCO as FasterCOCO
     from faster_coco_eval import COCOeval_faster
 
-    known = FasterCOCO(truth.dataset)
+    known = FasterCOCO(truth_as_coco(truth).dataset)
     evaluation = COCOeval_faster(known, known.loadRes([dict(box) for box in boxes]), "bbox")
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.evaluate()

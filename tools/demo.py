@@ -35,7 +35,7 @@ from PIL import Image
 from mokd_det.checkpoint.atomic_file import atomic_write
 from mokd_det.data.class_table import ClassTable, dataset_classes, file_classes
 from mokd_det.data.coco_columns import read_sections
-from mokd_det.data.coco_format import CocoFormatSource
+from mokd_det.data.coco_source import CocoFormatSource
 from mokd_det.data.frames import VIDEO_CODECS, FrameSource, VideoWriter, open_camera, open_video
 from mokd_det.data.image_file import read_image
 from mokd_det.data.input_files import InputFile, find_input_files
@@ -196,7 +196,7 @@ class ImageIds:
     """Image ids: those of an annotation file where it lists the image, new ones above all of them elsewhere."""
 
     def __init__(self, json_file: str | None) -> None:
-        rows = [] if json_file is None else read_sections(CocoFormatSource(None, json_file, ""))["images"]
+        rows = [] if json_file is None else read_sections(CocoFormatSource(None, json_file, None))["images"]
         self._known = {
             str(row["file_name"]): int(row["id"]) for row in rows if {"file_name", "id"} <= set(row)
         }

@@ -24,17 +24,16 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from detectron2.data import MetadataCatalog
 from exit_status import exit_status
 from model_arguments import ModelFiles, add_model_arguments, model_files
 from omegaconf import DictConfig, OmegaConf
 
 from mokd_det.checkpoint.atomic_file import atomic_write
 from mokd_det.config import TrainSettings, as_override, load_config
-from mokd_det.data import coco_source
+from mokd_det.data.truth import Truth, dataset_truth, file_truth
 from mokd_det.engine import do_test
 from mokd_det.errors import ConfigError
-from mokd_det.evaluation.detection_file import Detections, Truth, match_ids, read_detections, read_truth
+from mokd_det.evaluation.detection_file import Detections, match_ids, read_detections
 from mokd_det.evaluation.tide import TideReport, run_tide
 from mokd_det.evaluation.tide_tables import tide_json, tide_markdown
 from mokd_det.progress import progress
@@ -75,6 +74,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="N",
         help="the best N detections of an image count (default: all; tidecv by itself: 100)",
     )
+    add(
+        "--drop-bad-boxes",
+        action="store_true",
+        help="--annotations: boxes without area in their image are left out",
+    )
     add("--drop-unknown", action="store_true", help="leave out detections of unknown images and categories")
     add("--output", type=Path, metavar="DIR", help="write tables, JSON, picture and detections there")
     options = parser.parse_args(arguments)
@@ -102,6 +106,8 @@ def evaluate_all(options: argparse.Namespace) -> None:
             options.output.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"--output {options.output} cannot be made: {error}") from error
+    if options.drop_bad_boxes and not options.annotations:
+        raise ConfigError("--drop-bad-boxes is for --annotations; a data set says itself what is dropped")
     # Mistakes in files show before models have run for minutes.
     found = {name: read_detections(path, name) for name, path in zip(names, options.results)}
     truth = given_truth(options)
@@ -111,12 +117,11 @@ def evaluate_all(options: argparse.Namespace) -> None:
         for number, (name, model) in enumerate(zip(names[len(options.results) :], models)):
             file, dataset = detect(model, directory / "detections" / f"{number}", options)
             if truth is None:
-                truth = truth_of(dataset)
+                truth = dataset_truth(dataset)
                 found = {name: judged(detections, truth, options) for name, detections in found.items()}
-            elif dataset_file(dataset) != truth.name:
+            elif (other := dataset_truth(dataset).name) != truth.name:
                 raise ConfigError(
-                    f"{name} is evaluated on {dataset_file(dataset)}, the others on {truth.name}; give --dataset NAME "
-                    "for all"
+                    f"{name} is evaluated on {other}, the others on {truth.name}; give --dataset NAME for all"
                 )
             found[name] = judged(read_detections(file, name), truth, options)
     assert truth is not None
@@ -160,28 +165,8 @@ def labels(names: Sequence[str], given: Sequence[str] | None) -> list[str]:
 def given_truth(options: argparse.Namespace) -> Truth | None:
     """What the command line names; None: what the models' configs say."""
     if options.annotations:
-        return read_truth(options.annotations)
-    return truth_of(options.dataset) if options.dataset else None
-
-
-def truth_of(dataset: str) -> Truth:
-    """The annotations of a registered data set.
-
-    Raises:
-        DatasetError: unknown, or its file cannot be used.
-        ConfigError: it is not read from a file in COCO format.
-    """
-    source = coco_source(dataset)
-    return read_truth(dataset_file(dataset), hint=source.hint if source is not None else "")
-
-
-def dataset_file(dataset: str) -> str:
-    """The annotation file of a registered data set."""
-    coco_source(dataset)
-    file = MetadataCatalog.get(dataset).get("json_file")
-    if file is None:
-        raise ConfigError(f"data set '{dataset}' is not read from a file in COCO format")
-    return str(file)
+        return file_truth(options.annotations, on_bad_box="drop" if options.drop_bad_boxes else "error")
+    return dataset_truth(options.dataset) if options.dataset else None
 
 
 def judged(detections: Detections, truth: Truth, options: argparse.Namespace) -> Detections:

@@ -3,7 +3,8 @@ sets."""
 
 from mokd_det.data.builtin import datasets_root, register_digits
 from mokd_det.data.catalog import check_dataset_dicts, coco_source, load_dataset_dicts
-from mokd_det.data.coco_format import CocoFormatSource, load_coco_format, register_coco_format
+from mokd_det.data.coco_format import load_coco_format, register_coco_format
+from mokd_det.data.coco_source import CocoFormatSource
 from mokd_det.data.dataset_check import IMAGE_CHECKS, DatasetReport, check_dataset
 from mokd_det.data.dataset_report import report_as_json, report_as_text
 from mokd_det.data.detr_mapper import DetrDatasetMapper

@@ -13,7 +13,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.builtin import _PREDEFINED_SPLITS_COCO
 
 from mokd_det.data.boxes import annotation_boxes, clip_boxes
-from mokd_det.data.coco_format import CocoFormatSource, load_coco_format, publish_categories
+from mokd_det.data.coco_format import load_coco_format, publish_categories
+from mokd_det.data.coco_source import CocoFormatSource
 from mokd_det.errors import DatasetError
 
 __all__ = ["check_dataset_dicts", "coco_source", "has_boxes", "load_classes", "load_dataset_dicts"]

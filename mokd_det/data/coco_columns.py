@@ -9,30 +9,43 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from detectron2.utils.file_io import PathManager
 
 from mokd_det.data.boxes import clip_boxes
+from mokd_det.data.checked_rows import CheckedRows, shorten
+from mokd_det.data.coco_source import CocoFormatSource
+from mokd_det.data.file_spelling import likely_file
 from mokd_det.data.findings import Findings, Severity
 from mokd_det.errors import DatasetError
 
-if TYPE_CHECKING:
-    from mokd_det.data.coco_format import CocoFormatSource
-
-__all__ = ["CocoColumns", "read_categories", "read_columns", "read_sections", "shorten"]
+__all__ = ["CocoColumns", "read_categories", "read_columns", "read_json", "read_sections"]
 
 # Annotation tools round to whole pixels and count the last one differently, so one pixel beyond the border is
 # common.
 _ROUNDING_SLACK_PX = 1.0
+_SUSPICIOUS_SHARE = 0.1
 
 _LISTS = ("images", "categories", "annotations")
-_KEYS = ("id", "image_id", "category_id", "bbox", "iscrowd", "file_name", "width", "height", "name")
-_READ_KEYS = frozenset((*_LISTS, *_KEYS))
+_ENTRIES = (
+    "id",
+    "image_id",
+    "category_id",
+    "bbox",
+    "area",
+    "iscrowd",
+    "file_name",
+    "width",
+    "height",
+    "name",
+    "score",
+)
+_READ_KEYS = frozenset((*_LISTS, *_ENTRIES))
 
 
 @dataclass(frozen=True)
@@ -43,13 +56,15 @@ class CocoColumns:
         category_ids: (C,) int64, ascending.
         category_names: of the same.
         image_ids: (N,) int64, ascending.
-        file_names: of the images, below the image root.
+        file_names: of the images, below the image root (as the file writes them without one).
         sizes_wh: (N, 2) int64, width and height in pixels.
         annotation_ids: (M,) int64, in the file's order.
         image_rows: (M,) int64, the annotation's image as an index of ``image_ids``.
         classes: (M,) int64, its category as an index of ``category_ids``.
         boxes: (M, 4) float64, absolute xyxy, clipped to the image.
+        areas: (M,) float64, square pixels, above 0: of the object's mask as the file says it; else of the box.
         crowd: (M,) bool.
+        maybe_used: (C,) bool, the categories that an annotation left out for an error has, or may have.
     """
 
     category_ids: np.ndarray
@@ -61,7 +76,9 @@ class CocoColumns:
     image_rows: np.ndarray
     classes: np.ndarray
     boxes: np.ndarray
+    areas: np.ndarray
     crowd: np.ndarray
+    maybe_used: np.ndarray
 
 
 def read_columns(source: CocoFormatSource, findings: Findings) -> CocoColumns:
@@ -75,17 +92,19 @@ def read_columns(source: CocoFormatSource, findings: Findings) -> CocoColumns:
     path = source.json_file
     category_ids, names = read_categories(content["categories"], path, findings)
 
-    images = _Rows(content["images"], "image", path, findings)
+    images = CheckedRows(content["images"], "image", path, findings)
     ids = images.unique_ints("id")
     has_id = images.good.copy()
     sizes_wh = np.stack([images.ints("width"), images.ints("height")], axis=1)
     for column, key in enumerate(("width", "height")):
         sizes = sizes_wh[:, column]
         images.reject(sizes <= 0, "size-not-positive", partial(_size_not_positive, ids, key, sizes))
-    names_in_file = images.strings("file_name")
-    file_names = [os.path.join(source.image_root, name) for name in names_in_file]
-    _check_inside(images, file_names, names_in_file, ids, source.image_root)
-    _check_image_files(images, file_names, ids)
+    file_names = images.strings("file_name")
+    if source.image_root is not None:
+        names_in_file = file_names
+        file_names = [os.path.join(source.image_root, name) for name in names_in_file]
+        _check_inside(images, file_names, names_in_file, ids, source.image_root)
+        _check_image_files(images, file_names, names_in_file, ids, source.image_root)
 
     order = np.flatnonzero(images.good)
     order = order[np.argsort(ids[order], kind="stable")]
@@ -96,7 +115,7 @@ def read_columns(source: CocoFormatSource, findings: Findings) -> CocoColumns:
         "file_names": [file_names[i] for i in order],
         "sizes_wh": sizes_wh[order],
     }
-    annotations = _Rows(
+    annotations = CheckedRows(
         content["annotations"] if source.has_annotations else [], "annotation", path, findings
     )
     return CocoColumns(**columns, **_read_annotations(annotations, columns, np.unique(ids[has_id]), source))
@@ -107,7 +126,10 @@ def _size_not_positive(ids: np.ndarray, key: str, sizes: np.ndarray, i: int) -> 
 
 
 def _read_annotations(
-    annotations: _Rows, columns: Mapping[str, Any], known_image_ids: np.ndarray, source: CocoFormatSource
+    annotations: CheckedRows,
+    columns: Mapping[str, Any],
+    known_image_ids: np.ndarray,
+    source: CocoFormatSource,
 ) -> dict[str, Any]:
     """The columns of the annotations whose image and category are usable.
 
@@ -125,6 +147,7 @@ def _read_annotations(
         "unknown-image",
         lambda i: f"annotation id {ids[i]} belongs to image id {owners[i]}, which 'images' lacks",
     )
+    had_category = annotations.good.copy()
     labels = annotations.ints("category_id")
     classes, known = _find(labels, category_ids)
     annotations.reject(
@@ -135,36 +158,48 @@ def _read_annotations(
             f"'categories' ({shorten(category_ids.tolist())})"
         ),
     )
-    boxes = annotations.boxes("bbox", ids)
-    crowd = annotations.flags("iscrowd", ids)
+    may_be_any = bool((had_category & ~annotations.good).any())
+    boxes = annotations.boxes("bbox")
+    crowd = annotations.flags("iscrowd")
+    areas = annotations.areas("area")
     rows, usable = _find(owners, image_ids)
     # Its image has been reported already.
     annotations.good &= usable
+    dropped = np.zeros(len(rows), dtype=bool)
     if len(image_ids):
-        boxes = _clip(annotations, boxes, ids, rows, columns, source)
+        boxes, areas, dropped = _clip(annotations, boxes, areas, ids, rows, columns, source)
     good = annotations.good
+    maybe_used = np.full(len(category_ids), may_be_any)
+    maybe_used[classes[known & ~good & ~dropped]] = True
     return {
         "annotation_ids": ids[good],
         "image_rows": rows[good],
         "classes": classes[good],
         "boxes": boxes[good],
+        "areas": areas[good],
         "crowd": crowd[good],
+        "maybe_used": maybe_used,
     }
 
 
 def _clip(
-    annotations: _Rows,
+    annotations: CheckedRows,
     boxes_xywh: np.ndarray,
+    areas: np.ndarray,
     ids: np.ndarray,
     rows: np.ndarray,
     columns: Mapping[str, Any],
     source: CocoFormatSource,
-) -> np.ndarray:
-    """Boxes as xyxy inside their images; those without area there are rejected."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Boxes as xyxy inside their images (those without area there are rejected), areas not above theirs where they have
+    been clipped, and which boxes ``source`` wants dropped."""
     sizes = columns["sizes_wh"][rows]
     boxes = boxes_xywh.copy()
     boxes[:, 2:] += boxes[:, :2]
     clipped, has_area = clip_boxes(boxes, sizes)
+    beyond = np.abs(clipped - boxes).max(axis=1, initial=0.0)
+    _suspect_corners(annotations, boxes_xywh, sizes, beyond > _ROUNDING_SLACK_PX)
+    before = annotations.good.copy()
 
     def describe(i: int) -> str:
         row = rows[i]
@@ -177,7 +212,11 @@ def _clip(
     sized = (boxes_xywh[:, 2:] > 0).all(axis=1)
     drop = source.on_bad_box == "drop"
     severity: Severity = "warning" if drop else "error"
-    hint = "left out" if drop else "correct the file or register the data set with on_bad_box='drop'"
+    hint = (
+        "left out"
+        if drop
+        else "correct the file, or leave such boxes out: data.on_bad_box=drop (tools: --drop-bad-boxes)"
+    )
     for kind, bad in (("box-without-area", ~has_area & ~sized), ("box-outside", ~has_area & sized)):
         annotations.reject(
             bad,
@@ -188,7 +227,7 @@ def _clip(
             severity=severity,
             hint=hint,
         )
-    beyond = np.abs(clipped - boxes).max(axis=1, initial=0.0)
+    dropped = before & ~annotations.good if drop else np.zeros(len(rows), dtype=bool)
     annotations.report(
         beyond > _ROUNDING_SLACK_PX,
         "box-reaches-out",
@@ -198,7 +237,31 @@ def _clip(
         ),
         severity="warning",
     )
-    return clipped
+    inside = (clipped[:, 2:] - clipped[:, :2]).prod(axis=1)
+    areas = np.where(np.isnan(areas) | ((beyond > _ROUNDING_SLACK_PX) & (areas > inside)), inside, areas)
+    return clipped, areas, dropped
+
+
+def _suspect_corners(
+    annotations: CheckedRows, boxes: np.ndarray, sizes: np.ndarray, reaches_out: np.ndarray
+) -> None:
+    """Warn if the boxes look like two corners: some reach out of their image as [x, y, w, h], none as corners."""
+    good = annotations.good
+    limits = np.tile(sizes, 2) + _ROUNDING_SLACK_PX
+    corners = np.all(boxes[:, 2:] > boxes[:, :2], axis=1) & np.all(boxes <= limits, axis=1)
+    count, out = int(good.sum()), int((good & reaches_out).sum())
+    if not out or out < _SUSPICIOUS_SHARE * count or not corners[good].all():
+        return
+    annotations.report(
+        good & (np.cumsum(good & reaches_out) == 1) & reaches_out,
+        "corners-suspected",
+        lambda i: (
+            f"the boxes seem to be corners [x0, y0, x1, y1]: {out} of {count} reach out of their image if they are "
+            f"read as COCO's [x, y, width, height], all lie inside it as corners; {annotations.label(i)} has "
+            f"bbox {boxes[i].tolist()}"
+        ),
+        severity="warning",
+    )
 
 
 def read_sections(source: CocoFormatSource) -> dict[str, list[Any]]:
@@ -207,7 +270,7 @@ def read_sections(source: CocoFormatSource) -> dict[str, list[Any]]:
     Raises:
         DatasetError: the file is missing, unreadable, no JSON, or a list is missing or empty.
     """
-    content = _read_json(source.json_file, source.hint)
+    content = read_json(source.json_file, hint=source.hint)
     if not isinstance(content, dict):
         raise DatasetError(
             f"{source.json_file}: the top level is a {type(content).__name__}, not an object with 'images', "
@@ -227,7 +290,7 @@ def read_sections(source: CocoFormatSource) -> dict[str, list[Any]]:
 
 def read_categories(categories: list[Any], path: str, findings: Findings) -> tuple[np.ndarray, list[str]]:
     """Ids, ascending, and their names."""
-    rows = _Rows(categories, "category", path, findings)
+    rows = CheckedRows(categories, "category", path, findings)
     ids = rows.unique_ints("id")
     names = rows.strings("name")
     first: dict[str, int] = {}
@@ -243,180 +306,40 @@ def read_categories(categories: list[Any], path: str, findings: Findings) -> tup
     return ids[order], [names[i] for i in order]
 
 
-def shorten(value: Any, limit: int = 300) -> str:
-    """The value's text, cut to ``limit`` characters."""
-    text = str(value)
-    return text if len(text) <= limit else f"{text[: limit - 4]} ..."
-
-
-class _Rows:
-    """The entries of one list of the file, and which of them have had no problem so far.
-
-    Every entry is rejected once at most: what follows from its first problem is not reported.
-    """
-
-    def __init__(self, rows: list[Any], what: str, path: str, findings: Findings) -> None:
-        self.rows = rows
-        self.what = what
-        self.path = path
-        self.findings = findings
-        self.good = np.ones(len(rows), dtype=bool)
-
-    def report(
-        self,
-        bad: np.ndarray,
-        kind: str,
-        message: Callable[[int], str],
-        *,
-        severity: Severity = "error",
-        hint: str = "",
-    ) -> np.ndarray:
-        """Tell of those of the entries ``bad`` (N,) that had no problem before; returns their indices."""
-        found = np.flatnonzero(bad & self.good)
-        if found.size:
-            self.findings.add(
-                kind, found, lambda i: f"{self.path}: {message(i)}", severity=severity, hint=hint
-            )
-        return found
-
-    def reject(
-        self,
-        bad: np.ndarray,
-        kind: str,
-        message: Callable[[int], str],
-        *,
-        severity: Severity = "error",
-        hint: str = "",
-    ) -> None:
-        """:meth:`report`, and leave them out from now on."""
-        self.good[self.report(bad, kind, message, severity=severity, hint=hint)] = False
-
-    def label(self, index: int) -> str:
-        row = self.rows[index]
-        if isinstance(row, Mapping) and type(row.get("id")) is int:
-            return f"{self.what} id {row['id']}"
-        return f"{self.what} number {index} of the list"
-
-    def values(self, key: str) -> list[Any]:
-        """The column; None for entries without the key, which are rejected."""
-        try:
-            return [row[key] for row in self.rows]
-        except (KeyError, TypeError):
-            present = [isinstance(row, Mapping) and key in row for row in self.rows]
-            self.reject(~np.array(present), "missing-key", lambda i: f"{self.label(i)} has no {key!r}")
-            return [row[key] if there else None for row, there in zip(self.rows, present, strict=True)]
-
-    def ints(self, key: str) -> np.ndarray:
-        """The column, (N,) int64; 0 for entries that are rejected."""
-        values = self.values(key)
-        if not values:
-            return np.zeros(0, dtype=np.int64)
-        try:
-            array = np.asarray(values)
-        except ValueError:
-            array = np.zeros(0)
-        # Checked by the resulting dtype: asking for integers would turn the string "12" into a number without
-        # a word.
-        if array.ndim == 1 and array.dtype.kind == "i":
-            return array.astype(np.int64)
-        fits = [type(value) is int and abs(value) < 2**63 for value in values]
-        self.reject(
-            ~np.array(fits),
-            "wrong-type",
-            lambda i: f"{self.label(i)} has {key}={shorten(repr(values[i]))}; must be an integer",
-        )
-        return np.array(
-            [value if fit else 0 for value, fit in zip(values, fits, strict=True)], dtype=np.int64
-        )
-
-    def unique_ints(self, key: str) -> np.ndarray:
-        """:meth:`ints`; of several entries with one value the first is kept."""
-        values = self.ints(key)
-        usable = np.flatnonzero(self.good)
-        repeated = np.ones(len(values), dtype=bool)
-        repeated[usable[np.unique(values[usable], return_index=True)[1]]] = False
-        self.reject(
-            repeated,
-            f"repeated-{key}",
-            lambda i: f"the {self.what} {key} {values[i]} occurs twice; ids must be unique",
-        )
-        return values
-
-    def strings(self, key: str) -> list[str]:
-        """The column; "" for entries that are rejected."""
-        values = self.values(key)
-        fits = [isinstance(value, str) and value != "" for value in values]
-        self.reject(
-            ~np.array(fits, dtype=bool),
-            "wrong-type",
-            lambda i: f"{self.label(i)} has {key}={shorten(repr(values[i]))}; must be a non-empty string",
-        )
-        return [value if fit else "" for value, fit in zip(values, fits, strict=True)]
-
-    def boxes(self, key: str, ids: np.ndarray) -> np.ndarray:
-        """The column, (N, 4) float64, finite; zeros for entries that are rejected."""
-        values = self.values(key)
-        if not values:
-            return np.zeros((0, 4))
-        try:
-            boxes = np.asarray(values)
-        except ValueError:
-            boxes = np.zeros(0)
-        # By the resulting dtype, see ints
-        if boxes.shape != (len(values), 4) or boxes.dtype.kind not in "iuf":
-            fits = [_is_box(value) for value in values]
-            self.reject(
-                ~np.array(fits),
-                "malformed-box",
-                lambda i: (
-                    f"annotation id {ids[i]} has bbox {shorten(repr(values[i]))}; must be four numbers "
-                    "[x, y, w, h]"
-                ),
-            )
-            boxes = np.array(
-                [value if fit else (0, 0, 0, 0) for value, fit in zip(values, fits, strict=True)]
-            )
-        boxes = boxes.astype(np.float64)
-        finite = np.isfinite(boxes).all(axis=1)
-        self.reject(
-            ~finite,
-            "box-not-finite",
-            lambda i: f"annotation id {ids[i]} has bbox {values[i]}; its numbers must be finite",
-        )
-        boxes[~finite] = 0.0
-        return boxes
-
-    def flags(self, key: str, ids: np.ndarray) -> np.ndarray:
-        """An optional column of 0 and 1, (N,) bool."""
-        values = [row.get(key, 0) if isinstance(row, Mapping) else 0 for row in self.rows]
-        fits = [value in (0, 1) for value in values]
-        self.reject(
-            ~np.array(fits, dtype=bool),
-            "wrong-type",
-            lambda i: f"annotation id {ids[i]} has {key}={shorten(repr(values[i]))}; must be 0 or 1",
-        )
-        return np.array([fit and bool(value) for value, fit in zip(values, fits, strict=True)], dtype=bool)
-
-
 def _without_unread_keys(entry: dict[str, Any]) -> dict[str, Any]:
     # Polygons take several times the memory of all the rest; this way they go as soon as they are parsed.
     return {key: value for key, value in entry.items() if key in _READ_KEYS}
 
 
-def _read_json(json_file: str, hint: str = "") -> Any:
+def read_json(path: str, what: str = "data set file", *, hint: str = "") -> Any:
+    """The content of a JSON file in UTF-8 (with a byte order mark or without) or UTF-16, without the keys that nothing
+    here reads.
+
+    Args:
+        path: of the file.
+        what: it is, for messages.
+        hint: a sentence for the error about a missing file.
+
+    Raises:
+        DatasetError: the file is missing, unreadable or no JSON.
+    """
     try:
-        with PathManager.open(json_file, "rb") as file:
+        with PathManager.open(path, "rb") as file:
             return json.load(file, object_hook=_without_unread_keys)
     except FileNotFoundError:
-        raise DatasetError(f"data set file {json_file} does not exist{f'; {hint}' if hint else ''}") from None
+        raise DatasetError(f"{what} {path} does not exist{f'; {hint}' if hint else ''}") from None
     except (ValueError, RecursionError) as error:
-        raise DatasetError(f"data set file {json_file} is not valid JSON: {error}") from None
+        raise DatasetError(f"{what} {path} is not valid JSON: {error}") from None
     except OSError as error:
-        raise DatasetError(f"data set file {json_file} cannot be read: {error.strerror or error}") from None
+        raise DatasetError(f"{what} {path} cannot be read: {error.strerror or error}") from None
 
 
 def _check_inside(
-    images: _Rows, file_names: Sequence[str], names_in_file: Sequence[str], ids: np.ndarray, image_root: str
+    images: CheckedRows,
+    file_names: Sequence[str],
+    names_in_file: Sequence[str],
+    ids: np.ndarray,
+    image_root: str,
 ) -> None:
     """Reject files that are not below the image root, as their names are written (links are followed)."""
     root = os.path.join(os.path.abspath(image_root), "")
@@ -434,7 +357,13 @@ def _check_inside(
     )
 
 
-def _check_image_files(images: _Rows, file_names: Sequence[str], ids: np.ndarray) -> None:
+def _check_image_files(
+    images: CheckedRows,
+    file_names: Sequence[str],
+    names_in_file: Sequence[str],
+    ids: np.ndarray,
+    image_root: str,
+) -> None:
     # One listing per folder instead of one lookup per image: on network file systems the latter takes
     # minutes.
     listings: dict[str, frozenset[str]] = {}
@@ -456,15 +385,19 @@ def _check_image_files(images: _Rows, file_names: Sequence[str], ids: np.ndarray
         elif base not in listings[folder]:
             missing[i] = True
 
+    def meant(i: int) -> str:
+        likely = likely_file(image_root, names_in_file[i])
+        return f"; {likely}" if likely else ""
+
     def unreadable(i: int) -> str:
         folder = os.path.dirname(file_names[i])
-        return f"image folder {folder} (of image id {ids[i]}) cannot be read: {reasons[folder]}"
+        return f"image folder {folder} (of image id {ids[i]}) cannot be read: {reasons[folder]}{meant(i)}"
 
     images.reject(unlisted, "folder-unreadable", unreadable)
     images.reject(
         missing,
         "file-missing",
-        lambda i: f"image file {file_names[i]} (image id {ids[i]}) does not exist",
+        lambda i: f"image file {file_names[i]} (image id {ids[i]}) does not exist{meant(i)}",
     )
 
 
@@ -474,9 +407,3 @@ def _find(values: np.ndarray, ascending: np.ndarray) -> tuple[np.ndarray, np.nda
         return np.zeros(len(values), dtype=np.int64), np.zeros(len(values), dtype=bool)
     positions = np.minimum(np.searchsorted(ascending, values), len(ascending) - 1)
     return positions, ascending[positions] == values
-
-
-def _is_box(value: Any) -> bool:
-    if not isinstance(value, list) or len(value) != 4:
-        return False
-    return all(type(v) is float or (type(v) is int and abs(v) < 2**63) for v in value)

@@ -8,55 +8,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
-from mokd_det.data.coco_columns import CocoColumns, read_categories, read_columns, read_sections, shorten
+from mokd_det.data.checked_rows import shorten
+from mokd_det.data.coco_columns import CocoColumns, read_categories, read_columns, read_sections
+from mokd_det.data.coco_source import BadBoxPolicy, CocoFormatSource
 from mokd_det.data.findings import RaiseFirst
-from mokd_det.errors import ConfigError, DatasetError
+from mokd_det.errors import DatasetError
 
-__all__ = [
-    "BadBoxPolicy",
-    "CocoFormatSource",
-    "load_coco_format",
-    "publish_categories",
-    "read_classes",
-    "register_coco_format",
-]
-
-BadBoxPolicy = Literal["error", "drop"]
+__all__ = ["load_coco_format", "publish_categories", "read_checked", "read_classes", "register_coco_format"]
 
 
-@dataclass(frozen=True)
-class CocoFormatSource:
-    """Where a COCO-format data set lies and how it is read; calling it loads the data set.
-
-    Attributes:
-        name: the data set's name in Detectron2's catalogs; None: the metadata is left alone.
-        json_file: annotations in COCO's detection format.
-        image_root: folder that the file's ``file_name`` entries are relative to.
-        on_bad_box: what happens to a box without area inside its image: "error" names it, "drop" leaves it
-            out.
-        has_annotations: False for files that list images only (COCO's test sets).
-        unique_annotation_ids: False tolerates repeated annotation ids.
-        hint: a sentence for the error about a missing file: how to get the data.
-    """
-
-    name: str | None
-    json_file: str
-    image_root: str
-    on_bad_box: BadBoxPolicy = "error"
-    has_annotations: bool = True
-    unique_annotation_ids: bool = True
-    hint: str = ""
-
-    def __post_init__(self) -> None:
-        if self.on_bad_box not in ("error", "drop"):
-            raise ConfigError(f"on_bad_box={self.on_bad_box!r}: must be 'error' or 'drop'")
+class _RegisteredCoco(CocoFormatSource):
+    """What stands in Detectron2's catalog: a source that loads itself."""
 
     def __call__(self) -> list[dict[str, Any]]:
         return load_coco_format(self)
@@ -90,7 +58,7 @@ def register_coco_format(
         DatasetError: the name is taken by another data set.
         ConfigError: unknown ``on_bad_box``.
     """
-    source = CocoFormatSource(
+    source = _RegisteredCoco(
         name, os.fspath(json_file), os.fspath(image_root), on_bad_box, has_annotations, hint=hint
     )
     if name in DatasetCatalog:
@@ -110,8 +78,7 @@ def load_coco_format(source: CocoFormatSource) -> list[dict[str, Any]]:
     Boxes are clipped to their image (with a warning if one reaches out by more than a pixel). A box that has
     no area left, or a size that is not positive, follows ``source.on_bad_box``; one that is not finite is
     always an error. Images without boxes stay. Crowd annotations stay too, marked ``iscrowd``: the mapper
-    keeps them from training, the evaluator reads them from the file. Only boxes are read: no masks, no key
-    points.
+    keeps them from training, the evaluation knows them. Only boxes are read: no masks, no key points.
 
     Returns:
         Detectron2's standard dicts, by ascending image id: ``file_name``, ``image_id``, ``height``, ``width``
@@ -121,9 +88,7 @@ def load_coco_format(source: CocoFormatSource) -> list[dict[str, Any]]:
     Raises:
         DatasetError: anything in the file that cannot be used, by file and id.
     """
-    columns = read_columns(source, RaiseFirst())
-    if source.name is not None:
-        _publish(source.name, source.json_file, columns.category_ids, columns.category_names)
+    columns = read_checked(source)
     records: list[dict[str, Any]] = [
         {"file_name": file_name, "image_id": image_id, "height": height, "width": width}
         for file_name, image_id, (width, height) in zip(
@@ -133,6 +98,22 @@ def load_coco_format(source: CocoFormatSource) -> list[dict[str, Any]]:
     if source.has_annotations:
         _attach_annotations(records, columns)
     return records
+
+
+def read_checked(source: CocoFormatSource, *, warn: bool = True) -> CocoColumns:
+    """The file's columns, all of them usable; the classes go into the metadata of a source with a name.
+
+    Args:
+        source: the file.
+        warn: False where a loader of the same file has warned already.
+
+    Raises:
+        DatasetError: anything in the file that cannot be used, by file and id.
+    """
+    columns = read_columns(source, RaiseFirst(warn))
+    if source.name is not None:
+        _publish(source.name, source.json_file, columns.category_ids, columns.category_names)
+    return columns
 
 
 def read_classes(json_file: str, hint: str = "") -> tuple[np.ndarray, list[str], int]:
@@ -148,7 +129,7 @@ def read_classes(json_file: str, hint: str = "") -> tuple[np.ndarray, list[str],
     Raises:
         DatasetError: the file is missing, not in COCO format, or its categories cannot be used.
     """
-    content = read_sections(CocoFormatSource(None, json_file, "", has_annotations=False, hint=hint))
+    content = read_sections(CocoFormatSource(None, json_file, None, has_annotations=False, hint=hint))
     ids, names = read_categories(content["categories"], json_file, RaiseFirst())
     return ids, names, len(content["images"])
 

@@ -13,7 +13,7 @@ from detectron2.utils.file_io import PathManager
 from torch.utils.data import DataLoader, Dataset
 
 from mokd_det.data.coco_columns import CocoColumns, read_columns
-from mokd_det.data.coco_format import CocoFormatSource
+from mokd_det.data.coco_source import CocoFormatSource
 from mokd_det.data.dataset_statistics import DatasetStatistics, dataset_statistics
 from mokd_det.data.findings import CollectFindings, Findings, Problem
 from mokd_det.data.image_file import image_size, read_image, size_difference
@@ -134,7 +134,7 @@ class _ImageFiles(Dataset[_ImageResult]):
         except DatasetError as error:
             return _ImageResult(row, "file-undecodable", str(error), b"")
         expected = (int(self._sizes_wh[row, 0]), int(self._sizes_wh[row, 1]))
-        difference = size_difference((width, height), expected)
+        difference = size_difference((width, height), expected, file_name)
         if difference:
             return _ImageResult(row, "size-mismatch", f"{name} {difference}", digest)
         return _ImageResult(row, "", "", digest)
@@ -227,7 +227,8 @@ def _find_repeated_boxes(columns: CocoColumns, source: CocoFormatSource, finding
 
 def _find_unused_categories(columns: CocoColumns, source: CocoFormatSource, findings: Findings) -> None:
     used = np.bincount(columns.classes[~columns.crowd], minlength=len(columns.category_ids))
-    rows = np.flatnonzero(used == 0)
+    # A category whose annotation has an error is not unused: the error is told already.
+    rows = np.flatnonzero((used == 0) & ~columns.maybe_used)
     if rows.size:
         findings.add(
             "unused-category",

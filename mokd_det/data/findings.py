@@ -41,8 +41,15 @@ class Findings(Protocol):
         """
 
 
+@dataclass(frozen=True)
 class RaiseFirst:
-    """The first error ends it; warnings go to the log."""
+    """The first error ends it; warnings go to the log.
+
+    Attributes:
+        warn: False where another reading of the same file has warned already.
+    """
+
+    warn: bool = True
 
     def add(
         self,
@@ -62,7 +69,8 @@ class RaiseFirst:
         text = f"{message(int(rows[0]))}{more}{f'; {hint}' if hint else ''}"
         if severity == "error":
             raise DatasetError(text)
-        logger.warning("%s", text)
+        if self.warn:
+            logger.warning("%s", text)
 
 
 @dataclass

@@ -40,7 +40,8 @@ def read_image_of(record: Mapping[str, Any], decoder: str = "pil") -> np.ndarray
     name = f"image {record['file_name']} (image id {record.get('image_id')})"
     image = read_image(record["file_name"], name, decoder)
     height, width = image.shape[:2]
-    difference = size_difference((width, height), (record.get("width", width), record.get("height", height)))
+    expected = record.get("width", width), record.get("height", height)
+    difference = size_difference((width, height), expected, record["file_name"])
     if difference:
         raise DatasetError(f"{name} {difference}")
     return image
@@ -103,9 +104,7 @@ def image_size(file_name: str, name: str) -> tuple[int, int]:
             image = Image.open(file)
             _check_depth(image, name)
             width, height = image.size
-            # To find this block behind the pixels of a PNG, PIL would decode them.
-            has_exif = image.format != "PNG" or "exif" in image.info
-            turned = has_exif and image.getexif().get(_EXIF_ORIENTATION) in _QUARTER_TURNS
+            turned = _turns(image)
     except DatasetError:
         raise
     except FileNotFoundError:
@@ -116,14 +115,32 @@ def image_size(file_name: str, name: str) -> tuple[int, int]:
     return (height, width) if turned else (width, height)
 
 
-def size_difference(found: tuple[int, int], expected: tuple[int, int]) -> str:
-    """Half a sentence about (width, height) of a file that differ from its annotation's; "" if they are equal."""
+def size_difference(found: tuple[int, int], expected: tuple[int, int], file_name: str) -> str:
+    """Half a sentence about (width, height) of a file that differ from its annotation's, with the likely cause; "" if
+    they are equal."""
     if found == expected:
         return ""
-    return (
+    text = (
         f"has height {found[1]} and width {found[0]}, but its annotation says height {expected[1]} and width "
         f"{expected[0]}"
     )
+    if found != expected[::-1]:
+        return text
+    with PathManager.open(file_name, "rb") as file:
+        turned = _turns(Image.open(file))
+    if not turned:
+        return f"{text}: width and height are exchanged"
+    return (
+        f"{text}: the file's EXIF orientation turns it by 90 degrees, and the annotation describes it unturned; "
+        "annotate the image as viewers show it, or remove the orientation from the file"
+    )
+
+
+def _turns(image: Image.Image) -> bool:
+    """Whether the EXIF orientation exchanges width and height."""
+    # To find this block behind the pixels of a PNG, PIL would decode them.
+    has_exif = image.format != "PNG" or "exif" in image.info
+    return has_exif and image.getexif().get(_EXIF_ORIENTATION) in _QUARTER_TURNS
 
 
 def _is_plain_jpeg(image: Image.Image, content: bytes) -> bool:

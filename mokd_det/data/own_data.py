@@ -7,13 +7,8 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from mokd_det.data.coco_format import (
-    BadBoxPolicy,
-    CocoFormatSource,
-    load_coco_format,
-    read_classes,
-    register_coco_format,
-)
+from mokd_det.data.coco_format import load_coco_format, read_classes, register_coco_format
+from mokd_det.data.coco_source import BadBoxPolicy, CocoFormatSource
 from mokd_det.errors import ConfigError, DatasetError
 
 __all__ = ["OwnData", "OwnDataFacts"]
@@ -185,7 +180,9 @@ class OwnData:
     def _register(self, name: str) -> str:
         source = self._source(name)
         assert source.name is not None
-        register_coco_format(source.name, source.json_file, source.image_root, on_bad_box=source.on_bad_box)
+        register_coco_format(
+            source.name, source.json_file, self._path(name, "images"), on_bad_box=source.on_bad_box
+        )
         return source.name
 
     def _read_classes(self, name: str) -> tuple[list[str], int]:

@@ -1,40 +1,44 @@
-"""COCO's box metrics, by Detectron2's evaluator with the cases that it leaves open closed."""
+"""COCO's box metrics in Detectron2's evaluation loop, judged by what training sees of the data set."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 import itertools
 import json
+import logging
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
-from detectron2.evaluation import COCOEvaluator
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
-from pycocotools.coco import COCO
 
 import mokd_det.data  # noqa: F401  (registers the bundled data sets, whose names a config may give)
-from mokd_det.data.catalog import load_classes
+from mokd_det.data.truth import dataset_truth
 from mokd_det.errors import ConfigError, DatasetError
-from mokd_det.evaluation.coco_backends import STATS, choose_backend, evaluate_boxes
+from mokd_det.evaluation.coco_backends import STATS, BoxEvaluation, choose_backend, evaluate_boxes
 
 __all__ = ["CocoDetectionEvaluator"]
 
+logger = logging.getLogger(__name__)
 
-class CocoDetectionEvaluator(COCOEvaluator):
+
+class CocoDetectionEvaluator(DatasetEvaluator):
     """Box AP of one data set (AP, AP50, AP75, by size, and ``AP-<class>``), in percent, as the official code
     computes it.
 
-    What differs from the base class:
+    What differs from Detectron2's evaluator:
 
+    - The truth is :func:`mokd_det.data.truth.dataset_truth`: boxes are clipped to their images as in training, and
+      those left out by ``on_bad_box="drop"`` are not missed. Files need neither ``area`` nor ``iscrowd``.
     - No predictions at all (an untrained model, a high threshold) is the legitimate result AP 0.0, for every
       class too, where the base class returns NaN or nothing. A metric without any true box stays NaN.
     - A predicted class or image that the data set does not have is one clear error.
-    - Files without ``area`` or ``iscrowd``, or with an annotation id 0 (which COCO's code takes for "not
-      matched"), are evaluated correctly.
     - The numbers may be computed by another program than pycocotools, which gives the same ones sooner.
     """
 
@@ -66,26 +70,22 @@ class CocoDetectionEvaluator(COCOEvaluator):
 
         Raises:
             ConfigError: an unknown backend, or one that is not installed.
-            DatasetError: unknown data set, or an annotation file that is missing, unreadable or without
-                classes.
+            DatasetError: unknown data set, or anything in its files that cannot be used.
         """
-        load_classes(dataset_name)
-        super().__init__(
-            dataset_name,
-            tasks=("bbox",),
-            distributed=distributed,
-            output_dir=None if output_dir is None else os.fspath(output_dir),
-            max_dets_per_image=max_dets_per_image,
-            use_fast_impl=False,
-        )
         self._dataset_name = dataset_name
+        self._distributed = distributed
+        self._output_dir = None if output_dir is None else os.fspath(output_dir)
+        self._max_dets = (1, 10, 100 if max_dets_per_image is None else max_dets_per_image)
         self._backend = choose_backend(backend)
         self._predicts_dataset_ids = predicts_dataset_ids
-        self._class_of_id: dict[int, int] = self._metadata.get("thing_dataset_id_to_contiguous_id") or {
-            i: i for i in range(len(self._metadata.thing_classes))
-        }
-        _complete(self._coco_api)
+        self._truth = dataset_truth(dataset_name, warn=False)
+        known = MetadataCatalog.get(dataset_name).get("thing_dataset_id_to_contiguous_id")
+        self._class_of_id: dict[int, int] = known or {id_: i for i, id_ in enumerate(self._truth.class_names)}
         self.reset()
+
+    def reset(self) -> None:
+        """Forget all predictions."""
+        self._predictions: list[dict[str, Any]] = []
 
     def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> None:
         """Collect the predictions of a batch.
@@ -99,10 +99,9 @@ class CocoDetectionEvaluator(COCOEvaluator):
             ConfigError: a class that the data set does not have, or an output without ``instances``.
             DatasetError: an image that the data set does not have.
         """
-        checked = []
         for sample, output in zip(inputs, outputs, strict=True):
             image_id = sample["image_id"]
-            if image_id not in self._coco_api.imgs:
+            if image_id not in self._truth.image_names:
                 raise DatasetError(
                     f"prediction for image id {image_id!r}, which {self._dataset_name!r} does not have; "
                     "the test loader and the evaluator must use the same data set"
@@ -112,8 +111,10 @@ class CocoDetectionEvaluator(COCOEvaluator):
                     f"the model's output for image id {image_id} has no 'instances' but {sorted(output)}; "
                     "only detectors can be evaluated with COCO's box metrics"
                 )
-            checked.append({"instances": self._to_contiguous(output["instances"], image_id)})
-        super().process(inputs, checked)
+            instances = self._to_contiguous(output["instances"], image_id).to("cpu")
+            self._predictions.append(
+                {"image_id": image_id, "instances": instances_to_coco_json(instances, image_id)}
+            )
 
     def evaluate(self, img_ids: Sequence[int] | None = None) -> dict[str, dict[str, float]]:
         """Metrics of everything collected since :meth:`reset`.
@@ -136,45 +137,49 @@ class CocoDetectionEvaluator(COCOEvaluator):
             PathManager.mkdirs(self._output_dir)
             with PathManager.open(os.path.join(self._output_dir, "instances_predictions.pth"), "wb") as file:
                 torch.save(predictions, file)
-        self._results: dict[str, dict[str, float]] = {}
-        self._eval_predictions(predictions, img_ids=img_ids)
-        return self._results
-
-    def _eval_predictions(
-        self, predictions: Sequence[Mapping[str, Any]], img_ids: Sequence[int] | None = None
-    ) -> None:
-        """Write the boxes in COCO's format, and evaluate them into ``_results``."""
-        id_of_class = {index: id_ for id_, index in self._class_of_id.items()}
-        boxes = [
-            {**box, "category_id": id_of_class[box["category_id"]]}
-            for image in predictions
-            for box in image["instances"]
-        ]
+        boxes = self._boxes(predictions)
         if self._output_dir:
             with PathManager.open(os.path.join(self._output_dir, "coco_instances_results.json"), "w") as file:
                 json.dump(boxes, file)
-        if not self._do_evaluation:
-            self._logger.info("%s has no annotations: nothing is evaluated", self._dataset_name)
-            return
+        if not self._truth.annotated:
+            logger.info("%s has no annotations: nothing is evaluated", self._dataset_name)
+            return {}
         if not boxes:
-            self._logger.warning("no predictions on %s: AP is 0", self._dataset_name)
+            logger.warning("no predictions on %s: AP is 0", self._dataset_name)
         evaluation = evaluate_boxes(
-            self._coco_api,
-            boxes,
-            backend=self._backend,
-            img_ids=img_ids,
-            max_dets=self._max_dets_per_image,
+            self._truth, boxes, backend=self._backend, img_ids=img_ids, max_dets=self._max_dets
         )
         recalls = zip(STATS[6:], 100 * evaluation.stats[6:], strict=True)
-        self._logger.info(
+        logger.info(
             "%s, by %s: %s",
             self._dataset_name,
             self._backend,
             ", ".join(f"{name} {value:.2f}" for name, value in recalls if value >= 0),
         )
-        self._results["bbox"] = self._derive_coco_results(
-            evaluation, "bbox", class_names=self._metadata.get("thing_classes")
-        )
+        return {"bbox": self._metrics(evaluation)}
+
+    def _boxes(self, predictions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """All predictions in COCO's result format, with the file's category ids."""
+        id_of_class = {index: id_ for id_, index in self._class_of_id.items()}
+        return [
+            {**box, "category_id": id_of_class[box["category_id"]]}
+            for image in predictions
+            for box in image["instances"]
+        ]
+
+    def _metrics(self, evaluation: BoxEvaluation) -> dict[str, float]:
+        """Percent, by name; NaN where there is no truth. A single class has no metric of its own: it would be AP."""
+        figures = {
+            name: 100 * float(value) if value >= 0 else math.nan
+            for name, value in zip(STATS[:6], evaluation.stats[:6])
+        }
+        names = list(self._truth.class_names.values())
+        if len(names) > 1:
+            # All areas, the largest number of detections.
+            for name, precision in zip(names, np.moveaxis(evaluation.eval["precision"][..., 0, -1], 2, 0)):
+                known = precision[precision > -1]
+                figures[f"AP-{name}"] = 100 * float(known.mean()) if known.size else math.nan
+        return figures
 
     def _to_contiguous(self, instances: Any, image_id: Any) -> Any:
         """Check ``pred_classes`` and make them contiguous indices."""
@@ -196,19 +201,3 @@ class CocoDetectionEvaluator(COCOEvaluator):
         instances = instances.to("cpu")
         instances.pred_classes = table[classes]
         return instances[instances.pred_classes >= 0]
-
-
-def _complete(coco: COCO) -> None:
-    """Add what COCO's code takes for granted, so that any detection file can be evaluated."""
-    coco.dataset.setdefault("info", {})
-    annotations = coco.dataset.get("annotations")
-    if not annotations:
-        return
-    renumber = any(annotation.get("id", 0) == 0 for annotation in annotations)
-    for number, annotation in enumerate(annotations, start=1):
-        annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])
-        annotation.setdefault("iscrowd", 0)
-        if renumber:
-            annotation["id"] = number
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco.createIndex()

@@ -16,9 +16,10 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval, Params
 
+from mokd_det.data.truth import Truth
 from mokd_det.errors import ConfigError
 
-__all__ = ["BACKENDS", "STATS", "BoxEvaluation", "choose_backend", "evaluate_boxes"]
+__all__ = ["BACKENDS", "STATS", "BoxEvaluation", "choose_backend", "evaluate_boxes", "truth_as_coco"]
 
 STATS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 """What :attr:`BoxEvaluation.stats` holds, in its order; COCO's twelve figures (100: of whatever limit is set)."""
@@ -42,7 +43,7 @@ class BoxEvaluation:
 
 
 def evaluate_boxes(
-    truth: COCO,
+    truth: Truth,
     results: Boxes,
     *,
     backend: str,
@@ -52,15 +53,16 @@ def evaluate_boxes(
     """Evaluate predicted boxes by COCO's rules.
 
     Args:
-        truth: with ``area``, ``iscrowd`` and an ``id`` other than 0 in each annotation.
+        truth: of the data set.
         results: of images and categories of ``truth``; may be empty.
         backend: of :data:`BACKENDS`.
         img_ids: evaluate on these images only; None: all.
         max_dets: limits of the detections of an image and class, by score; the largest counts for AP.
     """
-    chosen = set(truth.imgs if img_ids is None else img_ids)
+    chosen = set(truth.image_names if img_ids is None else img_ids)
     limits = sorted(max_dets)
-    found = BACKENDS[backend](truth, [box for box in results if box["image_id"] in chosen], chosen, limits)
+    part = truth if img_ids is None else truth.of_images(chosen)
+    found = BACKENDS[backend](part, [box for box in results if box["image_id"] in chosen], chosen, limits)
     return BoxEvaluation(found, _summarize(found["precision"], found["recall"]))
 
 
@@ -90,18 +92,19 @@ def _fastest() -> str:
 
 
 def _by_pycocotools(
-    truth: COCO, results: Boxes, images: set[Any], limits: list[int]
+    truth: Truth, results: Boxes, images: set[Any], limits: list[int]
 ) -> dict[str, np.ndarray]:
     with contextlib.redirect_stdout(io.StringIO()):
+        true = truth_as_coco(truth)
         if results:
             # It writes into what it is given.
-            predicted = truth.loadRes([dict(box) for box in results])
+            predicted = true.loadRes([dict(box) for box in results])
         else:
             # which loadRes refuses
             predicted = COCO()
-            predicted.dataset = {**truth.dataset, "annotations": []}
+            predicted.dataset = {**true.dataset, "annotations": []}
             predicted.createIndex()
-        evaluation = COCOeval(truth, predicted, "bbox")
+        evaluation = COCOeval(true, predicted, "bbox")
         evaluation.params.imgIds = list(images)
         evaluation.params.maxDets = limits
         evaluation.evaluate()
@@ -109,7 +112,25 @@ def _by_pycocotools(
     return {name: evaluation.eval[name] for name in ("precision", "recall")}
 
 
-def _by_hotcoco(truth: COCO, results: Boxes, images: set[Any], limits: list[int]) -> dict[str, np.ndarray]:
+def truth_as_coco(truth: Truth) -> COCO:
+    """The truth as pycocotools keeps it; it takes an annotation id 0 for "not matched", so they count from 1."""
+    columns = (truth.image_ids, truth.category_ids, truth.boxes, truth.areas, truth.crowd.astype(np.int64))
+    keys = ("image_id", "category_id", "bbox", "area", "iscrowd")
+    coco = COCO()
+    coco.dataset = {
+        "info": {},
+        "images": [{"id": id_} for id_ in truth.image_names],
+        "categories": [{"id": id_, "name": name} for id_, name in truth.class_names.items()],
+        "annotations": [
+            {"id": number, **dict(zip(keys, row))}
+            for number, row in enumerate(zip(*(column.tolist() for column in columns)), start=1)
+        ],
+    }
+    coco.createIndex()
+    return coco
+
+
+def _by_hotcoco(truth: Truth, results: Boxes, images: set[Any], limits: list[int]) -> dict[str, np.ndarray]:
     global _pool_owner
     if _pool_owner not in (None, os.getpid()):
         # Its threads stayed behind in the process that this one was forked from: it would wait for them for ever.
@@ -122,21 +143,19 @@ def _by_hotcoco(truth: COCO, results: Boxes, images: set[Any], limits: list[int]
     _pool_owner = os.getpid()
     # Ranks for ids: it takes integers only, and the order of images decides between equal scores.
     image_rank = {id_: rank for rank, id_ in enumerate(sorted(images), start=1)}
-    category_rank = {id_: rank for rank, id_ in enumerate(sorted(truth.cats), start=1)}
-    # What pycocotools does not look at either: boxes of images and classes that the file does not list.
-    boxes = [
-        annotation
-        for annotation in truth.dataset.get("annotations", ())
-        if annotation["image_id"] in image_rank and annotation["category_id"] in category_rank
-    ]
+    category_rank = {id_: rank for rank, id_ in enumerate(sorted(truth.class_names), start=1)}
     known = hotcoco.COCO.from_arrays(
         [{"id": rank} for rank in image_rank.values()],
         [{"id": rank, "name": str(rank)} for rank in category_rank.values()],
-        *_columns(boxes, image_rank, category_rank),
-        area=np.array([annotation["area"] for annotation in boxes], dtype=np.float64),
-        iscrowd=np.array([int(annotation["iscrowd"]) for annotation in boxes], dtype=np.int64),
+        np.array([image_rank[id_] for id_ in truth.image_ids.tolist()], dtype=np.int64),
+        np.array([category_rank[id_] for id_ in truth.category_ids.tolist()], dtype=np.int64),
+        truth.boxes,
+        area=truth.areas,
+        iscrowd=truth.crowd.astype(np.int64),
     )
-    image, category, xywh = _columns(results, image_rank, category_rank)
+    image = np.array([image_rank[box["image_id"]] for box in results], dtype=np.int64)
+    category = np.array([category_rank[box["category_id"]] for box in results], dtype=np.int64)
+    xywh = np.array([box["bbox"] for box in results], dtype=np.float64).reshape(-1, 4)
     scores = np.array([box["score"] for box in results], dtype=np.float64)
     predicted = known.load_res(np.column_stack((image, xywh, scores, category)))
     evaluation = hotcoco.COCOeval(known, predicted, "bbox")
@@ -149,20 +168,11 @@ def _by_hotcoco(truth: COCO, results: Boxes, images: set[Any], limits: list[int]
 _pool_owner: int | None = None
 """The process in which hotcoco has started its threads."""
 
-BACKENDS: dict[str, Callable[[COCO, Boxes, set[Any], list[int]], dict[str, np.ndarray]]] = {
+BACKENDS: dict[str, Callable[[Truth, Boxes, set[Any], list[int]], dict[str, np.ndarray]]] = {
     "pycocotools": _by_pycocotools,
     "hotcoco": _by_hotcoco,
 }
 """Backends by the name of their package."""
-
-
-def _columns(
-    boxes: Boxes, image_rank: Mapping[Any, int], category_rank: Mapping[Any, int]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Ranks of image and category, (N,) int64, and boxes, (N, 4) float64."""
-    image = np.array([image_rank[box["image_id"]] for box in boxes], dtype=np.int64)
-    category = np.array([category_rank[box["category_id"]] for box in boxes], dtype=np.int64)
-    return image, category, np.array([box["bbox"] for box in boxes], dtype=np.float64).reshape(-1, 4)
 
 
 def _summarize(precision: np.ndarray, recall: np.ndarray) -> np.ndarray:

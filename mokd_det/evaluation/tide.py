@@ -23,8 +23,9 @@ from dataclasses import dataclass
 from tidecv.data import Data
 from tidecv.quantify import TIDE, TIDERun
 
+from mokd_det.data.truth import Truth
 from mokd_det.errors import ConfigError, DatasetError
-from mokd_det.evaluation.detection_file import Detections, Truth
+from mokd_det.evaluation.detection_file import Detections
 
 __all__ = [
     "ERROR_TYPES",

@@ -20,11 +20,12 @@ from torch import nn
 from mokd_det.classification import ImageClassifier
 from mokd_det.classification.dataset import ImageDataset
 from mokd_det.config import as_override
-from mokd_det.data import coco_source, load_dataset_dicts
+from mokd_det.data import load_dataset_dicts
 from mokd_det.data.image_file import read_image_of
+from mokd_det.data.truth import dataset_truth
 from mokd_det.engine.inference_model import InferenceModel, load_inference_model
 from mokd_det.errors import ConfigError, MoKDError
-from mokd_det.evaluation.detection_file import Detections, read_detections, read_truth
+from mokd_det.evaluation.detection_file import Detections, read_detections
 from mokd_det.evaluation.latency import Latency, measure_latency
 from mokd_det.evaluation.tide import TideReport, run_tide
 from mokd_det.progress import progress
@@ -187,8 +188,7 @@ def _look_at_boxes(
         detections = read_detections(Path(directory) / "coco_instances_results.json", label)
     metadata = MetadataCatalog.get(name)
     findings.class_names = list(metadata.thing_classes)
-    source = coco_source(name)
-    truth = read_truth(metadata.json_file, hint=source.hint if source else "").of_images(seen.image_ids)
+    truth = dataset_truth(name, warn=False).of_images(seen.image_ids)
     findings.tide = run_tide(truth, detections, thresholds=thresholds)
     records = {record["image_id"]: record for record in load_dataset_dicts(name)} if seen.first else {}
     for number, item in enumerate(seen.first):

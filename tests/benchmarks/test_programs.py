@@ -47,6 +47,6 @@ def test_table_and_record(
 def test_generated_predictions_are_evaluated_alike(benchmark_module: Callable[[str], ModuleType]) -> None:
     module = benchmark_module("coco_evaluation")
     truth, boxes = module.generate(30, 20, 4)
-    assert len(boxes) == 600 and len(truth.imgs) == 30
+    assert len(boxes) == 600 and len(truth.image_names) == 30
     stats = [module.evaluate_boxes(truth, boxes, backend=name).stats for name in module.BACKENDS]
     assert (stats[0] == stats[1]).all() and 0 < stats[0][0] < 0.9

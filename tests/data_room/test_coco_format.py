@@ -112,7 +112,10 @@ DAMAGES = {
         lambda c: c["images"][1].update(height=[48]),
         r"image id 10 has height=\[48\]",
     ),
-    "image is a string": (lambda c: c["images"].insert(0, "x"), "image number 0 of the list has no 'id'"),
+    "image is a string": (
+        lambda c: c["images"].insert(0, "x"),
+        "image number 0 of the list is 'x'; must be an object",
+    ),
     "annotation twice": (lambda c: c["annotations"][1].update(id=1), "annotation id 1 occurs twice"),
     "annotation without id": (
         lambda c: c["annotations"][2].pop("id"),

@@ -192,8 +192,60 @@ def test_what_follows_from_a_problem_is_not_reported(coco_files):
     assert set(found(check_dataset(coco_files(damage).source()))) == {
         "size-not-positive",
         "unknown-category",
-        "unused-category",
     }
+
+
+def test_categories_of_entries_with_an_error_are_not_called_unused(coco_files):
+    """But another one without a box is."""
+
+    def damage(content):
+        content["categories"].append({"id": 4, "name": "bee"})
+        for annotation in content["annotations"]:
+            if annotation["category_id"] == 3:
+                annotation["bbox"] = [1, 2]
+
+    report = check_dataset(coco_files(damage).source())
+    assert found(report) == {"malformed-box": ("error", 2), "unused-category": ("warning", 1)}
+    assert "'bee'" in report.problems[1].examples[0]
+
+
+SPELLINGS = {
+    "backslash": ("deep\\im20.png", "deep/im20.png", "folders are separated by backslashes"),
+    "url": ("deep/a%20b%C3%A9.png", "deep/a b\u00e9.png", "the name is URL-encoded"),
+    "unicode": ("caf\u00e9.png", "cafe\u0301.png", "its letters are composed otherwise in Unicode"),
+    "case": ("deep/IM20.PNG", "Deep/im20.png", "upper and lower case differ"),
+    "suffix": ("im20.jpg", "im20.jpeg", "its suffix is another one"),
+    "space": ("im20.png ", "im20.png", "spaces around the name"),
+    "folder": ("images/deep/im20.png", "deep/im20.png", "its folder is another one"),
+}
+
+
+@pytest.mark.parametrize("case", SPELLINGS)
+def test_files_under_another_spelling_are_named_with_the_cause(coco_files, case):
+    written, real, cause = SPELLINGS[case]
+    files = coco_files()
+    target = files.image_root / real
+    target.parent.mkdir(exist_ok=True)
+    (files.image_root / "im20.png").rename(target)
+    content = json.loads(files.json_file.read_text())
+    content["images"][0]["file_name"] = written
+    files.json_file.write_text(json.dumps(content))
+    (problem,) = check_dataset(files.source()).problems
+    assert problem.kind in ("file-missing", "folder-unreadable")
+    assert problem.examples[0].endswith(f"; there is {real!r} ({cause})")
+
+
+def test_corners_are_suspected(coco_files):
+    """[x0, y0, x1, y1] in place of [x, y, width, height]."""
+
+    def damage(content):
+        for annotation in content["annotations"]:
+            x, y, w, h = annotation["bbox"]
+            annotation["bbox"] = [x, y, x + w, y + h]
+
+    report = check_dataset(coco_files(damage).source())
+    assert found(report) == {"corners-suspected": ("warning", 1), "box-reaches-out": ("warning", 1)}
+    assert "the boxes seem to be corners [x0, y0, x1, y1]: 1 of 4 reach out" in report.problems[0].examples[0]
 
 
 def test_nothing_usable_is_still_a_report(coco_files):
@@ -214,6 +266,22 @@ def test_dropped_boxes_are_warnings(coco_files):
         "box-outside": ("warning", 1),
         "unused-category": ("warning", 1),
     }
+
+
+@pytest.mark.parametrize("image_check", ["header", "decode"])
+@pytest.mark.parametrize(
+    ("turn", "cause"),
+    [(6, "the file's EXIF orientation turns it by 90 degrees"), (1, "width and height are exchanged")],
+)
+def test_a_size_that_is_turned_says_so(coco_files, image_check, turn, cause):
+    files = coco_files(lambda c: c["images"][1].update(file_name="turned.jpg", width=48, height=32))
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    size = (48, 32) if turn == 6 else (32, 48)
+    Image.new("RGB", size).save(files.image_root / "turned.jpg", exif=exif)
+    problems = check_dataset(files.source(), image_check=image_check).problems
+    (message,) = next(p.examples for p in problems if p.kind == "size-mismatch")
+    assert cause in message
 
 
 def test_unknown_image_check(coco_files):

@@ -4,18 +4,21 @@ meant."""
 from __future__ import annotations
 
 import json
+import logging
 import math
 
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
 from detectron2.evaluation import COCOEvaluator, inference_on_dataset
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, BoxMode, Instances
 from PIL import Image
 from torch import nn
 from torch.multiprocessing import start_processes
 
 from mokd_det.data import DetrDatasetMapper, build_test_loader, register_coco_format
+from mokd_det.data.truth import file_truth
 from mokd_det.errors import ConfigError, DatasetError
 from mokd_det.evaluation import CocoDetectionEvaluator
 
@@ -206,6 +209,139 @@ def test_missing_file_of_the_dataset(tmp_path):
     finally:
         DatasetCatalog.remove("tiny_gone")
         MetadataCatalog.remove("tiny_gone")
+
+
+# What people's own files hold: the right values, by both backends.
+
+BACKENDS = ("hotcoco", "pycocotools")
+
+
+def metrics(path, annotations, outputs, backend, *, on_bad_box="error", encoding="utf-8"):
+    """Metrics of one image of :data:`SIZE` with these annotations, read from a file."""
+    content = {
+        "categories": [{"id": 1, "name": "a"}],
+        "images": [{"id": 1, "file_name": "1.png", "height": SIZE, "width": SIZE}],
+        "annotations": [
+            {"id": i, "image_id": 1, "category_id": 1, **a} for i, a in enumerate(annotations, 1)
+        ],
+    }
+    (path / "own.json").write_text(json.dumps(content), encoding=encoding)
+    register_coco_format("tiny_own", path / "own.json", path, on_bad_box=on_bad_box)
+    try:
+        found = predictions(1, [(box, 1) for box in outputs], classes={1: 0})
+        return run(CocoDetectionEvaluator("tiny_own", backend=backend), {1: found})["bbox"]
+    finally:
+        DatasetCatalog.remove("tiny_own")
+        MetadataCatalog.remove("tiny_own")
+
+
+GOOD_BOXES = [[10, 10, 20, 20], [50, 50, 60, 60]]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_boxes_left_out_are_not_missed(tmp_path, backend):
+    bad = [[300, 10, 20, 20], [5, 5, 0, 10], [-50, 3, 20, 20]]
+    annotations = [{"bbox": box} for box in (*bad, *GOOD_BOXES)]
+    found = metrics(tmp_path, annotations, GOOD_BOXES, backend, on_bad_box="drop")
+    assert found["AP"] == pytest.approx(100.0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_clipped_boxes_are_clipped_in_the_evaluation_too(tmp_path, backend):
+    """Of the file's box less than a quarter lies in the image; its area in the file is that of the whole."""
+    annotations = [{"bbox": [150, 150, 100, 100], "area": 10_000}, {"bbox": [-30, 20, 60, 30], "area": 1800}]
+    found = metrics(tmp_path, annotations, [[150, 150, 50, 50], [0, 20, 30, 30]], backend)
+    assert found["AP"] == pytest.approx(100.0)
+    # 50² is medium and 30² small; 100² would be large.
+    assert [found[key] for key in ("APm", "APs")] == pytest.approx([100.0] * 2) and math.isnan(found["APl"])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("area", [None, -1, 0, math.nan, math.inf, "400", True, [400], 10**400], ids=str)
+def test_an_area_that_is_none_is_width_times_height(tmp_path, backend, area):
+    annotations = [{"bbox": box, "area": area} for box in GOOD_BOXES]
+    found = metrics(tmp_path, annotations, GOOD_BOXES, backend)
+    assert [found[key] for key in ("AP", "APs", "APm")] == pytest.approx([100.0] * 3) and math.isnan(
+        found["APl"]
+    )
+
+
+def test_the_loader_warns_of_such_an_area(tmp_path, caplog):
+    content = {
+        "categories": [{"id": 1, "name": "a"}],
+        "images": [{"id": 1, "file_name": "1.png", "height": SIZE, "width": SIZE}],
+        "annotations": [{"id": 4, "image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "area": None}],
+    }
+    (tmp_path / "own.json").write_text(json.dumps(content))
+    with caplog.at_level(logging.WARNING, logger="mokd_det"):
+        truth = file_truth(tmp_path / "own.json")
+    assert truth.areas.tolist() == [12.0]
+    assert (
+        "own.json: annotation id 4 has area=None, which is no finite number above 0; width times"
+        in caplog.text
+    )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_areas_of_masks_are_kept(tmp_path, backend):
+    """A box of 60 x 60 whose mask is small counts as small, as COCO has it."""
+    found = metrics(tmp_path, [{"bbox": [50, 50, 60, 60], "area": 900.0}], [[50, 50, 60, 60]], backend)
+    assert found["APs"] == pytest.approx(100.0) and math.isnan(found["APm"])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_byte_order_marks(tmp_path, backend, encoding):
+    found = metrics(tmp_path, [{"bbox": b} for b in GOOD_BOXES], GOOD_BOXES, backend, encoding=encoding)
+    assert found["AP"] == pytest.approx(100.0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_data_sets_of_another_loader(backend):
+    """Without any file: names as image ids, areas and crowds as the records say."""
+    records = [
+        {
+            "file_name": f"{name}.png",
+            "image_id": name,
+            "height": SIZE,
+            "width": SIZE,
+            "annotations": [
+                {"bbox": [-10, 10, 40, 40], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 1, "area": "?"},
+                {"bbox": [100, 100, 50, 50], "bbox_mode": 1, "category_id": 0, "iscrowd": 1},
+            ],
+        }
+        for name in ("left", "right")
+    ]
+    DatasetCatalog.register("tiny_records", lambda: records)
+    MetadataCatalog.get("tiny_records").thing_classes = ["a", "b"]
+    try:
+        evaluator = CocoDetectionEvaluator("tiny_records", backend=backend)
+        outputs = {name: predictions(1, [([0, 10, 40, 30], 5)]) for name in ("left", "right")}
+        found = run(evaluator, outputs)["bbox"]
+        assert [found[key] for key in ("AP-b", "AP", "APm")] == pytest.approx([100.0] * 3)
+        assert math.isnan(found["AP-a"])
+    finally:
+        DatasetCatalog.remove("tiny_records")
+        MetadataCatalog.remove("tiny_records")
+
+
+def test_files_registered_by_detectron2s_own_function(tmp_path):
+    content = {
+        "categories": [{"id": 7, "name": "a"}],
+        "images": [{"id": 1, "file_name": "1.png", "height": SIZE, "width": SIZE}],
+        "annotations": [
+            {"id": 0, "image_id": 1, "category_id": 7, "bbox": [50, 50, 60, 60], "area": 900, "iscrowd": 0}
+        ],
+    }
+    (tmp_path / "own.json").write_text(json.dumps(content))
+    register_coco_instances("tiny_theirs", {}, str(tmp_path / "own.json"), str(tmp_path))
+    try:
+        evaluator = CocoDetectionEvaluator("tiny_theirs")
+        found = run(evaluator, {1: predictions(1, [([50, 50, 60, 60], 7)], classes={7: 0})})["bbox"]
+        assert found["APs"] == pytest.approx(100.0)
+    finally:
+        DatasetCatalog.remove("tiny_theirs")
+        MetadataCatalog.remove("tiny_theirs")
 
 
 class _Oracle(nn.Module):

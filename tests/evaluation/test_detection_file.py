@@ -7,8 +7,9 @@ import json
 import numpy as np
 import pytest
 
+from mokd_det.data.truth import file_truth
 from mokd_det.errors import ConfigError, DatasetError
-from mokd_det.evaluation.detection_file import match_ids, read_detections, read_truth
+from mokd_det.evaluation.detection_file import match_ids, read_detections
 from tests.evaluation.detection_samples import write_results, write_truth
 
 GOOD = {"image_id": 1, "category_id": 3, "bbox": [1, 2, 3.5, 4], "score": 1}
@@ -37,79 +38,74 @@ def test_an_empty_list_is_a_result(tmp_path):
         ('{"detections": []}', "the top level is a dict, not a list"),
         ('{"annotations": []}', "is an annotation file, not a result file"),
         ("[1]", "detection number 0 of the list is 1; must be an object"),
-        (json.dumps([GOOD, {}]), "detection number 1 of the list has no 'image_id'"),
+        (json.dumps([GOOD, {}]), "detection number 1 of the list has no 'bbox'"),
+        (json.dumps([{k: v for k, v in GOOD.items() if k != "image_id"}]), "has no 'image_id'"),
         (json.dumps([{**GOOD, "image_id": "1"}]), "has image_id='1'; must be an integer"),
         (json.dumps([{**GOOD, "category_id": True}]), "has category_id=True"),
         (json.dumps([{**GOOD, "category_id": 10**30}]), "must be an integer"),
-        (json.dumps([{**GOOD, "bbox": [1, 2, 3]}]), r"has bbox \[1, 2, 3\]; must be \[x, y, width, height\]"),
-        (json.dumps([{**GOOD, "bbox": [1, 2, -3, 4]}]), "not negative"),
+        (
+            json.dumps([{**GOOD, "bbox": [1, 2, 3]}]),
+            r"has bbox \[1, 2, 3\]; must be four numbers \[x, y, w, h\]",
+        ),
+        (json.dumps([{**GOOD, "bbox": [1, 2, -3, 4]}]), "must not be negative"),
         (json.dumps([{**GOOD, "bbox": [1, 2, float("nan"), 4]}]), "finite"),
         (json.dumps([{**GOOD, "bbox": None}]), "has bbox None"),
-        (json.dumps([{k: v for k, v in GOOD.items() if k != "bbox"}]), "has no 'bbox'; only boxes"),
+        (json.dumps([{k: v for k, v in GOOD.items() if k != "bbox"}]), "has no 'bbox'"),
         (json.dumps([{**GOOD, "score": float("inf")}]), "has score=inf; must be a finite number"),
         (json.dumps([{**GOOD, "score": "0.9"}]), "has score='0.9'"),
-        (json.dumps([{k: v for k, v in GOOD.items() if k != "score"}]), "has score=None"),
+        (json.dumps([{k: v for k, v in GOOD.items() if k != "score"}]), "has no 'score'"),
     ],
 )
 def test_malformed_result_files(tmp_path, content, said):
     file = tmp_path / "r.json"
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(ConfigError, match=said) as caught:
+    with pytest.raises(DatasetError, match=said) as caught:
         read_detections(file)
     assert "r.json" in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_no_result_file(tmp_path):
-    with pytest.raises(ConfigError, match=r"result file .*none\.json does not exist"):
+    with pytest.raises(DatasetError, match=r"result file .*none\.json does not exist"):
         read_detections(tmp_path / "none.json")
-    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+    with pytest.raises(DatasetError, match="cannot be read: Is a directory"):
         read_detections(tmp_path)
 
 
-def test_boxes_of_the_truth_are_left_as_they_are(tmp_path):
-    """COCO's evaluation clips nothing either."""
+def test_a_byte_order_mark_is_no_part_of_a_result(tmp_path):
+    file = tmp_path / "r.json"
+    file.write_text(json.dumps([GOOD]), encoding="utf-8-sig")
+    assert read_detections(file).scores.tolist() == [1.0]
+
+
+def test_the_truth_is_what_training_sees(tmp_path):
+    """Clipped, without what is dropped, with areas that can be compared."""
     file = write_truth(
         tmp_path / "t.json",
-        [{**TRUE, "bbox": [-5, 390, 900, 0]}, {**TRUE, "iscrowd": 1}],
+        [
+            {**TRUE, "bbox": [-5, 390, 900, 20], "area": 18000},
+            {**TRUE, "iscrowd": 1, "area": 7.5},
+            {**TRUE, "bbox": [500, 1, 3, 3]},
+        ],
         images=[1, 9],
         classes={3: "a", 4: "b"},
     )
-    truth = read_truth(file)
-    assert truth.boxes.tolist() == [[-5, 390, 900, 0], [1, 2, 3, 4]]
+    with pytest.raises(DatasetError, match=r"annotation id 3 of image id 1 .* has no area inside"):
+        file_truth(file)
+    truth = file_truth(file, on_bad_box="drop")
+    assert truth.boxes.tolist() == [[0, 390, 400, 10], [1, 2, 3, 4]]
+    assert truth.areas.tolist() == [4000, 7.5]
     assert truth.crowd.tolist() == [False, True]
     assert truth.image_names == {1: "1.png", 9: "9.png"} and truth.class_names == {3: "a", 4: "b"}
 
 
 def test_part_of_the_truth(tmp_path):
     file = write_truth(tmp_path / "t.json", [TRUE, {**TRUE, "image_id": 2}], images=[1, 2], classes={3: "a"})
-    part = read_truth(file).of_images([2])
+    part = file_truth(file).of_images([2])
     assert part.image_names == {2: "2.png"} and part.image_ids.tolist() == [2] and part.boxes.shape == (1, 4)
 
 
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"images": [{"id": 1}, {"id": 1}]}, "the image id 1 occurs twice"),
-        ({"images": [{"id": "1"}]}, "image number 0 of the list has id='1'"),
-        ({"images": [3]}, "image number 0 of the list is 3"),
-        ({"categories": [{"id": 3}, {"id": 3}]}, "the category id 3 occurs twice"),
-        ({"annotations": [{**TRUE, "image_id": 5}]}, "belongs to image id 5, which 'images' lacks"),
-        ({"annotations": [{**TRUE, "category_id": 5}]}, "has category_id 5, which 'categories' lacks"),
-        ({"annotations": [TRUE, {**TRUE, "bbox": "x"}]}, "annotation number 1 of the list has bbox 'x'"),
-        ({"annotations": None}, "'annotations' is a NoneType, not a list"),
-    ],
-)
-def test_malformed_annotation_files(tmp_path, change, said):
-    content = {"images": [{"id": 1}], "categories": [{"id": 3}], "annotations": [TRUE], **change}
-    file = tmp_path / "t.json"
-    file.write_text(json.dumps(content))
-    with pytest.raises(DatasetError, match=said) as caught:
-        read_truth(file)
-    assert "t.json" in str(caught.value)
-
-
 def test_ids_are_compared_with_the_truths(tmp_path):
-    truth = read_truth(write_truth(tmp_path / "t.json", [TRUE], images=[1, 2], classes={3: "a"}))
+    truth = file_truth(write_truth(tmp_path / "t.json", [TRUE], images=[1, 2], classes={3: "a"}))
     rows = [GOOD, {**GOOD, "image_id": 7}, {**GOOD, "image_id": 8}, {**GOOD, "category_id": 99}]
     found = read_detections(write_results(tmp_path / "r.json", rows))
     with pytest.raises(

@@ -7,7 +7,8 @@ import json
 import pytest
 from matplotlib.image import imread
 
-from mokd_det.evaluation.detection_file import read_detections, read_truth
+from mokd_det.data.truth import file_truth
+from mokd_det.evaluation.detection_file import read_detections
 from mokd_det.evaluation.tide import TideErrors, TideReport, run_tide
 from mokd_det.visualization.tide_bars import tide_figure
 from tests.evaluation.detection_samples import crowded, noisy, write_results
@@ -22,7 +23,7 @@ def test_two_result_files_side_by_side(tmp_path, capsys):
     perfect = [
         {"image_id": int(i), "category_id": int(c), "bbox": b.tolist(), "score": 1.0}
         for i, c, b, crowd in zip(
-            *(getattr(read_truth(truth), n) for n in ("image_ids", "category_ids", "boxes", "crowd"))
+            *(getattr(file_truth(truth), n) for n in ("image_ids", "category_ids", "boxes", "crowd"))
         )
         if not crowd
     ]
@@ -31,7 +32,7 @@ def test_two_result_files_side_by_side(tmp_path, capsys):
     command = [str(found), str(other), "--annotations", str(truth), "--thresholds", "0.5", "0.75"]
     assert eval_tide.main([*command, "--labels", "noisy $x", "perfect", "--output", str(out)]) == 0
     said = capsys.readouterr().out
-    expected = run_tide(read_truth(truth), read_detections(found), thresholds=(0.5, 0.75))
+    expected = run_tide(file_truth(truth), read_detections(found), thresholds=(0.5, 0.75))
     for errors in expected.errors:
         cells = [f"{errors.ap:.2f}", *(f"{value:.2f}" for value in errors.dap.values())]
         assert " ".join(["noisy $x", *cells]) in " ".join(said.replace("|", " ").split())

@@ -13,8 +13,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from tidecv import TIDE
 
+from mokd_det.data.truth import file_truth
 from mokd_det.errors import ConfigError, DatasetError
-from mokd_det.evaluation.detection_file import Detections, read_detections, read_truth
+from mokd_det.evaluation.detection_file import Detections, read_detections
 from mokd_det.evaluation.tide import ERROR_TYPES, SPECIAL_TYPES, run_tide, to_tidecv
 from mokd_det.evaluation.tide_tables import tide_json, tide_markdown
 from tests.evaluation.detection_samples import crowded, noisy, write_results, write_truth
@@ -39,7 +40,7 @@ def tidecv_numbers(tide, truth, detections, threshold, background):
 @pytest.mark.parametrize("seed", range(3))
 def test_equals_tidecv(tmp_path, tide, seed):
     files = noisy(tmp_path, seed, images=20)
-    truth, detections = read_truth(files[0]), read_detections(files[1])
+    truth, detections = file_truth(files[0]), read_detections(files[1])
     report = run_tide(truth, detections, thresholds=(0.5, 0.75, 0.9), background=0.1)
     assert report.crowded_images == 0 and report.ap_with_tidecv_limit == []
     for errors in report.errors:
@@ -53,7 +54,7 @@ def test_equals_tidecv(tmp_path, tide, seed):
 
 def test_another_background_threshold_changes_what_counts_as_nothing(tmp_path, tide):
     files = noisy(tmp_path, 0)
-    truth, detections = read_truth(files[0]), read_detections(files[1])
+    truth, detections = file_truth(files[0]), read_detections(files[1])
     (low,) = run_tide(truth, detections, background=0.02).errors
     (high,) = run_tide(truth, detections, background=0.4).errors
     assert low.counts["Bkg"] < high.counts["Bkg"] and low.counts["Loc"] > high.counts["Loc"]
@@ -62,7 +63,7 @@ def test_another_background_threshold_changes_what_counts_as_nothing(tmp_path, t
 
 def test_150_objects_per_image_found_perfectly_are_100(tmp_path, tide):
     files = crowded(tmp_path)
-    truth, detections = read_truth(files[0]), read_detections(files[1])
+    truth, detections = file_truth(files[0]), read_detections(files[1])
     report = run_tide(truth, detections, thresholds=(0.5, 0.75))
     for errors in report.errors:
         assert errors.ap == pytest.approx(100.0, abs=1e-9)
@@ -79,7 +80,7 @@ def test_150_objects_per_image_found_perfectly_are_100(tmp_path, tide):
 
 def test_tidecvs_limit_can_be_asked_for(tmp_path, tide):
     files = crowded(tmp_path)
-    truth, detections = read_truth(files[0]), read_detections(files[1])
+    truth, detections = file_truth(files[0]), read_detections(files[1])
     report = run_tide(truth, detections, limit=100)
     ap, dap = tidecv_numbers(tide, truth, detections, 0.5, 0.1)
     assert report.errors[0].ap == pytest.approx(ap, abs=1e-9)
@@ -92,7 +93,7 @@ def test_a_limit_of_the_detector_is_named(tmp_path):
     content = json.loads(files[1].read_text())
     kept = [d for image in (1, 2) for d in [d for d in content if d["image_id"] == image][:100]]
     detections = read_detections(write_results(tmp_path / "hundred.json", kept))
-    report = run_tide(read_truth(files[0]), detections)
+    report = run_tide(file_truth(files[0]), detections)
     assert report.crowded_images == 0
     (note,) = report.notes()
     assert "2 images have more true boxes than any image has detections (100)" in note
@@ -127,7 +128,7 @@ def coco_ap50(truth_file, results) -> float:
 
 def test_detections_in_a_crowd_are_neither_right_nor_wrong(tmp_path):
     file = write_truth(tmp_path / "t.json", CROWD, images=[1], classes={1: "person", 2: "dog"})
-    (errors,) = run_tide(read_truth(file), read_detections(write_results(tmp_path / "r.json", FOUND))).errors
+    (errors,) = run_tide(file_truth(file), read_detections(write_results(tmp_path / "r.json", FOUND))).errors
     assert errors.ap == pytest.approx(100.0) == pytest.approx(coco_ap50(file, FOUND))
     assert errors.dap == pytest.approx(dict.fromkeys([*ERROR_TYPES, *SPECIAL_TYPES], 0.0))
     assert sum(errors.counts.values()) == 0
@@ -136,7 +137,7 @@ def test_detections_in_a_crowd_are_neither_right_nor_wrong(tmp_path):
 def test_a_crowd_excuses_its_own_class_only(tmp_path):
     file = write_truth(tmp_path / "t.json", CROWD, images=[1], classes={1: "person", 2: "dog"})
     found = [*FOUND, {"image_id": 1, "category_id": 2, "bbox": [110, 110, 20, 20], "score": 0.9}]
-    (errors,) = run_tide(read_truth(file), read_detections(write_results(tmp_path / "r.json", found))).errors
+    (errors,) = run_tide(file_truth(file), read_detections(write_results(tmp_path / "r.json", found))).errors
     assert errors.ap == pytest.approx(75.0) == pytest.approx(coco_ap50(file, found))
     assert errors.counts["Bkg"] == 1 and errors.dap["Bkg"] == pytest.approx(25.0)
 
@@ -144,7 +145,7 @@ def test_a_crowd_excuses_its_own_class_only(tmp_path):
 @pytest.mark.parametrize("seed", range(3))
 def test_ap_is_cocos_on_random_data_with_crowds(tmp_path, seed):
     files = noisy(tmp_path, seed)
-    (errors,) = run_tide(read_truth(files[0]), read_detections(files[1])).errors
+    (errors,) = run_tide(file_truth(files[0]), read_detections(files[1])).errors
     expected = coco_ap50(files[0], json.loads(files[1].read_text()))
     # The two add up precision at 101 recalls that differ by rounding; a bar more or less is 1/101.
     assert errors.ap_of_true_classes == pytest.approx(expected, abs=0.5)
@@ -153,7 +154,7 @@ def test_ap_is_cocos_on_random_data_with_crowds(tmp_path, seed):
 
 def test_a_class_without_objects_is_said_to_lower_the_ap(tmp_path):
     files = noisy(tmp_path, 0)
-    report = run_tide(read_truth(files[0]), read_detections(files[1]))
+    report = run_tide(file_truth(files[0]), read_detections(files[1]))
     assert report.classes_without_truth == ["never"]
     (note,) = report.notes()
     assert "1 classes have detections but no true box (never)" in note
@@ -166,7 +167,7 @@ def nothing() -> Detections:
 
 
 def test_no_detection_at_all_misses_everything(tmp_path):
-    truth = read_truth(noisy(tmp_path, 0)[0])
+    truth = file_truth(noisy(tmp_path, 0)[0])
     (errors,) = run_tide(truth, nothing()).errors
     assert errors.ap == 0.0
     assert errors.dap == dict.fromkeys(ERROR_TYPES, 0.0) | {"Miss": 100.0, "FalsePos": 0.0, "FalseNeg": 100.0}
@@ -177,7 +178,7 @@ def test_no_detection_at_all_misses_everything(tmp_path):
 def test_only_detections_in_crowds_miss_everything_too(tmp_path):
     file = write_truth(tmp_path / "t.json", CROWD, images=[1], classes={1: "person", 2: "dog"})
     detections = read_detections(write_results(tmp_path / "r.json", FOUND[2:]))
-    (errors,) = run_tide(read_truth(file), detections).errors
+    (errors,) = run_tide(file_truth(file), detections).errors
     assert (errors.dap["Miss"], errors.dap["FalseNeg"], errors.dap["FalsePos"]) == (100.0, 100.0, 0.0)
 
 
@@ -194,18 +195,18 @@ def test_split_between_class_and_place(tmp_path):
         {"image_id": 1, "category_id": 2, "bbox": [10, 200, 40, 40], "score": 0.6},
     ]
     file = write_truth(tmp_path / "t.json", truth, images=[1], classes={1: "a", 2: "b"})
-    (errors,) = run_tide(read_truth(file), read_detections(write_results(tmp_path / "r.json", found))).errors
+    (errors,) = run_tide(file_truth(file), read_detections(write_results(tmp_path / "r.json", found))).errors
     assert {name: count for name, count in errors.counts.items() if count} == {"Cls": 1, "Loc": 1, "Miss": 1}
     assert errors.dap["Cls"] > errors.dap["Loc"] > 0
     share = errors.dap["Cls"] / (errors.dap["Cls"] + errors.dap["Loc"])
     assert errors.classification_share == pytest.approx(share)
-    markdown = tide_markdown([run_tide(read_truth(file), read_detections(tmp_path / "r.json", "a|b\nc"))])
+    markdown = tide_markdown([run_tide(file_truth(file), read_detections(tmp_path / "r.json", "a|b\nc"))])
     assert "| a\\|b c" in markdown and f"{share:.0%}" in markdown
 
 
 def test_json_holds_everything_unrounded(tmp_path):
     files = crowded(tmp_path)
-    report = run_tide(read_truth(files[0]), read_detections(files[1]), thresholds=(0.5, 0.75))
+    report = run_tide(file_truth(files[0]), read_detections(files[1]), thresholds=(0.5, 0.75))
     content = json.loads(json.dumps(tide_json([report], "truth.json")))
     (detector,) = content["detectors"]
     assert detector["notes"] == report.notes() and detector["most_detections"] == 150
@@ -228,7 +229,7 @@ def test_json_holds_everything_unrounded(tmp_path):
     ],
 )
 def test_settings_that_make_no_sense(tmp_path, options, said):
-    truth = read_truth(noisy(tmp_path, 0, images=2)[0])
+    truth = file_truth(noisy(tmp_path, 0, images=2)[0])
     with pytest.raises(ConfigError, match=said):
         run_tide(truth, nothing(), **options)
 
@@ -237,4 +238,4 @@ def test_settings_that_make_no_sense(tmp_path, options, said):
 def test_nothing_to_judge_by(tmp_path, annotations):
     file = write_truth(tmp_path / "t.json", annotations, images=[1], classes={1: "a"})
     with pytest.raises(DatasetError, match=r"t\.json has no true box"):
-        run_tide(read_truth(file), nothing())
+        run_tide(file_truth(file), nothing())

@@ -373,7 +373,7 @@ def test_result_files(case, tmp_path):
     text, message = RESULTS[case]
     if text is not None:
         (tmp_path / "results.json").write_text(text)
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(DatasetError) as caught:
         read_detections(tmp_path / "results.json")
     assert message in str(caught.value)
     assert "results.json" in str(caught.value)
