@@ -58,6 +58,8 @@ setup(
         "evaluation": ["hotcoco>=1.3"],
         "export": ["onnx>=1.16", "onnxruntime>=1.18"],
         "slurm": ["submitit>=1.5"],
+        # Up to 5.17 RT-DETR and D-FINE computed the main loss over denoising queries too.
+        "transformers": ["transformers>=5.19"],
         "dev": ["hypothesis>=6.100", "mypy>=1.11", "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.9"],
     },
     zip_safe=False,

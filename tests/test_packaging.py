@@ -115,7 +115,9 @@ def test_every_import_of_the_package_is_declared() -> None:
     # Kernels that are used where they are: PyTorch's Linux wheels bring Triton, the others are the user's choice.
     kernels = {"triton", "torch_ms_deform_attn", "msda_triton"}
     provided = set(sys.stdlib_module_names) | {"mokd_det"} | kernels
-    for requirement in requirements_of("mokd_det", ("", "balancers", "evaluation", "export", "slurm")):
+    for requirement in requirements_of(
+        "mokd_det", ("", "balancers", "evaluation", "export", "slurm", "transformers")
+    ):
         distribution = importlib.metadata.distribution(requirement.name)
         # An editable install lists no modules among its files, a modern wheel has no top_level.txt.
         provided.update((distribution.read_text("top_level.txt") or "").split())

@@ -69,7 +69,15 @@ def _align(
 ) -> tuple[FeatureMap, FeatureMap]:
     shape_s, shape_t = tuple(student.tensor.shape), tuple(teacher.tensor.shape)
     largest = tuple(max(side) for side in zip(*sizes, strict=True))
-    plausible = all(
+    if student.stretched != teacher.stretched:
+        who = "student" if student.stretched else "teacher"
+        raise IncompatibleModelsError(
+            f"tap {name!r}, stride {student.stride}: the {who} resizes its images itself and the other model does not, "
+            f"so their maps of shape {shape_s} (student) and {shape_t} (teacher) show other pixels; give both one "
+            f"image_size, or resize in the mapper to what both take"
+        )
+    stretched = student.stretched
+    plausible = not stretched and all(
         _covers(cells, side, student.stride)
         for shape in (shape_s, shape_t)
         for cells, side in zip(shape[2:], largest, strict=True)
@@ -83,7 +91,7 @@ def _align(
             )
         height, width = (min(pair) for pair in zip(shape_s[2:], shape_t[2:], strict=True))
         student, teacher = (_crop(level, height, width) for level in (student, teacher))
-    # A model whose maps do not follow from the images' sizes resizes them; then only it knows its padding.
+    # Of images that a model resizes only that model knows the padding.
     if plausible and len(sizes) == shape_s[0]:
         return _masked(student, sizes), _masked(teacher, sizes)
     return student, teacher
@@ -101,6 +109,7 @@ def _crop(level: FeatureMap, height: int, width: int) -> FeatureMap:
         level.tensor[:, :, :height, :width],
         None if mask is None else mask[:, :height, :width],
         level.stride,
+        level.stretched,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor
@@ -26,7 +26,8 @@ class _Part:
 
     Attributes:
         tap: its name.
-        kind: "map" and "mask" of a level, "rows" (tokens or vectors), or "stack" (L, N, C).
+        kind: "map" (or "stretched", see FeatureMap) and "mask" of a level, "rows" (tokens or vectors), or "stack"
+            (L, N, C).
         stride: of the level; 0 for the other kinds.
         shape: without the batch.
     """
@@ -110,7 +111,8 @@ def _tensors(taps: Mapping[str, TapValue]) -> Iterator[tuple[_Part, Tensor]]:
     for tap, value in taps.items():
         if isinstance(value, list):
             for level in value:
-                yield _Part(tap, "map", level.stride, tuple(level.tensor.shape[1:])), level.tensor
+                kind = "stretched" if level.stretched else "map"
+                yield _Part(tap, kind, level.stride, tuple(level.tensor.shape[1:])), level.tensor
                 mask = level.padding_mask
                 if mask is not None:
                     yield _Part(tap, "mask", level.stride, tuple(mask.shape[1:])), mask
@@ -129,10 +131,10 @@ def _add(taps: dict[str, TapValue], part: _Part, values: Tensor) -> None:
     else:
         levels = taps.setdefault(part.tap, [])
         assert isinstance(levels, list)
-        if part.kind == "map":
-            levels.append(FeatureMap(values, None, part.stride))
+        if part.kind != "mask":
+            levels.append(FeatureMap(values, None, part.stride, part.kind == "stretched"))
         else:  # written right behind its map
-            levels[-1] = FeatureMap(levels[-1].tensor, values, part.stride)
+            levels[-1] = replace(levels[-1], padding_mask=values)
 
 
 def _header(parts: list[_Part], dtype: torch.dtype, device: torch.device) -> Tensor:

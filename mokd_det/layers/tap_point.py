@@ -23,11 +23,13 @@ class FeatureMap:
         tensor: features, (B, C, H, W).
         padding_mask: (B, H, W) bool, True where the level shows batch padding; None: no padding.
         stride: pixels of the input per cell.
+        stretched: whether the model resized the batch's images itself, so that its pixels are not theirs.
     """
 
     tensor: Tensor
     padding_mask: Tensor | None
     stride: int
+    stretched: bool = False
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from .neck import EPFF, InputProjection
 from .postprocess import top_predictions
 from .timm_model import create_timm_model
 from .torchvision_detector import TorchvisionDetector
+from .transformers_detector import TransformersDetector
 from .vidt import ViDT
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "InputProjection",
     "SetCriterion",
     "TorchvisionDetector",
+    "TransformersDetector",
     "ViDT",
     "create_timm_model",
     "top_predictions",
