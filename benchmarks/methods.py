@@ -153,9 +153,7 @@ def main() -> None:
     add_arguments(parser, rounds=9, warmup=1)
     parser.set_defaults(clock="cpu")
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument(
-        "--config", default="configs/CIFAR100/resnet56_resnet20.py", help="a pair of networks"
-    )
+    parser.add_argument("--config", default="configs/CIFAR100/distill.py", help="a pair of networks")
     parser.add_argument("--only", nargs="+", choices=[*CNN, *VIT], default=[*CNN, *VIT], metavar="METHOD")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

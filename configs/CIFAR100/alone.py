@@ -2,12 +2,14 @@
 
 from omegaconf import DictConfig
 
-from ..common.cifar100 import choice, dataloader, lr_multiplier, optimizer, pair, recipes, train
+from ..common.cifar100 import choice, dataloader, lr_multiplier, optimizer, recipe, recipes, train
 from ..common.cifar_networks import networks
 from ..common.classification import alone
 
-choice["network"] = "resnet56"
-model = DictConfig("${networks.${choice.network}.model}")
-objectives, balancer = alone["objectives"], alone["balancer"]
-optimizer.lr = "${recipes.${choice.recipe}.rate.${networks.${choice.network}.kind}}"
-train["output_dir"] = "output/cifar100/${choice.network}"
+choice.network = "resnet56"
+pair = dict(num_classes=100)
+network = DictConfig("${networks.${choice.network}}")
+model = DictConfig("${network.model}")
+objectives, balancer = alone.objectives, alone.balancer
+optimizer.lr = "${recipe.rate.${network.kind}}"
+train.output_dir = "output/cifar100/${choice.network}"

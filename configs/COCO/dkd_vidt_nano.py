@@ -2,24 +2,13 @@
 
 from detectron2.config import LazyCall as L
 
-from mokd_det.distillation import DKD, Distiller
+from mokd_det.distillation import DKD
 
-from ..common.coco import dataloader
 from ..common.objectives import published
-from ..common.schedule import lr_multiplier, optimizer, train
-from ..common.vidt import base as teacher
-from ..common.vidt import nano as student
+from .mokd_vidt_nano import dataloader, lr_multiplier, model, objectives, optimizer, train
 
-model = L(Distiller)(
-    student=student,
-    teacher=teacher,
-    teacher_checkpoint="checkpoints/vidt_base_50.pth",
-    # queries have no labels: the target is the teacher's class; ViDT's classes are binary classifiers of their own
-    method=L(DKD)(temperature=1.0, target="teacher", head="sigmoid"),
-    taps=dict(logits="head_logits"),  # of every decoder level
-)
-objectives, balancer = published["objectives"], published["balancer"]
-train["init_checkpoint"] = (
-    "checkpoints/swin_nano_patch4_window7_224.pth"  # ImageNet weights of the student's backbone
-)
-train["output_dir"] = "output/dkd_vidt_nano"
+# queries have no labels: the target is the teacher's class; ViDT's classes are binary classifiers of their own
+model.method = L(DKD)(temperature=1.0, target="teacher", head="sigmoid")
+model.taps = dict(logits="head_logits")  # of every decoder level
+balancer = published.balancer
+train.output_dir = "output/dkd_vidt_nano"

@@ -16,8 +16,8 @@ model = L(Distiller)(
     teacher_checkpoint="checkpoints/vidt_base_50.pth",
     method=L(MoKD)(),
 )
-objectives, balancer = mokd["objectives"], mokd["balancer"]
-train["init_checkpoint"] = (
+objectives, balancer = mokd.objectives, mokd.balancer
+train.init_checkpoint = (
     "checkpoints/swin_nano_patch4_window7_224.pth"  # ImageNet weights of the student's backbone
 )
-train["output_dir"] = "output/mokd_vidt_nano"
+train.output_dir = "output/mokd_vidt_nano"

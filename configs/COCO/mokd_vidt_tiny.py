@@ -1,23 +1,9 @@
 """MoKD: ViDT-tiny from ViDT-base on COCO, 50 epochs, batch 16."""
 
-from detectron2.config import LazyCall as L
+from mokd_det.modeling.backbone import swin_tiny
 
-from mokd_det.distillation import Distiller, MoKD
+from .mokd_vidt_nano import balancer, dataloader, lr_multiplier, model, objectives, optimizer, train
 
-from ..common.coco import dataloader
-from ..common.objectives import mokd
-from ..common.schedule import lr_multiplier, optimizer, train
-from ..common.vidt import base as teacher
-from ..common.vidt import tiny as student
-
-model = L(Distiller)(
-    student=student,
-    teacher=teacher,
-    teacher_checkpoint="checkpoints/vidt_base_50.pth",
-    method=L(MoKD)(),
-)
-objectives, balancer = mokd["objectives"], mokd["balancer"]
-train["init_checkpoint"] = (
-    "checkpoints/swin_tiny_patch4_window7_224.pth"  # ImageNet weights of the student's backbone
-)
-train["output_dir"] = "output/mokd_vidt_tiny"
+model.student.backbone._target_ = swin_tiny
+train.init_checkpoint = "checkpoints/swin_tiny_patch4_window7_224.pth"
+train.output_dir = "output/mokd_vidt_tiny"

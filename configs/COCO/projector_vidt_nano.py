@@ -6,22 +6,11 @@
 
 from detectron2.config import LazyCall as L
 
-from mokd_det.distillation import Distiller, ProjectorMatching
+from mokd_det.distillation import ProjectorMatching
 
-from ..common.coco import dataloader
 from ..common.objectives import published
-from ..common.schedule import lr_multiplier, optimizer, train
-from ..common.vidt import base as teacher
-from ..common.vidt import nano as student
+from .mokd_vidt_nano import dataloader, lr_multiplier, model, objectives, optimizer, train
 
-model = L(Distiller)(
-    student=student,
-    teacher=teacher,
-    teacher_checkpoint="checkpoints/vidt_base_50.pth",
-    method=L(ProjectorMatching)(projector="linear"),
-)
-objectives, balancer = published["objectives"], published["balancer"]
-train["init_checkpoint"] = (
-    "checkpoints/swin_nano_patch4_window7_224.pth"  # ImageNet weights of the student's backbone
-)
-train["output_dir"] = "output/projector_linear_vidt_nano"
+model.method = L(ProjectorMatching)(projector="linear")
+balancer = published.balancer
+train.output_dir = "output/projector_linear_vidt_nano"

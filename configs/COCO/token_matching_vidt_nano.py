@@ -2,22 +2,11 @@
 
 from detectron2.config import LazyCall as L
 
-from mokd_det.distillation import Distiller, TokenMatching
+from mokd_det.distillation import TokenMatching
 
-from ..common.coco import dataloader
 from ..common.objectives import published
-from ..common.schedule import lr_multiplier, optimizer, train
-from ..common.vidt import base as teacher
-from ..common.vidt import nano as student
+from .mokd_vidt_nano import dataloader, lr_multiplier, model, objectives, optimizer, train
 
-model = L(Distiller)(
-    student=student,
-    teacher=teacher,
-    teacher_checkpoint="checkpoints/vidt_base_50.pth",
-    method=L(TokenMatching)(),
-)
-objectives, balancer = published["objectives"], published["balancer"]
-train["init_checkpoint"] = (
-    "checkpoints/swin_nano_patch4_window7_224.pth"  # ImageNet weights of the student's backbone
-)
-train["output_dir"] = "output/token_matching_vidt_nano"
+model.method = L(TokenMatching)()
+balancer = published.balancer
+train.output_dir = "output/token_matching_vidt_nano"

@@ -1,12 +1,9 @@
 """ViDT-base alone on COCO, 50 epochs, batch 16."""
 
-from ..common.coco import dataloader
-from ..common.objectives import alone
-from ..common.schedule import lr_multiplier, optimizer, train
-from ..common.vidt import base as model
+from mokd_det.modeling.backbone import swin_base
 
-objectives, balancer = alone["objectives"], alone["balancer"]
-train["init_checkpoint"] = (
-    "checkpoints/swin_base_patch4_window7_224_22k.pth"  # ImageNet weights of the backbone
-)
-train["output_dir"] = "output/vidt_base"
+from .vidt_nano import balancer, dataloader, lr_multiplier, model, objectives, optimizer, train
+
+model.backbone._target_ = swin_base
+train.init_checkpoint = "checkpoints/swin_base_patch4_window7_224_22k.pth"
+train.output_dir = "output/vidt_base"

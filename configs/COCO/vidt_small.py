@@ -1,10 +1,9 @@
 """ViDT-small alone on COCO, 50 epochs, batch 16."""
 
-from ..common.coco import dataloader
-from ..common.objectives import alone
-from ..common.schedule import lr_multiplier, optimizer, train
-from ..common.vidt import small as model
+from mokd_det.modeling.backbone import swin_small
 
-objectives, balancer = alone["objectives"], alone["balancer"]
-train["init_checkpoint"] = "checkpoints/swin_small_patch4_window7_224.pth"  # ImageNet weights of the backbone
-train["output_dir"] = "output/vidt_small"
+from .vidt_nano import balancer, dataloader, lr_multiplier, model, objectives, optimizer, train
+
+model.backbone._target_ = swin_small
+train.init_checkpoint = "checkpoints/swin_small_patch4_window7_224.pth"
+train.output_dir = "output/vidt_small"

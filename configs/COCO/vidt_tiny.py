@@ -1,10 +1,9 @@
 """ViDT-tiny alone on COCO, 50 epochs, batch 16."""
 
-from ..common.coco import dataloader
-from ..common.objectives import alone
-from ..common.schedule import lr_multiplier, optimizer, train
-from ..common.vidt import tiny as model
+from mokd_det.modeling.backbone import swin_tiny
 
-objectives, balancer = alone["objectives"], alone["balancer"]
-train["init_checkpoint"] = "checkpoints/swin_tiny_patch4_window7_224.pth"  # ImageNet weights of the backbone
-train["output_dir"] = "output/vidt_tiny"
+from .vidt_nano import balancer, dataloader, lr_multiplier, model, objectives, optimizer, train
+
+model.backbone._target_ = swin_tiny
+train.init_checkpoint = "checkpoints/swin_tiny_patch4_window7_224.pth"
+train.output_dir = "output/vidt_tiny"

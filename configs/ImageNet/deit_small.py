@@ -1,9 +1,6 @@
 """DeiT-S alone on ImageNet-1k, 300 epochs, batch 1024."""
 
-from ..common.classification import alone
-from ..common.imagenet import dataloader
-from ..common.schedule_deit import lr_multiplier, optimizer, train
-from ..common.timm_classifiers import small as model
+from .deit_tiny import balancer, dataloader, lr_multiplier, model, objectives, optimizer, train
 
-objectives, balancer = alone["objectives"], alone["balancer"]
-train["output_dir"] = "output/deit_small"
+model.network.name = "deit_small_patch16_224"
+train.output_dir = "output/deit_small"

@@ -5,5 +5,5 @@ from ..common.imagenet import dataloader
 from ..common.schedule_deit import lr_multiplier, optimizer, train
 from ..common.timm_classifiers import tiny as model
 
-objectives, balancer = alone["objectives"], alone["balancer"]
-train["output_dir"] = "output/deit_tiny"
+objectives, balancer = alone.objectives, alone.balancer
+train.output_dir = "output/deit_tiny"

@@ -2,21 +2,13 @@
 
 from detectron2.config import LazyCall as L
 
-from mokd_det.distillation import Distiller, LogitDistillation
+from mokd_det.distillation import LogitDistillation
 
 from ..common.classification import plain_sum
-from ..common.imagenet import dataloader
-from ..common.schedule_deit import lr_multiplier, optimizer, train
-from ..common.timm_classifiers import regnety_160 as teacher
-from ..common.timm_classifiers import regnety_160_checkpoint
-from ..common.timm_classifiers import tiny as student
+from .mokd_deit_tiny import dataloader, lr_multiplier, model, objectives, optimizer, train
 
-model = L(Distiller)(
-    student=student,
-    teacher=teacher,
-    teacher_checkpoint=regnety_160_checkpoint,
-    method=L(LogitDistillation)(temperature=1.0),
-    taps=dict(logits="logits"),
-)
-objectives, balancer = plain_sum["objectives"], plain_sum["balancer"]
-train["output_dir"] = "output/kd_deit_tiny"
+model.student.network.name = "deit_tiny_patch16_224"
+model.method = L(LogitDistillation)(temperature=1.0)
+model.taps = dict(logits="logits")
+balancer = plain_sum.balancer
+train.output_dir = "output/kd_deit_tiny"

@@ -1,25 +1,14 @@
 """MoKD with three objectives, kl, kd and cls: DeiT-S from RegNetY-160 on ImageNet-1k, 300 epochs, batch 1024."""
 
-from detectron2.config import LazyCall as L
-
-from mokd_det.distillation import Combined, Distiller, LogitDistillation, MoKD
-
-from ..common.classification import mokd_three_objectives, token_and_features
-from ..common.imagenet import dataloader
-from ..common.schedule_deit import lr_multiplier, optimizer, train
-from ..common.timm_classifiers import regnety_160 as teacher
-from ..common.timm_classifiers import regnety_160_checkpoint
-from ..common.timm_classifiers import small_distilled as student
-
-model = L(Distiller)(
-    student=student,
-    teacher=teacher,
-    teacher_checkpoint=regnety_160_checkpoint,
-    method=L(Combined)(
-        parts=dict(kd=L(MoKD)(task="classification"), kl=L(LogitDistillation)(temperature=1.0)),
-        taps=dict(kd=["pooled"], kl=["logits"]),
-    ),
-    taps=token_and_features,
+from .mokd_deit_tiny_three_objectives import (
+    balancer,
+    dataloader,
+    lr_multiplier,
+    model,
+    objectives,
+    optimizer,
+    train,
 )
-objectives, balancer = mokd_three_objectives["objectives"], mokd_three_objectives["balancer"]
-train["output_dir"] = "output/mokd_deit_small_three_objectives"
+
+model.student.network.name = "deit_small_distilled_patch16_224"
+train.output_dir = "output/mokd_deit_small_three_objectives"

@@ -21,5 +21,5 @@ model = L(Distiller)(
     ),
     taps=token_and_features,
 )
-objectives, balancer = mokd["objectives"], mokd["balancer"]
-train["output_dir"] = "output/mokd_deit_tiny"
+objectives, balancer = mokd.objectives, mokd.balancer
+train.output_dir = "output/mokd_deit_tiny"

@@ -2,21 +2,12 @@
 
 from detectron2.config import LazyCall as L
 
-from mokd_det.distillation import Distiller, LogitDistillation
+from mokd_det.distillation import LogitDistillation
 
 from ..common.classification import dist_token, mean
-from ..common.imagenet import dataloader
-from ..common.schedule_deit import lr_multiplier, optimizer, train
-from ..common.timm_classifiers import regnety_160 as teacher
-from ..common.timm_classifiers import regnety_160_checkpoint
-from ..common.timm_classifiers import tiny_distilled as student
+from .mokd_deit_tiny import dataloader, lr_multiplier, model, objectives, optimizer, train
 
-model = L(Distiller)(
-    student=student,
-    teacher=teacher,
-    teacher_checkpoint=regnety_160_checkpoint,
-    method=L(LogitDistillation)(temperature=1.0, reduction="numel"),
-    taps=dict(logits=dist_token),
-)
-objectives, balancer = mean["objectives"], mean["balancer"]
-train["output_dir"] = "output/soft_deit_tiny"
+model.method = L(LogitDistillation)(temperature=1.0, reduction="numel")
+model.taps = dict(logits=dist_token)
+balancer = mean.balancer
+train.output_dir = "output/soft_deit_tiny"

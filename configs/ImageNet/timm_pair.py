@@ -22,5 +22,5 @@ model = L(Distiller)(
     ),
     taps=dict(logits="logits", pooled="pooled"),
 )
-objectives, balancer = mokd["objectives"], mokd["balancer"]
-train["output_dir"] = "output/timm_pair"
+objectives, balancer = mokd.objectives, mokd.balancer
+train.output_dir = "output/timm_pair"

@@ -2,24 +2,11 @@
 
 from detectron2.config import LazyCall as L
 
-from mokd_det.distillation import Combined, Distiller, LogitDistillation, VkD
+from mokd_det.distillation import VkD
 
-from ..common.classification import plain_sum, token_and_features
-from ..common.imagenet import dataloader
-from ..common.schedule_deit import lr_multiplier, optimizer, train
-from ..common.timm_classifiers import regnety_160 as teacher
-from ..common.timm_classifiers import regnety_160_checkpoint
-from ..common.timm_classifiers import tiny_distilled as student
+from ..common.classification import plain_sum
+from .mokd_deit_tiny import dataloader, lr_multiplier, model, objectives, optimizer, train
 
-model = L(Distiller)(
-    student=student,
-    teacher=teacher,
-    teacher_checkpoint=regnety_160_checkpoint,
-    method=L(Combined)(
-        parts=dict(kd=L(VkD)(task="classification"), kl=L(LogitDistillation)(temperature=1.0)),
-        taps=dict(kd=["pooled"], kl=["logits"]),
-    ),
-    taps=token_and_features,
-)
-objectives, balancer = plain_sum["objectives"], plain_sum["balancer"]
-train["output_dir"] = "output/vkd_deit_tiny"
+model.method.parts.kd = L(VkD)(task="classification")
+balancer = plain_sum.balancer
+train.output_dir = "output/vkd_deit_tiny"

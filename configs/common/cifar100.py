@@ -10,6 +10,7 @@ literature uses so) in best/.
 import torch
 from detectron2.config import LazyCall as L
 from fvcore.common.param_scheduler import MultiStepParamScheduler
+from omegaconf import DictConfig
 
 from mokd_det.classification import (
     Cifar100,
@@ -23,7 +24,7 @@ from mokd_det.engine import get_timm_param_groups
 TRAIN_IMAGES, EPOCHS = 50000, 240
 
 
-def recipe(batch_size, rate, mobile_rate, nesterov, decay_epochs, mean, std):
+def schedule(batch_size, rate, mobile_rate, nesterov, decay_epochs, mean, std):
     """A schedule; the incomplete last batch of an epoch is left out."""
     per_epoch = TRAIN_IMAGES // batch_size
     return dict(
@@ -39,7 +40,7 @@ def recipe(batch_size, rate, mobile_rate, nesterov, decay_epochs, mean, std):
 
 
 recipes = dict(
-    RepDistiller=recipe(
+    RepDistiller=schedule(
         batch_size=64,
         rate=0.05,
         mobile_rate=0.01,
@@ -48,7 +49,7 @@ recipes = dict(
         mean=(0.5071, 0.4867, 0.4408),
         std=(0.2675, 0.2565, 0.2761),
     ),
-    ReviewKD=recipe(
+    ReviewKD=schedule(
         batch_size=128,
         rate=0.1,
         mobile_rate=0.02,
@@ -60,25 +61,20 @@ recipes = dict(
 )
 
 choice = dict(recipe="RepDistiller")
-pair = dict(num_classes=100)
+recipe = DictConfig("${recipes.${choice.recipe}}")
 warmup_epochs = dict(value=20)  # of DKD and ReviewKD
-
-
-def chosen(key):
-    """A value of the chosen recipe."""
-    return "${recipes.${choice.recipe}." + key + "}"
 
 
 def transform(is_train):
     """Normalised by the recipe's numbers."""
-    return L(SmallImageTransform)(is_train=is_train, mean=chosen("mean"), std=chosen("std"))
+    return L(SmallImageTransform)(is_train=is_train, mean="${recipe.mean}", std="${recipe.std}")
 
 
 dataloader = dict(
     train=L(build_classification_train_loader)(
         dataset=L(Cifar100)(split="train"),
         transform=transform(is_train=True),
-        total_batch_size=chosen("batch_size"),  # over all GPUs
+        total_batch_size="${recipe.batch_size}",  # over all GPUs
         num_workers=4,  # per GPU
         seed=0,
     ),
@@ -93,14 +89,14 @@ dataloader = dict(
 )
 
 train = dict(
-    max_iter=chosen("max_iter"),
+    max_iter="${recipe.max_iter}",
     output_dir="output/cifar100",
     seed=0,
     device="auto",
     amp=dict(enabled=False, dtype="bfloat16"),
     checkpointer=dict(period=10000, max_to_keep=2),
     best=dict(metric="classification/top1", mode="max"),
-    eval_period=chosen("iterations_per_epoch"),
+    eval_period="${recipe.iterations_per_epoch}",
     log_period=50,
     diagnostics_period=1000,
     conflict_period=0,
@@ -110,9 +106,9 @@ optimizer = L(torch.optim.SGD)(
     params=L(get_timm_param_groups)(weight_decay=5e-4, decay_vectors=True),
     lr=0.05,
     momentum=0.9,
-    nesterov=chosen("nesterov"),
+    nesterov="${recipe.nesterov}",
 )
 
 lr_multiplier = L(MultiStepParamScheduler)(
-    values=[1.0, 0.1, 0.01, 0.001], milestones=chosen("milestones"), num_updates=chosen("max_iter")
+    values=[1.0, 0.1, 0.01, 0.001], milestones="${recipe.milestones}", num_updates="${recipe.max_iter}"
 )

@@ -25,7 +25,7 @@ methods = {name: row(name, entry.label, entry.balancer) for name, entry in entri
 # SRD's logarithm has none of its own; NoDistillation has nothing to balance; MoKD is amortised already
 methods.update(
     {
-        f"{name}_amortized": row(name, f"{entry.label}, amortised", mokd["balancer"])
+        f"{name}_amortized": row(name, f"{entry.label}, amortised", mokd.balancer)
         for name, entry in entries.items()
         if name not in ("none", "srd", "mokd", "mokd_fixed")
     }

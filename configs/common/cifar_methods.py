@@ -52,7 +52,7 @@ def entry(label, method, taps, distill, *, task=1.0, negatives=0, balancer=None,
         method=method,
         taps=taps if isinstance(taps, dict) else {name: name for name in taps},
         objectives=objectives if distill else dict(task=objectives["task"]),
-        balancer=balancer or plain_sum["balancer"],
+        balancer=balancer or plain_sum.balancer,
         negatives=negatives,
         teacher_checkpoint="${pair.teacher_checkpoint}" if needs_teacher else "",
     )
@@ -143,7 +143,7 @@ methods = dict(
         with_logits(L(MoKD)(task="classification")),
         ["pooled", "logits"],
         dict(kd_pooled=1.0, kl_kl=1.0),
-        balancer=mokd["balancer"],
+        balancer=mokd.balancer,
     ),
     mokd_fixed=entry(
         "MoKD, fixed weights",

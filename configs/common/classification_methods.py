@@ -10,14 +10,14 @@ from mokd_det.distillation import Combined, LogitDistillation, MoKD, NoDistillat
 
 from .classification import alone, mokd, mokd_three_objectives
 
-fixed, amortized = L(FixedWeights)(weights=dict(distill=1.0, task=1.0)), mokd["balancer"]
+fixed, amortized = L(FixedWeights)(weights=dict(distill=1.0, task=1.0)), mokd.balancer
 on_logits = {"model.taps": dict(logits="logits")}
 on_both = {"model.taps": dict(pooled="pooled", logits="logits")}
 # the comparison knows the distillation losses as "distill": here those of the features
 three = {
-    "distill": mokd_three_objectives["objectives"]["kd"],
-    "kl": mokd_three_objectives["objectives"]["kl"],
-    "task": mokd_three_objectives["objectives"]["cls"],
+    "distill": mokd_three_objectives.objectives.kd,
+    "kl": mokd_three_objectives.objectives.kl,
+    "task": mokd_three_objectives.objectives.cls,
 }
 
 
@@ -35,7 +35,7 @@ kd, vkd, subspaces = (
 )
 
 methods = dict(
-    none=dict(label="student alone", method=L(NoDistillation)(), balancer=alone["balancer"]),
+    none=dict(label="student alone", method=L(NoDistillation)(), balancer=alone.balancer),
     kd=dict(label="KD", method=kd, balancer=fixed, settings=on_logits),
     kd_amortized=dict(label="KD, amortised", method=kd, balancer=amortized, settings=on_logits),
     vkd=dict(label="VkD", method=vkd, balancer=fixed, settings=on_both),

@@ -11,7 +11,7 @@ from mokd_det.distillation import FGD, MGD, PKD
 from .methods import methods as basic
 from .objectives import mokd
 
-plain_sum, amortized = L(FixedWeights)(weights=dict(distill=1.0, task=1.0)), mokd["balancer"]
+plain_sum, amortized = L(FixedWeights)(weights=dict(distill=1.0, task=1.0)), mokd.balancer
 
 
 def entry(label, method, taps, weights, balancer=plain_sum):

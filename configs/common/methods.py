@@ -10,10 +10,10 @@ from mokd_det.distillation import MoKD, NoDistillation, TokenMatching, VkD
 
 from .objectives import alone, mokd, published
 
-fixed, amortized = published["balancer"], mokd["balancer"]
+fixed, amortized = published.balancer, mokd.balancer
 
 methods = dict(
-    none=dict(label="student alone", method=L(NoDistillation)(), balancer=alone["balancer"]),
+    none=dict(label="student alone", method=L(NoDistillation)(), balancer=alone.balancer),
     token_matching=dict(label="token matching", method=L(TokenMatching)(), balancer=fixed),
     token_matching_amortized=dict(
         label="token matching, amortised", method=L(TokenMatching)(), balancer=amortized

@@ -4,31 +4,26 @@ from detectron2.config import LazyCall as L
 
 from mokd_det.balancing import Amortized, FixedWeights
 
-task_losses = ["loss_ce*", "loss_bbox*", "loss_giou*"]
+distillation, task = ["loss_distill_*"], ["loss_ce*", "loss_bbox*", "loss_giou*"]
+amortized = L(Amortized)(pi_optimizer="adamw", lr=0.025, weight_decay=0.01, update_every=1)
 
 # a model that is trained alone has one objective, and its weight is 1
-alone = dict(objectives=dict(task=task_losses), balancer=L(FixedWeights)())
+alone = dict(objectives=dict(task=task), balancer=L(FixedWeights)())
 
 # MoKD: two objectives, their weights learned beside the model (amortised, updated every iteration)
-mokd = dict(
-    objectives=dict(distill=["loss_distill_*"], task=task_losses),
-    balancer=L(Amortized)(pi_optimizer="adamw", lr=0.025, weight_decay=0.01, update_every=1),
-)
-
-# the same with classification and localisation as objectives of their own
-mokd_three_objectives = dict(
-    objectives=dict(distill=["loss_distill_*"], cls=["loss_ce*"], box=["loss_bbox*", "loss_giou*"]),
-    balancer=mokd["balancer"],
-)
+mokd = dict(objectives=dict(distill=distillation, task=task), balancer=amortized)
 
 # token matching and VkD as published: the plain sum with distillation's coefficient 4
-published = dict(objectives=mokd["objectives"], balancer=L(FixedWeights)(weights=dict(distill=4.0, task=1.0)))
+published = dict(
+    objectives=dict(distill=distillation, task=task),
+    balancer=L(FixedWeights)(weights=dict(distill=4.0, task=1.0)),
+)
 
 # MoKD for the convolutional detectors of Detectron2 and torchvision: all their losses are the task
 mokd_convolutional = dict(
     objectives=dict(
-        distill=["loss_distill_*"],
+        distill=distillation,
         task=["loss_cls*", "loss_classif*", "loss_box_reg*", "loss_bbox*", "loss_rpn_*", "loss_objectness"],
     ),
-    balancer=mokd["balancer"],
+    balancer=amortized,
 )

@@ -12,11 +12,11 @@ from mokd_det.distillation import MoKD, NoDistillation, TokenMatching, VkD
 
 from .objectives import alone, mokd
 
-fixed, amortized = L(FixedWeights)(weights=dict(distill=1 / 16, task=1.0)), mokd["balancer"]
+fixed, amortized = L(FixedWeights)(weights=dict(distill=1 / 16, task=1.0)), mokd.balancer
 slow, fast = {"optimizer.lr": 2e-3}, {"optimizer.lr": 4e-3}
 
 methods = dict(
-    none=dict(label="student alone", method=L(NoDistillation)(), balancer=alone["balancer"], settings=slow),
+    none=dict(label="student alone", method=L(NoDistillation)(), balancer=alone.balancer, settings=slow),
     token_matching=dict(label="token matching", method=L(TokenMatching)(), balancer=fixed, settings=slow),
     vkd=dict(label="VkD", method=L(VkD)(), balancer=fixed, settings=slow),
     mokd=dict(label="MoKD", method=L(MoKD)(), balancer=amortized, settings=fast),

@@ -21,7 +21,7 @@ for rate, mark in ((2e-3, "lr2"), (4e-3, "lr4")):
         methods[f"none_wd{decay:g}_{mark}"] = dict(
             label=f"alone, decay {decay:g}, {mark}",
             method=L(NoDistillation)(),
-            balancer=alone["balancer"],
+            balancer=alone.balancer,
             settings={**settings, "optimizer.params.weight_decay": decay},
         )
     for weight in (1 / 16, 1 / 4, 1, 4, 16):
@@ -34,6 +34,6 @@ for rate, mark in ((2e-3, "lr2"), (4e-3, "lr4")):
         methods[f"mokd_{form}_{mark}"] = dict(
             label=f"MoKD, {form}, {mark}",
             method=L(MoKD)(**options),
-            balancer=mokd["balancer"],
+            balancer=mokd.balancer,
             settings=settings,
         )

@@ -98,12 +98,12 @@ lr_multiplier = L(WarmupParamScheduler)(
 
 def with_own_classes(model):
     """A student, or a model that is trained alone: it has the classes of your files."""
-    model["num_classes"] = "${from_data.num_classes}"
+    model.num_classes = "${from_data.num_classes}"
     return model
 
 
 def with_classes_of_its_file(model):
     """A teacher: it keeps the classes of its checkpoint. Without a loss, since it is not trained."""
-    model["num_classes"] = "${from_data.teacher_classes}"
-    model["criterion"] = None
+    model.num_classes = "${from_data.teacher_classes}"
+    model.criterion = None
     return model

@@ -24,6 +24,6 @@ model = L(Distiller)(
     teacher_checkpoint="checkpoints/vidt_base_50.pth",  # with any classes: only its tokens are used
     method=L(MoKD)(),
 )
-objectives, balancer = mokd["objectives"], mokd["balancer"]
-train["init_checkpoint"] = "checkpoints/vidt_nano_50.pth"  # or ImageNet weights of the backbone
-train["output_dir"] = "output/custom/mokd_vidt_nano"
+objectives, balancer = mokd.objectives, mokd.balancer
+train.init_checkpoint = "checkpoints/vidt_nano_50.pth"  # or ImageNet weights of the backbone
+train.output_dir = "output/custom/mokd_vidt_nano"

@@ -1,29 +1,19 @@
 """MoKD: ViDT-tiny from ViDT-base, on your own data."""
 
-from detectron2.config import LazyCall as L
+from mokd_det.modeling.backbone import swin_tiny
 
-from mokd_det.distillation import Distiller, MoKD
-
-from ..common.objectives import mokd
-from ..common.vidt import base as teacher
-from ..common.vidt import tiny as student
-from .common import (
+from .mokd_vidt_nano import (
+    balancer,
     data,
     dataloader,
     from_data,
     lr_multiplier,
+    model,
+    objectives,
     optimizer,
     train,
-    with_classes_of_its_file,
-    with_own_classes,
 )
 
-model = L(Distiller)(
-    student=with_own_classes(student),
-    teacher=with_classes_of_its_file(teacher),
-    teacher_checkpoint="checkpoints/vidt_base_50.pth",  # with any classes: only its tokens are used
-    method=L(MoKD)(),
-)
-objectives, balancer = mokd["objectives"], mokd["balancer"]
-train["init_checkpoint"] = "checkpoints/vidt_tiny_50.pth"  # or ImageNet weights of the backbone
-train["output_dir"] = "output/custom/mokd_vidt_tiny"
+model.student.backbone._target_ = swin_tiny
+train.init_checkpoint = "checkpoints/vidt_tiny_50.pth"  # or ImageNet weights of the backbone
+train.output_dir = "output/custom/mokd_vidt_tiny"

@@ -1,10 +1,19 @@
 """ViDT-tiny alone, on your own data."""
 
-from ..common.objectives import alone
-from ..common.vidt import tiny as model
-from .common import data, dataloader, from_data, lr_multiplier, optimizer, train, with_own_classes
+from mokd_det.modeling.backbone import swin_tiny
 
-with_own_classes(model)
-objectives, balancer = alone["objectives"], alone["balancer"]
-train["init_checkpoint"] = "checkpoints/vidt_tiny_50.pth"  # or ImageNet weights of the backbone
-train["output_dir"] = "output/custom/vidt_tiny"
+from .vidt_nano import (
+    balancer,
+    data,
+    dataloader,
+    from_data,
+    lr_multiplier,
+    model,
+    objectives,
+    optimizer,
+    train,
+)
+
+model.backbone._target_ = swin_tiny
+train.init_checkpoint = "checkpoints/vidt_tiny_50.pth"  # or ImageNet weights of the backbone
+train.output_dir = "output/custom/vidt_tiny"

@@ -17,5 +17,5 @@ model = L(Distiller)(
     method=L(MoKD)(),
     taps=dict(patch="backbone"),  # the pyramid p2 to p6, matched by stride
 )
-objectives, balancer = mokd["objectives"], mokd["balancer"]
-train["output_dir"] = "output/faster_rcnn_r50_to_r18_fpn"
+objectives, balancer = mokd.objectives, mokd.balancer
+train.output_dir = "output/faster_rcnn_r50_to_r18_fpn"

@@ -17,5 +17,5 @@ model = L(Distiller)(
     method=L(MoKD)(),
     taps=dict(patch="backbone"),  # the pyramid p3 to p7, matched by stride
 )
-objectives, balancer = mokd["objectives"], mokd["balancer"]
-train["output_dir"] = "output/retinanet_r50_to_r18_fpn"
+objectives, balancer = mokd.objectives, mokd.balancer
+train.output_dir = "output/retinanet_r50_to_r18_fpn"

@@ -22,5 +22,5 @@ model = L(Distiller)(
     method=L(MoKD)(),
     taps=dict(patch=dict(student=dict(**pyramid, keep=[8, 16, 32, 64]), teacher="patch")),
 )
-objectives, balancer = mokd["objectives"], mokd["balancer"]
-train["output_dir"] = "output/vidt_small_to_torchvision_fcos"
+objectives, balancer = mokd.objectives, mokd.balancer
+train.output_dir = "output/vidt_small_to_torchvision_fcos"

@@ -15,5 +15,5 @@ model = L(Distiller)(
     teacher_checkpoint="output/quickstart/teacher/student_final.pth",
     method=L(MoKD)(),
 )
-objectives, balancer = mokd["objectives"], mokd["balancer"]
-train["output_dir"] = "output/examples/mokd_vidt_convnext"
+objectives, balancer = mokd.objectives, mokd.balancer
+train.output_dir = "output/examples/mokd_vidt_convnext"

@@ -15,5 +15,5 @@ model.backbone = L(TimmRAM)(
     det_channels=64,
     pos_channels=64,
 )
-objectives, balancer = alone["objectives"], alone["balancer"]
-train["output_dir"] = "output/examples/vidt_convnext"
+objectives, balancer = alone.objectives, alone.balancer
+train.output_dir = "output/examples/vidt_convnext"

@@ -27,11 +27,11 @@ data.val = dict(json=f"{FOLDER}/val.json", images=f"{FOLDER}/images")
 data.total_batch_size = 8
 data.on_bad_box = "drop"  # two boxes of BCCD have no area
 
-dataloader["train"].mapper.augmentation.update(
+dataloader.train.mapper.augmentation.update(
     short_sides=[128, 144, 160, 176, 192], max_long_side=256, crop_prob=0.0
 )
-dataloader["test"].mapper.augmentation.update(short_side=160, max_long_side=256)
-dataloader["train"].num_workers = dataloader["test"].num_workers = 0
+dataloader.test.mapper.augmentation.update(short_side=160, max_long_side=256)
+dataloader.train.num_workers = dataloader.test.num_workers = 0
 
 optimizer.lr = 1e-3
 train.update(

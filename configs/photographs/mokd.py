@@ -13,5 +13,5 @@ model = L(Distiller)(
     teacher_checkpoint="output/photographs/teacher/student_final.pth",
     method=L(MoKD)(loss="similarity"),
 )
-objectives, balancer = mokd["objectives"], mokd["balancer"]
-train["output_dir"] = "output/photographs/mokd"
+objectives, balancer = mokd.objectives, mokd.balancer
+train.output_dir = "output/photographs/mokd"

@@ -13,5 +13,5 @@ model = L(Distiller)(
     teacher_checkpoint="output/quickstart/teacher/student_final.pth",
     method=L(MoKD)(),
 )
-objectives, balancer = mokd["objectives"], mokd["balancer"]
-train["output_dir"] = "output/quickstart/mokd"
+objectives, balancer = mokd.objectives, mokd.balancer
+train.output_dir = "output/quickstart/mokd"

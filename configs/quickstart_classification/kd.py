@@ -14,5 +14,5 @@ model = L(Distiller)(
     method=L(LogitDistillation)(),
     taps=dict(logits="logits"),
 )
-objectives, balancer = plain_sum["objectives"], plain_sum["balancer"]
-train["output_dir"] = "output/quickstart_classification/kd"
+objectives, balancer = plain_sum.objectives, plain_sum.balancer
+train.output_dir = "output/quickstart_classification/kd"

@@ -17,5 +17,5 @@ model = L(Distiller)(
     ),
     taps=dict(pooled="pooled", logits="logits"),
 )
-objectives, balancer = mokd["objectives"], mokd["balancer"]
-train["output_dir"] = "output/quickstart_classification/mokd"
+objectives, balancer = mokd.objectives, mokd.balancer
+train.output_dir = "output/quickstart_classification/mokd"

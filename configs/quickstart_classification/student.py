@@ -4,5 +4,5 @@ from ..common.classification import alone
 from .common import dataloader, lr_multiplier, optimizer, train
 from .common import student as model
 
-objectives, balancer = alone["objectives"], alone["balancer"]
-train["output_dir"] = "output/quickstart_classification/student"
+objectives, balancer = alone.objectives, alone.balancer
+train.output_dir = "output/quickstart_classification/student"

@@ -17,5 +17,5 @@ model = L(Distiller)(
     ),
     taps=dict(pooled="pooled", logits="logits"),
 )
-objectives, balancer = plain_sum["objectives"], plain_sum["balancer"]
-train["output_dir"] = "output/quickstart_classification/vkd"
+objectives, balancer = plain_sum.objectives, plain_sum.balancer
+train.output_dir = "output/quickstart_classification/vkd"

@@ -1,26 +1,16 @@
-"""Table 3, row 1, token matching: ViDT-nano from ViDT-base on COCO.
+"""Table 3, row 1, token matching.
 
-The rows differ in method and balancer only.
+ViDT-nano from ViDT-base on COCO. The rows differ in method and balancer only.
 """
 
-from detectron2.config import LazyCall as L
-
-from mokd_det.distillation import Distiller, TokenMatching
-
-from ...common.coco import dataloader
-from ...common.objectives import published
-from ...common.schedule import lr_multiplier, optimizer, train
-from ...common.vidt import base as teacher
-from ...common.vidt import nano as student
-
-model = L(Distiller)(
-    student=student,
-    teacher=teacher,
-    teacher_checkpoint="checkpoints/vidt_base_50.pth",
-    method=L(TokenMatching)(),
+from ..token_matching_vidt_nano import (
+    balancer,
+    dataloader,
+    lr_multiplier,
+    model,
+    objectives,
+    optimizer,
+    train,
 )
-objectives, balancer = published["objectives"], published["balancer"]
-train["init_checkpoint"] = (
-    "checkpoints/swin_nano_patch4_window7_224.pth"  # ImageNet weights of the student's backbone
-)
-train["output_dir"] = "output/table3/row1_token_matching"
+
+train.output_dir = "output/table3/row1_token_matching"

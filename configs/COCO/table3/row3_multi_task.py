@@ -1,26 +1,9 @@
-"""Table 3, row 3, + multi-task optimisation: ViDT-nano from ViDT-base on COCO.
+"""Table 3, row 3, + multi-task optimisation.
 
-The rows differ in method and balancer only.
+ViDT-nano from ViDT-base on COCO. The rows differ in method and balancer only.
 """
 
-from detectron2.config import LazyCall as L
+from ..mokd_vidt_nano import balancer, dataloader, lr_multiplier, model, objectives, optimizer, train
 
-from mokd_det.distillation import Distiller, MoKD
-
-from ...common.coco import dataloader
-from ...common.objectives import mokd
-from ...common.schedule import lr_multiplier, optimizer, train
-from ...common.vidt import base as teacher
-from ...common.vidt import nano as student
-
-model = L(Distiller)(
-    student=student,
-    teacher=teacher,
-    teacher_checkpoint="checkpoints/vidt_base_50.pth",
-    method=L(MoKD)(high_dimensional=False, metric=False),
-)
-objectives, balancer = mokd["objectives"], mokd["balancer"]
-train["init_checkpoint"] = (
-    "checkpoints/swin_nano_patch4_window7_224.pth"  # ImageNet weights of the student's backbone
-)
-train["output_dir"] = "output/table3/row3_multi_task"
+model.method.high_dimensional = model.method.metric = False
+train.output_dir = "output/table3/row3_multi_task"

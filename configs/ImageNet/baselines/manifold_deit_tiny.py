@@ -37,4 +37,4 @@ objectives = dict(
 )
 # as published, the labels teach nothing
 balancer = L(FixedWeights)(weights=dict(distill=1.0, task=0.0))
-train["output_dir"] = "output/manifold_deit_tiny"
+train.output_dir = "output/manifold_deit_tiny"

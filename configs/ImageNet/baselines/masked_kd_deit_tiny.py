@@ -21,5 +21,5 @@ model = L(Distiller)(
         attention=dict(path="network.blocks.11.attn.qkv", channels=576, num_tokens=197),
     ),
 )
-objectives, balancer = mean["objectives"], mean["balancer"]
-train["output_dir"] = "output/masked_kd_deit_tiny"
+objectives, balancer = mean.objectives, mean.balancer
+train.output_dir = "output/masked_kd_deit_tiny"

@@ -2,25 +2,11 @@
 
 from detectron2.config import LazyCall as L
 
-from mokd_det.distillation import SRD, Combined, Distiller, LogitDistillation
+from mokd_det.distillation import SRD
 
-from ...common.classification import plain_sum, token_and_features
-from ...common.imagenet import dataloader
-from ...common.schedule_deit import lr_multiplier, optimizer, train
-from ...common.timm_classifiers import regnety_160 as teacher
-from ...common.timm_classifiers import regnety_160_checkpoint
-from ...common.timm_classifiers import tiny_distilled as student
+from ...common.classification import plain_sum
+from ..mokd_deit_tiny import dataloader, lr_multiplier, model, objectives, optimizer, train
 
-model = L(Distiller)(
-    student=student,
-    teacher=teacher,
-    teacher_checkpoint=regnety_160_checkpoint,
-    method=L(Combined)(
-        # log=True as published; a balancer of logarithms takes its own, of log=False
-        parts=dict(kd=L(SRD)(log=True), kl=L(LogitDistillation)(temperature=1.0)),
-        taps=dict(kd=["pooled"], kl=["logits"]),
-    ),
-    taps=token_and_features,
-)
-objectives, balancer = plain_sum["objectives"], plain_sum["balancer"]
-train["output_dir"] = "output/srd_deit_tiny"
+model.method.parts.kd = L(SRD)(log=True)  # as published; a balancer of logarithms takes its own, of log=False
+balancer = plain_sum.balancer
+train.output_dir = "output/srd_deit_tiny"

@@ -23,5 +23,5 @@ objectives = dict(
     distill=dict(loss_distill_target=1.0, loss_distill_nontarget=0.1, loss_distill_weak=0.005),
     task=["loss_cls"],
 )
-balancer = plain_sum["balancer"]
-train["output_dir"] = "output/uskd_deit_tiny"
+balancer = plain_sum.balancer
+train.output_dir = "output/uskd_deit_tiny"
