@@ -284,7 +284,6 @@ def _assemble(
                 fontsize=12,
                 fontweight="bold",
                 va="top",
-                parse_math=False,
             )
         number = 0
         for name, columns in groups:
@@ -298,7 +297,6 @@ def _assemble(
                 fontweight="bold",
                 ha="center",
                 va="bottom",
-                parse_math=False,
             )
             for column in columns:
                 figure.text(
@@ -323,7 +321,6 @@ def _assemble(
                 rotation=90 if len(name) > 2 else 0,
                 ha="right" if len(name) <= 2 else "center",
                 va="center",
-                parse_math=False,
             )
             for x, panel in zip(xs, row, strict=True):
                 axes = figure.add_axes((x / width, y / height, _CELL / width, tall / height))
@@ -337,7 +334,6 @@ def _assemble(
                         color=INK,
                         ha="center",
                         va="top",
-                        parse_math=False,
                     )
             y -= _CAPTION
         _draw_key(figure, strides, left, width, height, note)

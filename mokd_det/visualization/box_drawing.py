@@ -70,8 +70,6 @@ def place_label(
         fontsize=7,
         fontweight="bold",
         color=ink,
-        # A class name is no formula: "$" is a plain character.
-        parse_math=False,
         bbox={"facecolor": fill, "edgecolor": "none", "pad": 1.0},
     )
     view = axes.get_window_extent(renderer)

@@ -76,8 +76,7 @@ def contact_sheet(
 def _write(figure: Figure, x: float, y: float, text: str, colour: str) -> None:
     # The end of a file name tells more than its beginning.
     text = text if len(text) <= _CAPTION_LENGTH else f"…{text[1 - _CAPTION_LENGTH :]}"
-    # Names of files and classes are not formulas: "$" is a plain character.
-    figure.text(x, y, text, fontsize=7.5, color=colour, va="top", parse_math=False)
+    figure.text(x, y, text, fontsize=7.5, color=colour, va="top")
 
 
 def _note(image: SampleImage) -> str:
@@ -103,7 +102,6 @@ def _draw_cell(axes: Axes, renderer: RendererAgg, image: SampleImage, class_name
             color=MUTED,
             wrap=True,
             transform=axes.transAxes,
-            parse_math=False,
         )
         return
     show_image(axes, image.pixels)

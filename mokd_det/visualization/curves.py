@@ -16,6 +16,7 @@ from mokd_det.visualization.figure_style import (
     LINE_COLOURS,
     LINE_STYLES,
     draw_header,
+    draw_legend,
     figure_style,
     new_figure,
     plain_axes,
@@ -163,7 +164,6 @@ def _draw(axes: Axes, panel: _Panel, runs: Sequence[RunMetrics], colours: dict[s
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     if len(panel.lines) > 1:
         handles = [
-            Line2D([], [], color=INK, linestyle=style, label=name)
-            for (name, _), style in zip(panel.lines, cycle(LINE_STYLES))
+            Line2D([], [], color=INK, linestyle=style) for _, style in zip(panel.lines, cycle(LINE_STYLES))
         ]
-        axes.legend(handles=handles, loc="best", handlelength=2.4)
+        draw_legend(axes, handles, [name for name, _ in panel.lines], loc="best", handlelength=2.4)

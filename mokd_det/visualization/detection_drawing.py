@@ -9,7 +9,7 @@ from detectron2.data.catalog import Metadata
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.visualizer import ColorMode, Visualizer
 
-from mokd_det.visualization.figure_style import LIGHT_COLOURS
+from mokd_det.visualization.figure_style import LIGHT_COLOURS, literal_text
 
 __all__ = ["DetectionDrawer"]
 
@@ -52,8 +52,9 @@ class DetectionDrawer:
         if factor > 1:
             # Not by the visualizer's own scale, which would make its lines and letters as many times thicker.
             image, instances = _enlarge(image, instances, factor)
-        visualizer = Visualizer(image, self._metadata, instance_mode=ColorMode.SEGMENTATION)
-        drawn = visualizer.draw_instance_predictions(instances, jittering=False).get_image()
+        with literal_text():
+            visualizer = Visualizer(image, self._metadata, instance_mode=ColorMode.SEGMENTATION)
+            drawn = visualizer.draw_instance_predictions(instances, jittering=False).get_image()
         return np.ascontiguousarray(drawn[..., :3])
 
 

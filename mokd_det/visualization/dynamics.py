@@ -11,7 +11,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from mokd_det.visualization.figure_style import LINE_COLOURS, MUTED, figure_style, new_figure, plain_axes
+from mokd_det.visualization.figure_style import (
+    LINE_COLOURS,
+    MUTED,
+    draw_legend,
+    figure_style,
+    new_figure,
+    plain_axes,
+)
 from mokd_det.visualization.run_metrics import RunMetrics, Series
 
 __all__ = ["dynamics_figure"]
@@ -160,9 +167,11 @@ def _draw(axes: Axes, row: _Row, lines: dict[str, Series], colours: dict[str, st
         return
     if row.reference is not None:
         axes.axhline(row.reference, color=MUTED, linewidth=0.9, linestyle="--")
+    handles, labels = [], []
     for name, (iterations, values) in lines.items():
         label = name
         if row.note:
             label += f": negative in {np.mean(values < 0):.0%} of the records"
-        axes.plot(iterations, values, color=colours[name], linewidth=1.4, label=label)
-    axes.legend(loc="best", handlelength=1.6, labelspacing=0.3)
+        handles += axes.plot(iterations, values, color=colours[name], linewidth=1.4)
+        labels.append(label)
+    draw_legend(axes, handles, labels, loc="best", handlelength=1.6, labelspacing=0.3)

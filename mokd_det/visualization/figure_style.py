@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import RendererBase
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 
 from mokd_det.checkpoint.atomic_file import atomic_write
@@ -21,7 +24,9 @@ __all__ = [
     "LINE_COLOURS",
     "LINE_STYLES",
     "draw_header",
+    "draw_legend",
     "figure_style",
+    "literal_text",
     "new_figure",
     "plain_axes",
     "save_png",
@@ -63,8 +68,24 @@ LIGHT_COLOURS = (
 
 
 @contextmanager
+def literal_text() -> Iterator[None]:
+    """Texts that are made or drawn meanwhile show every character as it stands: names of classes, runs and files are no
+    formulas and no TeX."""
+    with matplotlib.rc_context({"text.parse_math": False, "text.usetex": False}):
+        yield
+
+
+class _LiteralFigure(Figure):
+    """A figure of literal texts, those too that matplotlib makes when it draws: labels of axes' ticks."""
+
+    def draw(self, renderer: RendererBase) -> None:
+        with literal_text():
+            super().draw(renderer)
+
+
+@contextmanager
 def figure_style() -> Iterator[None]:
-    """Sizes and weights while a figure is built; matplotlib's global settings are put back afterwards."""
+    """Sizes, weights and literal texts while a figure is built; matplotlib's own settings are put back afterwards."""
     settings = {
         "axes.edgecolor": MUTED,
         "axes.labelcolor": INK,
@@ -83,13 +104,14 @@ def figure_style() -> Iterator[None]:
         "ytick.labelcolor": INK,
         "ytick.labelsize": 8,
     }
-    with matplotlib.rc_context(settings):
+    with literal_text(), matplotlib.rc_context(settings):
         yield
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty white figure of the given inches that can measure its texts, without any global state."""
-    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
+    """An empty white figure of the given inches that can measure its texts and draws them literally, without any global
+    state."""
+    figure = _LiteralFigure(figsize=(width, height), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 
@@ -99,6 +121,16 @@ def plain_axes(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#e4e4e4", linewidth=0.7)
     axes.set_axisbelow(True)
+
+
+def draw_legend(
+    parent: Figure | Axes, handles: Sequence[Line2D], labels: Sequence[str], **settings: Any
+) -> Legend:
+    """A legend that shows every label as it stands; matplotlib's own leaves out those that begin with "_"."""
+    legend = parent.legend(handles, [" "] * len(handles), **settings)
+    for text, label in zip(legend.get_texts(), labels, strict=True):
+        text.set_text(label)
+    return legend
 
 
 def draw_header(figure: Figure, title: str, entries: Sequence[tuple[str, str]]) -> float:
@@ -115,15 +147,16 @@ def draw_header(figure: Figure, title: str, entries: Sequence[tuple[str, str]]) 
     inches = figure.get_figheight()
     top = 1.0 - 0.1 / inches
     if title:
-        # Names of runs and files are no formulas: "$" is a plain character, here and in the legend.
-        figure.text(0.012, top, title, fontsize=12, fontweight="bold", va="top", parse_math=False)
+        figure.text(0.012, top, title, fontsize=12, fontweight="bold", va="top")
         top -= 0.27 / inches
     if entries:
-        handles = [Line2D([], [], color=colour, linewidth=2.4, label=label) for label, colour in entries]
+        handles = [Line2D([], [], color=colour, linewidth=2.4) for _, colour in entries]
         columns = len(handles)
         while True:
-            legend = figure.legend(
-                handles=handles,
+            legend = draw_legend(
+                figure,
+                handles,
+                [label for label, _ in entries],
                 loc="upper left",
                 bbox_to_anchor=(0.012, top),
                 ncols=columns,
@@ -132,8 +165,6 @@ def draw_header(figure: Figure, title: str, entries: Sequence[tuple[str, str]]) 
                 borderpad=0.0,
                 columnspacing=1.8,
             )
-            for text in legend.get_texts():
-                text.set_parse_math(False)
             box = legend.get_window_extent().transformed(figure.transFigure.inverted())
             if box.x1 <= 0.99 or columns == 1:
                 break

@@ -114,8 +114,7 @@ def _draw_split(axes: Axes, reports: Sequence[TideReport], row: int, highest: fl
             fontsize=8,
             color=INK,
         )
-    # The names are texts of users: "$" is a plain character in them.
-    axes.set_yticks(range(len(reports)), [report.name for report in reports], parse_math=False)
+    axes.set_yticks(range(len(reports)), [report.name for report in reports])
     axes.tick_params(axis="y", length=0)
     # Room above for the legend, as no bar may lie under it; a single bar is not to fill the axes.
     axes.set_ylim(max(len(reports), 2) - 0.5, -0.5 - (0.75 if legend else 0.0))
