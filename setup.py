@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 
@@ -19,6 +21,18 @@ def package_version() -> str:
     return found.group(1)
 
 
+class BuildWithConfigs(build_py):
+    """Also packs ``configs``, which stands at the top of the checkout, where mokd_det.model_zoo finds it."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            target = Path(self.build_lib) / "mokd_det" / "model_zoo" / "configs"
+            shutil.copytree(
+                ROOT / "configs", target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__")
+            )
+
+
 setup(
     name="mokd_det",
     version=package_version(),
@@ -30,6 +44,7 @@ setup(
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["mokd_det", "mokd_det.*"]),
     package_data={"mokd_det": ["py.typed"]},
+    cmdclass={"build_py": BuildWithConfigs},
     install_requires=[
         # In no registry under its own name: docs/install.md tells the two ways to it.
         "detectron2",

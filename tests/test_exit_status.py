@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 TOOL = """
 import sys
-from exit_status import exit_status
+from mokd_det.exit_status import exit_status
 from mokd_det.errors import ConfigError
 
 def work():

@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from exit_status import exit_status
 from tabulate import tabulate
 
 from mokd_det.checkpoint.atomic_file import atomic_write
@@ -40,6 +39,7 @@ from mokd_det.evaluation.latency import PRECISIONS, Latency, measure_latency
 from mokd_det.evaluation.parameter_count import ParameterCount, count_parameters
 from mokd_det.evaluation.peak_memory import PeakMemory, cpu_peak_memory, cuda_peak_memory
 from mokd_det.evaluation.published_sizes import TABLE_1, size_remark
+from mokd_det.exit_status import exit_status
 from mokd_det.progress import progress
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "COCO"

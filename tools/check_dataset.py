@@ -18,8 +18,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from exit_status import exit_status
-
 from mokd_det.data import (
     IMAGE_CHECKS,
     CocoFormatSource,
@@ -31,6 +29,7 @@ from mokd_det.data import (
     sample_images,
 )
 from mokd_det.errors import ConfigError
+from mokd_det.exit_status import exit_status
 from mokd_det.visualization import save_png
 from mokd_det.visualization.contact_sheet import contact_sheet
 

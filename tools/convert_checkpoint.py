@@ -16,10 +16,9 @@ import os
 import sys
 from collections.abc import Sequence
 
-from exit_status import exit_status
-
 from mokd_det.checkpoint import KEEP_ROWS, identify, load_file, official_weights, student_weights, write_file
 from mokd_det.errors import CheckpointError
+from mokd_det.exit_status import exit_status
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:

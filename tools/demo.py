@@ -28,7 +28,6 @@ import cv2
 import numpy as np
 import torch
 from detectron2.structures import Instances
-from exit_status import exit_status
 from model_arguments import add_model_arguments, model_files
 from PIL import Image
 
@@ -42,6 +41,7 @@ from mokd_det.data.input_files import InputFile, find_input_files
 from mokd_det.engine.inference_model import InferenceModel, load_inference_model
 from mokd_det.errors import ConfigError, DatasetError
 from mokd_det.evaluation.result_writer import ResultWriter, result_file
+from mokd_det.exit_status import exit_status
 from mokd_det.progress import progress
 from mokd_det.visualization.detection_drawing import DetectionDrawer
 

@@ -24,7 +24,6 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from exit_status import exit_status
 from model_arguments import ModelFiles, add_model_arguments, model_files
 from omegaconf import DictConfig, OmegaConf
 
@@ -36,6 +35,7 @@ from mokd_det.errors import ConfigError
 from mokd_det.evaluation.detection_file import Detections, match_ids, read_detections
 from mokd_det.evaluation.tide import TideReport, run_tide
 from mokd_det.evaluation.tide_tables import tide_json, tide_markdown
+from mokd_det.exit_status import exit_status
 from mokd_det.progress import progress
 from mokd_det.visualization import save_png
 from mokd_det.visualization.tide_bars import tide_figure

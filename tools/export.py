@@ -20,7 +20,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from detectron2.data import MetadataCatalog
-from exit_status import exit_status
 from torch import nn
 
 from mokd_det.checkpoint import export_student, write_file
@@ -28,6 +27,7 @@ from mokd_det.checkpoint.atomic_file import atomic_write
 from mokd_det.data.catalog import load_classes
 from mokd_det.engine.inference_model import InferenceModel, load_inference_model, student_section
 from mokd_det.errors import ConfigError, DatasetError, ExportError
+from mokd_det.exit_status import exit_status
 from mokd_det.export import (
     CHECK_SIZES,
     DEFAULT_OPSET,

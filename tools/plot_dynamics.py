@@ -15,9 +15,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from exit_status import exit_status
-
 from mokd_det.errors import ConfigError
+from mokd_det.exit_status import exit_status
 from mokd_det.visualization import dynamics_figure, read_run, save_png
 
 

@@ -16,10 +16,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from exit_status import exit_status
-
 from mokd_det.config import load_config
 from mokd_det.engine.replay import replay_step
+from mokd_det.exit_status import exit_status
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

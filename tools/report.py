@@ -17,10 +17,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from exit_status import exit_status
-
 from mokd_det.checkpoint.atomic_file import atomic_write
 from mokd_det.errors import ConfigError
+from mokd_det.exit_status import exit_status
 from mokd_det.report import (
     ComparisonRecord,
     ModelFindings,

@@ -16,12 +16,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from exit_status import exit_status
-
 from mokd_det.config import load_config
 from mokd_det.engine import argument_parser
 from mokd_det.engine.submission import SubmittedTraining, submit, wait_for
 from mokd_det.errors import ConfigError
+from mokd_det.exit_status import exit_status
 
 TRAIN_NET = Path(__file__).resolve().with_name("train_net.py")
 

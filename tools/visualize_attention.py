@@ -29,7 +29,6 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import instantiate
-from exit_status import exit_status
 from matplotlib.figure import Figure
 from model_arguments import ModelFiles, add_model_arguments, model_files
 from PIL import Image
@@ -42,6 +41,7 @@ from mokd_det.data.image_file import read_image, read_image_of
 from mokd_det.data.input_files import find_input_files
 from mokd_det.engine.inference_model import InferenceModel, load_inference_model
 from mokd_det.errors import ConfigError, DatasetError
+from mokd_det.exit_status import exit_status
 from mokd_det.progress import progress
 from mokd_det.visualization import save_png
 from mokd_det.visualization.attention_classifier import record_classifier_attention

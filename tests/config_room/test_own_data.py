@@ -17,8 +17,8 @@ from mokd_det.checkpoint import load_file
 from mokd_det.config import load_config
 from mokd_det.engine import argument_parser
 from mokd_det.errors import CheckpointError, ConfigError
+from mokd_det.tools.train_net import train
 from tests.engine.helpers import loggers_restored
-from tests.tool_module import tool_module
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "custom"
 MOKD = CONFIGS / "mokd_vidt_nano.py"
@@ -99,7 +99,7 @@ def run(config: Path, output: Path, *arguments: str) -> str:
         ["--config-file", str(config), f"train.output_dir={output}", "train.device=cpu", *arguments]
     )
     with loggers_restored():
-        tool_module("train_net").main(parsed)
+        train(parsed)
     return (output / "log.txt").read_text()
 
 

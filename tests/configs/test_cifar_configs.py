@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from functools import cache
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from mokd_det.config import TrainSettings, load_config
 from mokd_det.distillation import CRD, USKD, Combined, Distiller, MoKD, NoDistillation, ReviewKD
 from mokd_det.engine.build import build_trainer
 from mokd_det.errors import ConfigError
+from mokd_det.experiments.method_grid import read_methods
 
 ROOT = Path(__file__).parents[2]
 CIFAR = ROOT / "configs" / "CIFAR100"
@@ -209,10 +209,7 @@ def test_another_balancer_is_one_override() -> None:
     assert type(instantiate(fixed.balancer)) is FixedWeights
 
 
-def test_methods_for_comparisons(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "path", [str(ROOT / "tools"), *sys.path])
-    from method_grid import read_methods
-
+def test_methods_for_comparisons() -> None:
     names = ["none", "uskd", "review_kd", "crd_amortized", "mokd"]
     every = [
         *METHODS,

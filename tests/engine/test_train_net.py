@@ -16,8 +16,8 @@ from mokd_det.checkpoint import load_file
 from mokd_det.engine import argument_parser
 from mokd_det.engine import launch as launch_function
 from mokd_det.errors import CheckpointError, ConfigError
+from mokd_det.tools.train_net import train
 from tests.engine.helpers import differences, loggers_restored
-from tests.tool_module import tool_module
 
 ROOT = Path(__file__).parents[2]
 TOOL = ROOT / "tools" / "train_net.py"
@@ -37,7 +37,7 @@ def run_here(output_dir: Path, *arguments: str, config: Path = CONFIG) -> None:
         ["--config-file", str(config), f"train.output_dir={output_dir}", *arguments]
     )
     with loggers_restored():
-        tool_module("train_net").main(parsed)
+        train(parsed)
 
 
 def run_tool(output_dir: Path, *arguments: str, config: Path = CONFIG) -> subprocess.CompletedProcess[str]:

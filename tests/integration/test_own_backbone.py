@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from mokd_det.config import load_config
 from mokd_det.data import digits, register_coco_format
 from mokd_det.engine import argument_parser
 from mokd_det.modeling.backbone import TimmRAM
+from mokd_det.tools.train_net import train
 from tests.engine.helpers import loggers_restored
 
 ROOT = Path(__file__).parents[2]
@@ -23,10 +23,7 @@ MOKD = ROOT / "configs" / "examples" / "mokd_vidt_convnext.py"
 
 
 def run_tool(config: Path, output: Path, *arguments: str) -> Path:
-    """``tools/train_net.py`` in this process, which has the data registered."""
-    specification = importlib.util.spec_from_file_location("train_net", ROOT / "tools" / "train_net.py")
-    tool = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(tool)
+    """The training in this process, which has the data registered."""
     overrides = ("dataloader.train.dataset=own_backbone_train", "dataloader.test.dataset=own_backbone_val")
     parsed = argument_parser("test").parse_intermixed_args(
         [
@@ -39,7 +36,7 @@ def run_tool(config: Path, output: Path, *arguments: str) -> Path:
         ]
     )
     with loggers_restored():
-        tool.main(parsed)
+        train(parsed)
     return output
 
 

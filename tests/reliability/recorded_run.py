@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from mokd_det.engine import MoKDTrainer, argument_parser
-from tests.tool_module import tool_module
+from mokd_det.tools.train_net import train
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -35,7 +35,7 @@ def main(output: str, *arguments: str) -> None:
         memory.append(resident_bytes())
 
     MoKDTrainer.run_step = run_step  # type: ignore[method-assign]
-    tool_module("train_net").main(argument_parser("recorded run").parse_intermixed_args(list(arguments)))
+    train(argument_parser("recorded run").parse_intermixed_args(list(arguments)))
     Path(output).write_text(json.dumps({"seconds": seconds, "memory": memory}))
 
 

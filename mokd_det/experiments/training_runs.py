@@ -1,7 +1,5 @@
-"""Trainings and evaluations by tools/train_net.py as jobs of a queue: known again when they are finished, resumed
+"""Trainings and evaluations as jobs of a queue: known again when they are finished, resumed
 when they are not, set aside when something they depend on has changed.
-
-Used by the tools that train several models; no command line of its own.
 """
 
 from __future__ import annotations
@@ -20,9 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from exit_status import exit_status
 from omegaconf import DictConfig, OmegaConf
-from run_queue import ChildFailed, Job, clock, interrupt_on_signals, last_lines
 
 import mokd_det
 from mokd_det.checkpoint.atomic_file import atomic_write
@@ -30,11 +26,12 @@ from mokd_det.config import as_override
 from mokd_det.engine.run_directory import set_aside_previous_run
 from mokd_det.errors import ConfigError
 from mokd_det.evaluation.main_metric import main_metric
+from mokd_det.exit_status import exit_status
+from mokd_det.experiments.run_queue import ChildFailed, Job, clock, interrupt_on_signals, last_lines
 from mokd_det.visualization import read_run
 
 __all__ = [
     "RECORD",
-    "ROOT",
     "Identity",
     "TrainingRun",
     "child_environment",
@@ -47,13 +44,14 @@ __all__ = [
     "training_job",
 ]
 
-ROOT = Path(__file__).resolve().parents[1]
 RECORD = "made_from.json"
 """In a run's directory: what its result depends on."""
 
 Identity = Callable[[], Mapping[str, str]]
 """What a result depends on, as names and digests; asked when the files it reads are there."""
 
+# Where this package lies: the trainings must import the same one.
+_HERE = str(Path(mokd_det.__file__).resolve().parents[1])
 # Only for the first estimate of the time left.
 EXPECTED_OVERHEAD = 15.0
 
@@ -87,9 +85,9 @@ class TrainingRun:
         return self.directory / "test"
 
     def command(self, *arguments: str) -> list[str]:
-        """Of tools/train_net.py."""
-        tool = ROOT / "tools" / "train_net.py"
-        return [sys.executable, str(tool), "--config-file", str(self.config_file), *arguments]
+        """Of the training tool, run by this interpreter."""
+        tool = [sys.executable, "-m", "mokd_det", "train"]
+        return [*tool, "--config-file", str(self.config_file), *arguments]
 
     @property
     def main_metric(self) -> str:
@@ -199,11 +197,11 @@ def evaluation_job(
 
 
 def child_environment(changes: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Environment of the trainings: this checkout's package, one thread each."""
+    """Environment of the trainings: this very package, one thread each."""
     return {
         **os.environ,
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+        "PYTHONPATH": os.pathsep.join(filter(None, [_HERE, os.environ.get("PYTHONPATH")])),
         "PYTHONUNBUFFERED": "1",
         **(changes or {}),
     }

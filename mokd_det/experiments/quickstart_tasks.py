@@ -1,7 +1,4 @@
-"""What tools/quickstart.py trains: models that detect digits, or models that classify them.
-
-Used by that tool; no command line of its own.
-"""
+"""What the quick start trains: models that detect digits, or models that classify them."""
 
 from __future__ import annotations
 
@@ -16,13 +13,13 @@ from typing import Any
 import torch
 from detectron2.config import instantiate
 from omegaconf import DictConfig
-from run_queue import clock
-from training_runs import file_digest
 
 from mokd_det.classification import DigitImages, build_classification_test_loader
 from mokd_det.data import CocoFormatSource, DetrDatasetMapper, datasets_root, load_coco_format
 from mokd_det.data.digits import CLASS_NAMES, DEFAULT_COUNTS, annotation_file, generate, image_folder
 from mokd_det.errors import ConfigError
+from mokd_det.experiments.run_queue import clock
+from mokd_det.experiments.training_runs import file_digest
 from mokd_det.visualization import BoxSet, predictions_figure, save_png
 
 __all__ = ["TASKS", "Task"]

@@ -1,4 +1,4 @@
-"""tools/compare_methods.py: the grid, what its runs share, resuming, GPUs, and a real grid on next to nothing."""
+"""Comparing methods: the grid, what its runs share, resuming, GPUs, and a real grid on next to nothing."""
 
 from __future__ import annotations
 
@@ -23,16 +23,12 @@ from mokd_det.config import as_override, load_config
 from mokd_det.data.digits import generate
 from mokd_det.errors import ConfigError
 from mokd_det.evaluation.method_comparison import MethodRuns, RunResult
+from mokd_det.experiments import compare_methods, method_grid, run_queue, training_runs
+from mokd_det.tools.compare_methods import main, parse
 from mokd_det.visualization import comparison_figure
-from tests.tool_module import tool_module
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "quickstart" / "mokd.py"
-
-
-run_queue = tool_module("run_queue")
-training_runs = tool_module("training_runs")
-compare_methods = tool_module("compare_methods")
 
 
 @pytest.fixture
@@ -44,9 +40,9 @@ def teacher(tmp_path) -> Path:
 
 def plan(*arguments: object, methods: str = "none vkd mokd", config: Path = CONFIG):
     given = ["--config", config, "--methods", *methods.split(), *arguments]
-    options = compare_methods.parse([str(item) for item in given])
-    found = compare_methods.read_methods(options.methods_file, options.methods)
-    return compare_methods.plan(options, found, options.teacher)
+    options = parse([str(item) for item in given])
+    found = method_grid.read_methods(options.methods_file, options.methods)
+    return method_grid.plan(options, found, options.teacher)
 
 
 # The grid
@@ -242,9 +238,9 @@ def test_mistakes_are_named_before_anything_runs(tmp_path, teacher, change, mess
 
 def test_a_teacher_that_is_not_there_is_named(tmp_path, capsys):
     arguments = ["--config", str(CONFIG), "--methods", "none", "mokd", "--output", str(tmp_path / "out")]
-    assert compare_methods.main([*arguments, "--teacher", "nowhere.pth"]) == 2
+    assert main([*arguments, "--teacher", "nowhere.pth"]) == 2
     assert "error: --teacher nowhere.pth does not exist; with --teacher-config" in capsys.readouterr().err
-    assert compare_methods.main([*arguments, "--set", "model.teacher_checkpoint=gone.pth"]) == 2
+    assert main([*arguments, "--set", "model.teacher_checkpoint=gone.pth"]) == 2
     assert "error: teacher checkpoint gone.pth of the config does not exist" in capsys.readouterr().err
 
 
@@ -260,9 +256,7 @@ def test_a_teacher_that_is_not_there_is_named(tmp_path, capsys):
 )
 def test_wrong_arguments_are_refused(tmp_path, capsys, wrong, message):
     with pytest.raises(SystemExit) as caught:
-        compare_methods.main(
-            ["--config", str(CONFIG), "--methods", "none", "--output", str(tmp_path), *wrong]
-        )
+        main(["--config", str(CONFIG), "--methods", "none", "--output", str(tmp_path), *wrong])
     assert caught.value.code == 2
     assert message in capsys.readouterr().err
 
@@ -271,9 +265,9 @@ def test_wrong_arguments_are_refused(tmp_path, capsys, wrong, message):
 
 
 def teacher_jobs(options):
-    own = compare_methods.plan_teacher(options)
-    methods = compare_methods.read_methods(options.methods_file, options.methods)
-    runs = compare_methods.plan(options, methods, own.weights)
+    own = method_grid.plan_teacher(options)
+    methods = method_grid.read_methods(options.methods_file, options.methods)
+    runs = method_grid.plan(options, methods, own.weights)
     return own, [(job.name, list(job.needs)) for job in compare_methods.make_jobs(options, runs, own)]
 
 
@@ -286,19 +280,19 @@ def test_the_teacher_is_trained_if_it_is_not_there(tmp_path, teacher):
         ("MoKD (seed 0)", []),
         ("MoKD (seed 0): test", ["MoKD (seed 0)"]),
     ]
-    there = compare_methods.parse([*base, "--teacher", str(teacher)])
+    there = parse([*base, "--teacher", str(teacher)])
     own, jobs = teacher_jobs(there)
     assert own.weights == teacher
     assert jobs == [("teacher: test", []), *students]
-    own, jobs = teacher_jobs(compare_methods.parse([*base, "--teacher", "nowhere.pth"]))
+    own, jobs = teacher_jobs(parse([*base, "--teacher", "nowhere.pth"]))
     assert own.weights == tmp_path / "runs" / "teacher" / "student_final.pth"
     students[2] = ("MoKD (seed 0)", ["teacher"])
     assert jobs == [("teacher", []), ("teacher: test", ["teacher"]), *students]
     # Once begun it stays the teacher of this comparison, even if the other one appears later.
     own.run.directory.mkdir(parents=True)
-    assert compare_methods.plan_teacher(there).weights == teacher
+    assert method_grid.plan_teacher(there).weights == teacher
     (own.run.directory / training_runs.RECORD).write_text("{}")
-    assert compare_methods.plan_teacher(there) == own
+    assert method_grid.plan_teacher(there) == own
 
 
 # Devices
@@ -358,7 +352,7 @@ def grid(tmp_path_factory):
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as said:
         patch.setenv("DETECTRON2_DATASETS", str(root / "datasets"))
-        status = compare_methods.main(arguments)
+        status = main(arguments)
     torch.set_num_threads(threads)
     assert status == 0, said.getvalue()
     return root / "out (1), a", arguments, said.getvalue()
@@ -397,16 +391,16 @@ def test_a_finished_run_is_not_repeated(grid, capsys, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(output.parent / "datasets"))
     weights = output / "runs" / "mokd" / "mokd_seed0" / "student_final.pth"
     before = weights.stat().st_mtime_ns
-    assert compare_methods.main(arguments) == 0
+    assert main(arguments) == 0
     assert capsys.readouterr().out.count("already there") == 4
     assert weights.stat().st_mtime_ns == before
 
 
 def jobs_of(arguments: list[str]):
-    options = compare_methods.parse(arguments)
-    methods = compare_methods.read_methods(options.methods_file, options.methods)
-    runs = compare_methods.plan(options, methods, options.teacher)
-    teacher = compare_methods.plan_teacher(options)
+    options = parse(arguments)
+    methods = method_grid.read_methods(options.methods_file, options.methods)
+    runs = method_grid.plan(options, methods, options.teacher)
+    teacher = method_grid.plan_teacher(options)
     return {job.name: job for job in compare_methods.make_jobs(options, runs, teacher)}
 
 

@@ -1,7 +1,4 @@
-"""The grid of a comparison: methods from a methods file, as overrides of any config of a distillation.
-
-Used by tools/compare_methods.py; no command line of its own.
-"""
+"""The grid of a comparison: methods from a methods file, as overrides of any config of a distillation."""
 
 from __future__ import annotations
 
@@ -15,11 +12,11 @@ from typing import Any
 from detectron2.config import LazyConfig
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig, OmegaConf
-from training_runs import RECORD, TrainingRun
 
 from mokd_det.config import as_override, load_config
 from mokd_det.config.near_keys import did_you_mean
 from mokd_det.errors import ConfigError
+from mokd_det.experiments.training_runs import RECORD, TrainingRun
 
 __all__ = ["GridRun", "Method", "Teacher", "plan", "plan_teacher", "read_methods"]
 

@@ -12,11 +12,13 @@ import torch
 from detectron2.config import instantiate
 from matplotlib.image import imread
 
+from mokd_det.config import load_config
 from mokd_det.errors import ConfigError
-from tests.tool_module import tool_module
-from tests.visualization.test_compare_methods import ROOT, compare_methods
+from mokd_det.experiments import compare_methods, method_grid, quickstart
+from mokd_det.tools import compare_methods as compare_tool
+from mokd_det.tools import quickstart as quickstart_tool
 
-quickstart = tool_module("quickstart")
+ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "quickstart_classification" / "mokd.py"
 METHODS = ROOT / "configs" / "common" / "classification_methods.py"
 ALL = [
@@ -41,11 +43,9 @@ def teacher(tmp_path) -> Path:
 
 def grid(tmp_path: Path, teacher: Path, *arguments: str, methods=tuple(ALL)):
     given = ["--config", str(CONFIG), "--methods", *methods, "--methods-file", str(METHODS), "--seeds", "3"]
-    options = compare_methods.parse(
-        [*given, "--output", str(tmp_path), "--teacher", str(teacher), *arguments]
-    )
-    found = compare_methods.read_methods(options.methods_file, options.methods)
-    return options, compare_methods.plan(options, found, options.teacher)
+    options = compare_tool.parse([*given, "--output", str(tmp_path), "--teacher", str(teacher), *arguments])
+    found = method_grid.read_methods(options.methods_file, options.methods)
+    return options, method_grid.plan(options, found, options.teacher)
 
 
 # The grid
@@ -84,7 +84,7 @@ def test_the_metric_fits_the_configs(tmp_path, teacher):
         compare_methods.choose_metric("AP50", runs)
     other = ["--config", str(CONFIG), str(ROOT / "configs" / "quickstart" / "student.py")]
     with pytest.raises(SystemExit):
-        compare_methods.parse([*other, "--metric", "ece", "--methods", "none", "--output", "x"])
+        compare_tool.parse([*other, "--metric", "ece", "--methods", "none", "--output", "x"])
 
 
 def test_the_test_split_and_the_data_behind_it(tmp_path, teacher):
@@ -99,12 +99,12 @@ def test_the_test_split_and_the_data_behind_it(tmp_path, teacher):
 def test_a_grid_of_classifiers(tmp_path, capsys):
     torch.manual_seed(0)
     teacher = tmp_path / "teacher.pth"
-    config = compare_methods.load_config(CONFIG)
+    config = load_config(CONFIG)
     torch.save({"model": instantiate(config.model.teacher).state_dict()}, teacher)
     arguments = ["--config", CONFIG, "--methods", "none", "mokd", "--methods-file", METHODS, "--seeds", "0"]
     arguments += ["--output", tmp_path / "out", "--teacher", teacher, "--test-dataset", "test"]
     arguments += ["--set", "train.max_iter=2", "train.eval_period=1"]
-    assert compare_methods.main([str(item) for item in arguments]) == 0
+    assert compare_tool.main([str(item) for item in arguments]) == 0
     text = (tmp_path / "out" / "comparison.md").read_text()
     assert text in capsys.readouterr().out
     assert (
@@ -120,7 +120,7 @@ def test_a_grid_of_classifiers(tmp_path, capsys):
 
 
 def test_the_quick_start_trains_five_models_from_one_teacher(tmp_path):
-    options = quickstart.parse([f"--output={tmp_path}", "--task=classification", "--seeds", "0", "1"])
+    options = quickstart_tool.parse([f"--output={tmp_path}", "--task=classification", "--seeds", "0", "1"])
     runs = quickstart.plan(options)
     names = [(run.model, run.seed) for run in runs]
     students = ["student", "kd", "vkd", "mokd"]
@@ -130,12 +130,12 @@ def test_the_quick_start_trains_five_models_from_one_teacher(tmp_path):
     for run in runs:
         assert run.config.dataloader.train.dataset.per_class == 30
         assert run.config.train.seed == run.config.dataloader.train.seed == run.seed
-    less = quickstart.parse([f"--output={tmp_path}", "--task=classification", "--images=100"])
+    less = quickstart_tool.parse([f"--output={tmp_path}", "--task=classification", "--images=100"])
     assert {run.config.dataloader.train.dataset.per_class for run in quickstart.plan(less)} == {10}
 
 
 def test_images_are_the_same_number_of_each_class(tmp_path, capsys):
-    assert quickstart.main([f"--output={tmp_path}", "--task=classification", "--images=105"]) == 2
+    assert quickstart_tool.main([f"--output={tmp_path}", "--task=classification", "--images=105"]) == 2
     assert "error: --images 105: must be a multiple of 10" in capsys.readouterr().err
 
 
@@ -148,7 +148,7 @@ def test_every_distilled_student_is_compared_with_the_one_alone(tmp_path, monkey
             return {"top1": value, "top5": 100.0, "ece": 5.0}
 
     monkeypatch.setattr(quickstart, "Run", FakeRun)
-    options = quickstart.parse([f"--output={tmp_path}", "--task=classification", "--seeds", "0", "1"])
+    options = quickstart_tool.parse([f"--output={tmp_path}", "--task=classification", "--seeds", "0", "1"])
     numbers = dict.fromkeys(options.task.models, 1)
     quickstart.write_results(options, quickstart.plan(options), numbers, numbers, 599)
     text = (tmp_path / "results.md").read_text()
@@ -170,7 +170,7 @@ def test_a_whole_quick_start_of_classifiers(tmp_path, monkeypatch):
     threads = torch.get_num_threads()
     arguments = [f"--output={tmp_path}", "--task=classification", "--images=40"]
     with contextlib.redirect_stdout(io.StringIO()) as said:
-        assert quickstart.main([*arguments, "--iterations=2", "--teacher-iterations=2"]) == 0
+        assert quickstart_tool.main([*arguments, "--iterations=2", "--teacher-iterations=2"]) == 0
     torch.set_num_threads(threads)
     content = json.loads((tmp_path / "results.json").read_text())
     assert [run["model"] for run in content["runs"]] == ["teacher", "student", "kd", "vkd", "mokd"]

@@ -1,7 +1,4 @@
-"""Commands as child processes, some at a time, some after others, with one line of progress for all of them.
-
-Used by the tools that train several models; no command line of its own.
-"""
+"""Commands as child processes, some at a time, some after others, with one line of progress for all of them."""
 
 from __future__ import annotations
 

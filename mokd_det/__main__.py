@@ -1,0 +1,33 @@
+"""``python -m mokd_det NAME ...``: the commands of :mod:`mokd_det.tools`, with or without a checkout."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+# Name on the command line → module of mokd_det.tools. The files of the same names in tools/ start the same.
+COMMANDS = {
+    "compare": "compare_methods",
+    "quickstart": "quickstart",
+    "train": "train_net",
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run a command; returns its exit status."""
+    name = arguments[0] if arguments else "--help"
+    if name in ("-h", "--help"):
+        print("usage: python -m mokd_det COMMAND ...; each COMMAND explains itself with --help\n")
+        print("commands: " + ", ".join(COMMANDS))
+        return 0
+    if name not in COMMANDS:
+        print(f"error: unknown command '{name}'; there are {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    sys.argv[0] = f"mokd_det {name}"
+    status: int = importlib.import_module(f"mokd_det.tools.{COMMANDS[name]}").main(arguments[1:])
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
