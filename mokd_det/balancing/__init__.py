@@ -9,10 +9,15 @@ from .amortized_values import AmortizedValues
 from .base import Balancer, Forward, StepContext
 from .closed_form import ClosedForm
 from .closed_form_taps import ClosedFormTaps
+from .dot import DOT
 from .fixed import FixedWeights
+from .gradient_share import GradientShare
 from .gradnorm import GradNorm
+from .mean_of import MeanOf
 from .min_norm import min_norm_weights
 from .objectives import Objectives
+from .replay import Replay
+from .sum_norm import SumNorm
 from .torchjd_adapter import TORCHJD_METHODS, TorchJD
 from .uncertainty import UncertaintyWeighting
 
@@ -23,11 +28,16 @@ __all__ = [
     "Balancer",
     "ClosedForm",
     "ClosedFormTaps",
+    "DOT",
     "FixedWeights",
     "Forward",
     "GradNorm",
+    "GradientShare",
+    "MeanOf",
     "Objectives",
+    "Replay",
     "StepContext",
+    "SumNorm",
     "TorchJD",
     "UncertaintyWeighting",
     "min_norm_weights",

@@ -52,7 +52,9 @@ class Amortized(Balancer):
         eps: see :class:`LogObjective`.
         pi_min: least weight of an objective, 0 ≤ pi_min < 1/K: π = pi_min + (1 − K · pi_min) softmax(w).
         total: sum of the raw weights a. 1 is FAMO's; K makes a plain SGD step comparable to the sum of the
-            losses (AdamW does not notice).
+            losses (AdamW does not notice); None: Σ π_i ∇log D_i itself, whose length changes as the losses fall.
+        improvement: δ_i: "log" as above, or "relative": (D_i − D'_i) / D_i, Eq. 6 of the preprint. They differ by half
+            their square.
         accumulation: "exact" or "micro", see above.
 
     Raises:
@@ -70,20 +72,24 @@ class Amortized(Balancer):
         min_losses: Mapping[str, float] | Sequence[float] | float = 0.0,
         eps: float = 1e-8,
         pi_min: float = 0.0,
-        total: float = 1.0,
+        total: float | None = 1.0,
         accumulation: Literal["exact", "micro"] = "exact",
+        improvement: Literal["log", "relative"] = "log",
     ) -> None:
         super().__init__(update_every)
         if pi_optimizer not in ("adamw", "adam"):
             raise ConfigError(f"balancer.pi_optimizer must be 'adamw' or 'adam', not {pi_optimizer!r}")
         if accumulation not in ("exact", "micro"):
             raise ConfigError(f"balancer.accumulation must be 'exact' or 'micro', not {accumulation!r}")
-        if not total > 0:
-            raise ConfigError(f"balancer.total must be positive, not {total!r}")
+        if improvement not in ("log", "relative"):
+            raise ConfigError(f"balancer.improvement must be 'log' or 'relative', not {improvement!r}")
+        if total is not None and not total > 0:
+            raise ConfigError(f"balancer.total must be positive or None, not {total!r}")
         self._decoupled = pi_optimizer == "adamw"
         self._lr, self._weight_decay = lr, weight_decay
         self._log = LogObjective(min_losses, eps)
         self.pi_min, self.total, self.accumulation = pi_min, total, accumulation
+        self.improvement = improvement
         self._before: Tensor | None = None
         self._optimizer = self._new_optimizer(torch.zeros(0, dtype=torch.float64))
 
@@ -117,7 +123,8 @@ class Amortized(Balancer):
         self._before = losses
         shifted = self._log.shifted(losses)
         scalars: dict[str, Tensor | float] = {
-            "balanced_loss": self.total * (pi * shifted.log()).sum() / (pi / shifted).sum()
+            "balanced_loss": (pi * shifted.log()).sum()
+            * (1.0 if self.total is None else self.total / (pi / shifted).sum())
         }
         for name, weight, raw in zip(self.objectives, pi.unbind(), applied.unbind(), strict=True):
             scalars[f"pi/{name}"] = weight
@@ -139,11 +146,13 @@ class Amortized(Balancer):
     ) -> tuple[Tensor, Mapping[str, Tensor | float]]:
         """Descent gradient of w (K,) from the losses before the step (global means), and scalars to log."""
         after = mean_losses(forwards if self.accumulation == "exact" else forwards[-1:])
-        gain = self._log.shifted(before).log() - self._log.shifted(after).log()
+        old, new = self._log.shifted(before), self._log.shifted(after)
+        gain = old.log() - new.log() if self.improvement == "log" else (old - new) / old
         share = torch.softmax(self._optimizer.value, 0)
         gradient = share * (gain - (share * gain).sum())
         return gradient, {
-            f"log_gain/{name}": value for name, value in zip(self.objectives, gain.unbind(), strict=True)
+            f"{self.improvement}_gain/{name}": value
+            for name, value in zip(self.objectives, gain.unbind(), strict=True)
         }
 
     def state_dict(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from mokd_det.errors import ConfigError
@@ -94,6 +95,13 @@ class Balancer(ABC):
     def setup(self, objectives: Sequence[str], device: Any = "cpu") -> None:
         """Learn the names of the objectives (their number is K); called once before training."""
         self.objectives = tuple(objectives)
+
+    def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:  # noqa: B027 (most work with any)
+        """Refuse an optimiser that this balancer cannot work with.
+
+        Raises:
+            ConfigError: naming what would be right.
+        """
 
     @abstractmethod
     def backward(self, forwards: Sequence[Forward], context: StepContext) -> Mapping[str, Tensor | float]:

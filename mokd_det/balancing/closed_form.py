@@ -30,6 +30,7 @@ class ClosedForm(GramBalancer):
             None: g* itself.
         min_losses: floors L_i^min, see :class:`LogObjective`.
         eps: see :class:`LogObjective`.
+        trunk_only, lag: see :class:`GramBalancer`.
 
     Raises:
         ConfigError: a value out of range; (in :meth:`setup`) more than 8 objectives.
@@ -41,8 +42,10 @@ class ClosedForm(GramBalancer):
         total: float | None = 1.0,
         min_losses: Mapping[str, float] | Sequence[float] | float = 0.0,
         eps: float = 1e-8,
+        trunk_only: bool = False,
+        lag: bool = False,
     ) -> None:
-        super().__init__(True, update_every, min_losses, eps, total)
+        super().__init__(True, update_every, min_losses, eps, total, trunk_only, lag)
 
     def setup(self, objectives: Sequence[str], device: Any = "cpu") -> None:
         if len(objectives) > MAX_OBJECTIVES:

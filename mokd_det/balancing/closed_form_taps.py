@@ -31,11 +31,21 @@ class ClosedFormTaps(ClosedForm):
     are close to the losses. With m > 1 micro-batches each is run forward twice, because π* belongs to all of
     them.
 
-    Args: as :class:`ClosedForm`.
+    Args: as :class:`ClosedForm`, without ``trunk_only``: no parameter enters G.
 
     Raises:
         ConfigError: (in :meth:`backward`) the model offers no tap with a graph.
     """
+
+    def __init__(
+        self,
+        update_every: int = 1,
+        total: float | None = 1.0,
+        min_losses: Mapping[str, float] | Sequence[float] | float = 0.0,
+        eps: float = 1e-8,
+        lag: bool = False,
+    ) -> None:
+        super().__init__(update_every, total, min_losses, eps, lag=lag)
 
     def _backward_with_new_weights(
         self, forwards: Sequence[Forward], context: StepContext
@@ -49,10 +59,10 @@ class ClosedFormTaps(ClosedForm):
         losses = all_reduce_mean(losses)
         # Every rank and micro-batch has samples, hence coordinates of z, of its own.
         gram = self._of_objectives(all_reduce_sum(gram) / (world_size() * len(forwards)) ** 2, losses)
-        self._pending = self.solve(gram, losses, context)
-        raw = self._raw_weights(self._pending, losses)
+        weights = self._solved_weights(gram, losses, context)
+        raw = self._raw_weights(weights, losses)
         weighted_backward(forwards, context, raw)
-        return {**self._scalars(self._pending, raw), **gram_scalars(gram, self.objectives)}
+        return {**self._scalars(weights, raw), **gram_scalars(gram, self.objectives)}
 
     def _sum_over(self, forwards: Sequence[Forward], context: StepContext) -> tuple[Tensor, Tensor]:
         grams, losses = [], []

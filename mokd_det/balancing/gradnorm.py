@@ -22,13 +22,15 @@ class GradNorm(GramBalancer):
     constant, t_i = mean_j(w_j ‖∇L_j‖) · r_i^α; r_i is L_i relative to its first value, divided by the mean of
     these over the objectives, so that one that lags behind gets more.
 
-    The norms are taken over all shared parameters. The paper takes one shared layer to save time; a student
-    whose objectives leave at different depths has no such layer. A step costs K backward passes.
+    The norms are taken over all shared parameters, or those that all objectives reach. The paper takes one shared
+    layer to save time; a student whose objectives leave at different depths has no such layer. A step
+    costs K backward passes.
 
     Args:
         alpha: strength of the pull towards equal training rates; 0: equal norms only.
         lr: step size of w (Adam).
         update_every: w moves in one of this many steps; the others take one backward pass.
+        trunk_only: see :class:`GramBalancer`.
 
     Raises:
         ConfigError: a value out of range.
@@ -39,8 +41,10 @@ class GradNorm(GramBalancer):
     # An objective may be exactly 0.
     _EPS = 1e-8
 
-    def __init__(self, alpha: float = 1.5, lr: float = 0.025, update_every: int = 1) -> None:
-        super().__init__(False, update_every)
+    def __init__(
+        self, alpha: float = 1.5, lr: float = 0.025, update_every: int = 1, trunk_only: bool = False
+    ) -> None:
+        super().__init__(False, update_every, trunk_only=trunk_only)
         self.requires_positive = True
         self.alpha = alpha
         self._optimizer = VectorAdam(torch.zeros(0, dtype=torch.float64), lr)

@@ -35,6 +35,9 @@ class GramBalancer(Balancer):
         eps: see :class:`LogObjective`.
         total: with ``log_gradients``, what the weights of the raw gradients ∇L_i add up to; None: Σ w_i ∇log
             D_i as it stands.
+        trunk_only: G over the parameters alone that every objective has a gradient in; the others add to its
+            diagonal only.
+        lag: apply the weights of the last solution, 1/K at first, as Algorithm 1 of the preprint does.
 
     Raises:
         ConfigError: ``total`` not positive.
@@ -47,6 +50,8 @@ class GramBalancer(Balancer):
         min_losses: Mapping[str, float] | Sequence[float] | float = 0.0,
         eps: float = 1e-8,
         total: float | None = None,
+        trunk_only: bool = False,
+        lag: bool = False,
     ) -> None:
         super().__init__(update_every)
         if total is not None and not total > 0:
@@ -54,6 +59,8 @@ class GramBalancer(Balancer):
         self.log_gradients = log_gradients
         self.requires_positive = log_gradients
         self.total = total
+        self.trunk_only = trunk_only
+        self.lag = lag
         self._log = LogObjective(min_losses, eps)
         self._weights = torch.zeros(0, dtype=torch.float64)
         self._pending: Tensor | None = None
@@ -81,11 +88,16 @@ class GramBalancer(Balancer):
     ) -> Mapping[str, Tensor | float]:
         gradients = ObjectiveGradients(context)
         losses = gradients.collect(forwards)
-        gram = self._of_objectives(gradients.gram(), losses)
-        self._pending = self.solve(gram, losses, context)
-        raw = self._raw_weights(self._pending, losses)
+        gram = self._of_objectives(gradients.gram(self.trunk_only), losses)
+        weights = self._solved_weights(gram, losses, context)
+        raw = self._raw_weights(weights, losses)
         gradients.release(raw)
-        return {**self._scalars(self._pending, raw), **gram_scalars(gram, self.objectives)}
+        return {**self._scalars(weights, raw), **gram_scalars(gram, self.objectives)}
+
+    def _solved_weights(self, gram: Tensor, losses: Tensor, context: StepContext) -> Tensor:
+        """What this step applies; the solution is kept for :meth:`after_step`."""
+        self._pending = self.solve(gram, losses, context)
+        return self._weights if self.lag else self._pending
 
     def _backward_with_last_weights(self, forwards: Sequence[Forward], context: StepContext) -> Tensor:
         """A single backward pass; returns the raw weights (K,)."""
@@ -109,8 +121,7 @@ class GramBalancer(Balancer):
         scalars: dict[str, Tensor | float] = {}
         for name, weight, applied in zip(self.objectives, weights.unbind(), raw.unbind(), strict=True):
             scalars[f"pi/{name}"] = weight
-            if self.log_gradients:
-                scalars[f"raw_weight/{name}"] = applied
+            scalars[f"raw_weight/{name}"] = applied
         return scalars
 
     def after_step(self, forwards: Sequence[Forward], context: StepContext) -> Mapping[str, Tensor | float]:

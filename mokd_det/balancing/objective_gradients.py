@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .base import Forward, StepContext
 from .collectives import all_reduce_max, all_reduce_mean, world_size
 
-__all__ = ["ObjectiveGradients"]
+__all__ = ["ObjectiveGradients", "present", "scale_gradients"]
 
 # Elements that are flattened, exchanged or multiplied at a time: large enough to be efficient, small beside a
 # model.
@@ -74,12 +74,45 @@ class ObjectiveGradients:
         """The trainable ones of the context's shared parameters, in order."""
         return self._parameters[: self._num_shared]
 
-    def gram(self) -> Tensor:
-        """⟨∇L_i, ∇L_j⟩ over the shared parameters, without the loss scale: (K, K) float64."""
-        return self.partial_gram(range(self._num_shared))
+    def gram(self, trunk_only: bool = False) -> Tensor:
+        """⟨∇L_i, ∇L_j⟩ over the shared parameters, without the loss scale: (K, K) float64.
+
+        Args:
+            trunk_only: over those alone in which no objective's gradient is 0; one whose gradient is 0 everywhere has
+                no say.
+        """
+        factors = None
+        if trunk_only:
+            reached = torch.stack([present(row[: self._num_shared], self._parameters) for row in self._rows])
+            factors = (reached | ~reached.any(dim=1, keepdim=True)).all(dim=0).double()
+        return self.partial_gram(range(self._num_shared), factors=factors)
+
+    def add_row(self, gradient: Sequence[Tensor | None]) -> None:
+        """Hold one more vector, a tensor or None per shared parameter, the loss scale in it; averages it over ranks."""
+        row = [*gradient, *[None] * (len(self._parameters) - self._num_shared)]
+        self._average(row, 0, self._num_shared)
+        self._rows.append(row)
+
+    def combine(self, weights: Tensor) -> list[list[Tensor | None]]:
+        """Weighted sums of the rows, as new tensors.
+
+        Args:
+            weights: (M, K).
+
+        Returns:
+            M vectors, each a tensor or None per parameter; None where every row with a weight other than 0 has none.
+        """
+        combined: list[list[Tensor | None]] = []
+        for of_sum in weights.tolist():
+            used = [(weight, row) for weight, row in zip(of_sum, self._rows, strict=True) if weight]
+            combined.append([_weighted_sum(used, index) for index in range(len(self._parameters))])
+        return combined
 
     def partial_gram(
-        self, positions: Iterable[int], further: Sequence[Sequence[Tensor | None]] = ()
+        self,
+        positions: Iterable[int],
+        further: Sequence[Sequence[Tensor | None]] = (),
+        factors: Tensor | None = None,
     ) -> Tensor:
         """The Gram matrix over some of the shared parameters.
 
@@ -88,6 +121,7 @@ class ObjectiveGradients:
             further: M more vectors to multiply with, each a tensor (or None: zeros) per shared parameter. Their
                 products are divided by the loss scale like those of the gradients, so it must be in them too,
                 unless only their direction matters.
+            factors: (P,) 0 or 1 per shared parameter: what it counts.
 
         Returns:
             (K + M, K + M) float64.
@@ -98,6 +132,11 @@ class ObjectiveGradients:
         for bucket in _buckets([self._parameters[index] for index in used]):
             members = [used[place] for place in bucket]
             flat = [self._flatten(row, members) for row in rows]
+            if factors is not None:
+                sizes = [self._parameters[index].numel() for index in members]
+                repeats = torch.tensor(sizes, device=factors.device)
+                of_elements = factors[members].repeat_interleave(repeats, output_size=sum(sizes))
+                flat = [row * of_elements.to(row) for row in flat]
             for columns in zip(*(row.split(_WIDE) for row in flat), strict=True):
                 wide = torch.stack(columns).double()
                 part = wide @ wide.T
@@ -106,6 +145,18 @@ class ObjectiveGradients:
             total = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=self._parameters[0].device)
         scale = torch.as_tensor(self._loss_scale, dtype=torch.float64, device=total.device)
         return total / scale.square()
+
+    def clear(self) -> None:
+        """Empty every ``.grad``; :meth:`add_earlier` or :meth:`restore` brings back what was there."""
+        for parameter in self._parameters:
+            parameter.grad = None
+
+    def add_earlier(self) -> None:
+        """Add what is in ``.grad`` to what was there at the beginning."""
+        for parameter, earlier in zip(self._parameters, self._earlier, strict=True):
+            gradient = parameter.grad
+            if earlier is not None:
+                parameter.grad = earlier if gradient is None else earlier.add_(gradient)
 
     def restore(self) -> None:
         """Put back the ``.grad`` that were there at the beginning, the very same tensors; the rows are kept."""
@@ -120,7 +171,7 @@ class ObjectiveGradients:
         """
         combined: list[Tensor | None] = [None] * len(self._parameters)
         for weight, row in zip(weights.unbind(), self._rows, strict=True):
-            _scale(row, weight)
+            scale_gradients(row, weight)
             for index, gradient in enumerate(row):
                 if gradient is not None:
                     so_far = combined[index]
@@ -128,10 +179,9 @@ class ObjectiveGradients:
             row.clear()
         self._rows = []
         self._average(combined, self._num_shared, len(combined))
-        for parameter, earlier, gradient in zip(self._parameters, self._earlier, combined, strict=True):
-            parameter.grad = (
-                gradient if earlier is None else earlier if gradient is None else earlier.add_(gradient)
-            )
+        for parameter, gradient in zip(self._parameters, combined, strict=True):
+            parameter.grad = gradient
+        self.add_earlier()
 
     def _average(self, gradients: list[Tensor | None], start: int, stop: int) -> None:
         """Mean over the ranks of gradients[start:stop], in place; a rank without one counts as 0."""
@@ -164,7 +214,23 @@ class ObjectiveGradients:
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _scale(gradients: Sequence[Tensor | None], weight: Tensor) -> None:
+def _weighted_sum(rows: Sequence[tuple[float, Sequence[Tensor | None]]], index: int) -> Tensor | None:
+    total: Tensor | None = None
+    for weight, row in rows:
+        gradient = row[index]
+        if gradient is not None:
+            total = weight * gradient if total is None else total.add_(gradient, alpha=weight)
+    return total
+
+
+def present(gradients: Sequence[Tensor | None], parameters: Sequence[nn.Parameter]) -> Tensor:
+    """Which of the gradients are not 0 everywhere: (P,) bool, on the device of the parameters; None is 0."""
+    nothing = torch.zeros((), dtype=torch.bool, device=parameters[0].device)
+    return torch.stack([nothing if g is None else g.count_nonzero() > 0 for g in gradients])
+
+
+def scale_gradients(gradients: Sequence[Tensor | None], weight: Tensor) -> None:
+    """Multiply gradients by a scalar on their device, in place."""
     by_type: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for gradient in gradients:
         if gradient is not None:

@@ -49,6 +49,7 @@ class TorchJD(GramBalancer):
         min_losses: see :class:`LogObjective`, with ``log_gradients``.
         total: with ``log_gradients``, what the weights of the raw gradients add up to; None: as torchjd gives
             them, and ∇log D_i of an objective near 0 is large.
+        trunk_only: see :class:`GramBalancer`.
         **arguments: for torchjd's weighting, for example ``c`` of CAGrad (default 0.5) or ``alpha`` of
             FairGrad (default 1, proportional fairness).
 
@@ -65,9 +66,10 @@ class TorchJD(GramBalancer):
         seed: int = 0,
         min_losses: Mapping[str, float] | Sequence[float] | float = 0.0,
         total: float | None = None,
+        trunk_only: bool = False,
         **arguments: Any,
     ) -> None:
-        super().__init__(log_gradients, update_every, min_losses, total=total)
+        super().__init__(log_gradients, update_every, min_losses, total=total, trunk_only=trunk_only)
         if method not in TORCHJD_METHODS:
             raise ConfigError(f"balancer.method must be one of {', '.join(TORCHJD_METHODS)}, not {method!r}")
         self.method, self.seed = method, seed

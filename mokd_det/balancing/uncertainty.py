@@ -46,7 +46,7 @@ class UncertaintyWeighting(Balancer):
         weights = 0.5 * torch.exp(-self._optimizer.value)
         self._losses = weighted_backward(forwards, context, weights)
         return {
-            f"weight/{name}": value for name, value in zip(self.objectives, weights.unbind(), strict=True)
+            f"raw_weight/{name}": value for name, value in zip(self.objectives, weights.unbind(), strict=True)
         }
 
     def after_step(self, forwards: Sequence[Forward], context: StepContext) -> Mapping[str, Tensor | float]:

@@ -67,6 +67,7 @@ def build_trainer(cfg: DictConfig, settings: TrainSettings) -> MoKDTrainer:
     patterns = OmegaConf.to_container(cfg.objectives, resolve=True)
     balancer = instantiate(cfg.balancer)
     _check_signs(model, balancer)
+    balancer.check_optimizer(optimizer)
     loader = instantiate(cfg.dataloader.train)
     _check_classes(cfg, model, loader)
     trainer = MoKDTrainer(

@@ -28,7 +28,7 @@ def batches_of(rank: int, step: int, micro_batches: int) -> list[Batch]:
 
 def weights_of(training: ToyTraining, scalars: dict[str, float]) -> Tensor:
     return torch.tensor(
-        [value for name, value in sorted(scalars.items()) if name.startswith(("pi/", "weight/"))]
+        [value for name, value in sorted(scalars.items()) if name.startswith(("pi/", "raw_weight/"))]
     )
 
 

@@ -32,5 +32,5 @@ def test_retinanet_is_balanced_without_being_edited(ran: dict[str, Any]) -> None
 
 
 def test_own_balancer_is_a_single_method(ran: dict[str, Any]) -> None:
-    assert set(ran["weights"]) == {"pi/cls", "pi/box"}
+    assert set(ran["weights"]) == {"raw_weight/cls", "raw_weight/box"}
     assert sum(ran["weights"].values()) == pytest.approx(1, abs=1e-9)

@@ -189,7 +189,7 @@ def test_state_of_other_objectives_is_refused_aloud(name: str, caplog: pytest.Lo
         return
     trained, fresh = ToyTraining(BALANCERS[name](), ToyStudent()), BALANCERS[name]()
     trained.step([toy_batch(0)])
-    fresh.setup(["one", "two", "three"])
+    fresh.setup(OBJECTIVES[::-1])
     untouched = fresh.state_dict()
     with caplog.at_level(logging.WARNING):
         fresh.load_state_dict(trained.balancer.state_dict())

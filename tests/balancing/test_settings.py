@@ -33,8 +33,9 @@ AMORTIZED = {
     "pi_min": 0.0,
     "total": 1.0,
     "accumulation": "exact",
+    "improvement": "log",
 }
-CLOSED_FORM = {"update_every": 1, "total": 1.0, "min_losses": 0.0, "eps": 1e-8}
+CLOSED_FORM = {"update_every": 1, "total": 1.0, "min_losses": 0.0, "eps": 1e-8, "lag": False}
 
 
 @pytest.mark.parametrize(
@@ -42,12 +43,22 @@ CLOSED_FORM = {"update_every": 1, "total": 1.0, "min_losses": 0.0, "eps": 1e-8}
     [
         (Amortized, AMORTIZED),
         (AmortizedValues, AMORTIZED),
-        (ClosedForm, CLOSED_FORM),
+        (ClosedForm, {**CLOSED_FORM, "trunk_only": False}),
         (ClosedFormTaps, CLOSED_FORM),
         (FixedWeights, {"weights": 1.0}),
-        (GradNorm, {"alpha": 1.5, "lr": 0.025, "update_every": 1}),
+        (GradNorm, {"alpha": 1.5, "lr": 0.025, "update_every": 1, "trunk_only": False}),
         (UncertaintyWeighting, {"lr": 0.01, "update_every": 1}),
-        (TorchJD, {"log_gradients": False, "update_every": 1, "seed": 0, "min_losses": 0.0, "total": None}),
+        (
+            TorchJD,
+            {
+                "log_gradients": False,
+                "update_every": 1,
+                "seed": 0,
+                "min_losses": 0.0,
+                "total": None,
+                "trunk_only": False,
+            },
+        ),
     ],
 )
 def test_defaults(kind: type[Balancer], expected: Mapping[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -11,19 +12,26 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mokd_det.balancing import (
+    DOT,
     Amortized,
     AmortizedValues,
     Balancer,
     ClosedForm,
     ClosedFormTaps,
     FixedWeights,
+    GradientShare,
     GradNorm,
+    MeanOf,
+    Replay,
     StepContext,
+    SumNorm,
     TorchJD,
     UncertaintyWeighting,
 )
 
 OBJECTIVES = ("distill", "task", "boxes")
+
+RECORDED_RUN = Path(__file__).parents[1] / "data" / "recorded_run"
 
 Batch = tuple[Tensor, Tensor, Tensor]
 
@@ -32,13 +40,23 @@ BALANCERS: dict[str, Callable[[], Balancer]] = {
     "closed_form": ClosedForm,
     "closed_form_every_2": lambda: ClosedForm(update_every=2),
     "closed_form_bare": lambda: ClosedForm(total=None),
+    "closed_form_trunk_lag": lambda: ClosedForm(trunk_only=True, lag=True),
     "closed_form_taps": ClosedFormTaps,
     "closed_form_taps_every_2": lambda: ClosedFormTaps(update_every=2),
     "amortized": Amortized,
     "amortized_adam": lambda: Amortized(pi_optimizer="adam", total=3.0),
     "amortized_every_2": lambda: Amortized(update_every=2, min_losses=0.01),
     "amortized_floor": lambda: Amortized(pi_min=0.1),
+    "amortized_bare": lambda: Amortized(total=None, improvement="relative"),
     "amortized_values": AmortizedValues,
+    "dot": DOT,
+    "mean_of": lambda: MeanOf(RECORDED_RUN),
+    "mean_of_logarithms": lambda: MeanOf(RECORDED_RUN, of="logarithms"),
+    "replay": lambda: Replay(RECORDED_RUN),
+    "sum_norm": lambda: SumNorm(Amortized()),
+    "sum_norm_closed_form": lambda: SumNorm(ClosedForm(update_every=2)),
+    "gradient_share": lambda: GradientShare(period=4),
+    "gradient_share_every_2": lambda: GradientShare(period=4, update_every=2, trunk_only=False),
     "uncertainty": UncertaintyWeighting,
     "gradnorm": GradNorm,
     "gradnorm_every_2": lambda: GradNorm(update_every=2),
