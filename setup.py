@@ -73,6 +73,17 @@ setup(
         "evaluation": ["hotcoco>=1.3"],
         "export": ["onnx>=1.16", "onnxruntime>=1.18"],
         "slurm": ["submitit>=1.5"],
+        # The site is built with one Python.
+        "docs": [
+            f"{name} ; python_version >= '3.11'"
+            for name in (
+                "ipykernel>=6",
+                "mkdocs-material>=9.5",
+                "mkdocstrings[python]>=0.25",
+                "nbclient>=0.10",
+            )
+        ],
+        "trackers": ["mlflow-skinny>=2.20", "wandb>=0.19"],
         # Up to 5.17 RT-DETR and D-FINE computed the main loss over denoising queries too.
         "transformers": ["transformers>=5.19"],
         "dev": ["hypothesis>=6.100", "mypy>=1.11", "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.9"],

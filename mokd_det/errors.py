@@ -15,6 +15,7 @@ __all__ = [
     "InvalidNumberError",
     "MachineError",
     "MoKDError",
+    "first_line",
 ]
 
 
@@ -56,3 +57,8 @@ class InvalidLossError(InvalidNumberError):
 
 class MachineError(MoKDError, RuntimeError):
     """Something the machine took away: a process that loads data, space on the disk."""
+
+
+def first_line(error: BaseException) -> str:
+    """What a message quotes of another error: the first line of its text, or its type where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

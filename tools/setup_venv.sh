@@ -56,7 +56,7 @@ else
 fi
 
 python=$venv/bin/python
-requirements=(-e ".[balancers,evaluation,export,slurm,transformers,dev]")
+requirements=(-e ".[balancers,evaluation,export,slurm,trackers,transformers,docs,dev]")
 if "$python" -c 'import importlib.metadata as m; m.version("detectron2")' 2>/dev/null; then
     echo "setup: using the detectron2 that is already there"
 else

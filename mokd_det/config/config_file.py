@@ -69,6 +69,7 @@ def load_config(
     if not isinstance(cfg.train, DictConfig):
         raise ConfigError(f"train in config file '{name}' must be a mapping")
     cfg.train = filled_train_section(cfg.train)
+    cfg.setdefault("trackers", {})
     apply_overrides(cfg, overrides)
     fill_from_data(cfg, overrides, training=training)
     check_references(cfg, REQUIRED_KEYS)

@@ -23,7 +23,7 @@ from mokd_det.errors import ConfigError
 __all__ = ["apply_overrides"]
 
 _ABSENT = object()
-_FREE_MAPPINGS = ("objectives", "train.conflict_groups")
+_FREE_MAPPINGS = ("objectives", "train.conflict_groups", "trackers")
 """Mappings whose keys are the user's: names are added and taken out (by null) at will."""
 
 _NULLABLE = (

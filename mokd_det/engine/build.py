@@ -39,6 +39,7 @@ from mokd_det.engine.optimizer import with_fast_kernel
 from mokd_det.engine.run_directory import drop_metrics_from, set_aside_previous_run
 from mokd_det.engine.setup import pick_device
 from mokd_det.engine.testing import evaluate, write_results
+from mokd_det.engine.trackers import Tracker, flat_settings
 from mokd_det.engine.trainer import MoKDTrainer
 from mokd_det.errors import ConfigError
 
@@ -161,6 +162,7 @@ def do_train(cfg: DictConfig, settings: TrainSettings, *, resume: bool = False) 
     Returns:
         The trainer, after the training.
     """
+    trackers: list[Tracker] = [instantiate(call) for call in cfg.trackers.values()]
     trainer = build_trainer(cfg, settings)
     student = getattr(trainer.module, "student", trainer.module)
     method = getattr(trainer.module, "method", None)
@@ -180,11 +182,15 @@ def do_train(cfg: DictConfig, settings: TrainSettings, *, resume: bool = False) 
     start = _restore(trainer, checkpointer, student, settings, cfg, resume)
     if ema is not None and start == 0:
         ema.restart()
+    if comm.is_main_process():
+        for tracker in trackers:
+            tracker.begin(settings.output_dir, flat_settings(OmegaConf.to_container(cfg)), resumed=start > 0)
     # The writers open their files, so those of an earlier run must be dealt with before.
     if comm.is_main_process():
         writers = [
             *default_writers(settings.output_dir, settings.max_iter),
             BalancePrinter(trainer.objectives.names),
+            *trackers,
         ]
         trainer.register_hooks([PeriodicWriter(writers, period=settings.log_period)])
         # After the writers: a kill between the two leaves lines too many, which a resume drops, and never one too few.
