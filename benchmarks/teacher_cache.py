@@ -24,7 +24,6 @@ from detectron2.config import LazyCall as L
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from harness import add_arguments, run
-from omegaconf import OmegaConf
 
 from mokd_det.balancing import FixedWeights
 from mokd_det.config import TrainSettings, load_config
@@ -75,7 +74,7 @@ def trainer(
         cfg.model.method, cfg.balancer = L(NoDistillation)(), L(FixedWeights)()
         cfg.objectives = {"task": ["loss_*"]}
     torch.manual_seed(0)
-    built = build_trainer(cfg, TrainSettings.from_config(OmegaConf.to_container(cfg.train, resolve=True)))
+    built = build_trainer(cfg, TrainSettings.from_config(cfg.train))
     built.model.train()
     built.storage, built.iter, built.max_iter = EventStorage(), 0, 10**9
     return built

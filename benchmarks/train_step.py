@@ -27,7 +27,6 @@ from detectron2.config import LazyCall as L
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from harness import Spread, add_arguments, run, table
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from mokd_det.classification import ClassificationBatch
@@ -97,7 +96,7 @@ def trainer(config: str, size: int, batch: int, overrides: list[str]) -> MoKDTra
         cfg.model.teacher_checkpoint = ""
     make = labelled_batches if classifies(config) else batches
     cfg.dataloader.train = L(make)(size=size, batch=batch)
-    built = build_trainer(cfg, TrainSettings.from_config(OmegaConf.to_container(cfg.train, resolve=True)))
+    built = build_trainer(cfg, TrainSettings.from_config(cfg.train))
     built.model.train()
     built.storage, built.iter, built.max_iter = EventStorage(), 0, 10**9
     return built

@@ -25,7 +25,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from model_arguments import ModelFiles, add_model_arguments, model_files
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from mokd_det.checkpoint.atomic_file import atomic_write
 from mokd_det.config import TrainSettings, as_override, load_config
@@ -199,7 +199,7 @@ def detect(model: ModelFiles, directory: Path, options: argparse.Namespace) -> t
     config = load_config(model.config, overrides, training=False)
     dataset = evaluated_dataset(config, model.config)
     config.dataloader.evaluator.output_dir = str(directory)
-    settings = TrainSettings.from_config(OmegaConf.to_container(config.train, resolve=True))
+    settings = TrainSettings.from_config(config.train)
     directory.mkdir(parents=True, exist_ok=True)
     print(f"running {model.weights} on {dataset} ...", file=sys.stderr, flush=True)
     with progress_of_inference(), contextlib.redirect_stdout(io.StringIO()):

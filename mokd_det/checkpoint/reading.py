@@ -19,9 +19,10 @@ from torch import Tensor
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 from yacs.config import CfgNode
 
+from mokd_det.checkpoint.origins import origin_of
 from mokd_det.errors import CheckpointError
 
-__all__ = ["load_file"]
+__all__ = ["load_file", "require_file"]
 
 _WEIGHT_KEYS = ("model", "state_dict")
 
@@ -52,14 +53,8 @@ def load_file(
     Raises:
         CheckpointError: the file is missing, cut short, empty, no checkpoint or unsafe.
     """
-    name = os.fspath(path)
-    source = f"{what} '{name}'"
-    try:
-        local = PathManager.get_local_path(name) if "://" in name else name
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{source} cannot be fetched: {_first_line(error)}") from error
-    if not os.path.isfile(local):
-        raise CheckpointError(f"{source} {'is a directory' if os.path.isdir(local) else 'does not exist'}")
+    source = f"{what} '{os.fspath(path)}'"
+    local = require_file(path, what)
     if os.path.getsize(local) == 0:
         raise CheckpointError(f"{source} is empty")
     content = (
@@ -70,6 +65,24 @@ def load_file(
     if not isinstance(content, dict):
         raise CheckpointError(f"{source} holds a {type(content).__name__}, not a dict with the key 'model'")
     return _with_model(content, source)
+
+
+def require_file(path: str | os.PathLike[str], what: str = "checkpoint") -> str:
+    """The local path of a file that must exist; an address is fetched.
+
+    Raises:
+        CheckpointError: it does not exist, with where it comes from if that is known, or cannot be fetched.
+    """
+    name = os.fspath(path)
+    try:
+        local = str(PathManager.get_local_path(name)) if "://" in name else name
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{what} '{name}' cannot be fetched: {_first_line(error)}") from error
+    if not os.path.isfile(local):
+        origin = origin_of(name)
+        problem = "is a directory" if os.path.isdir(local) else f"does not exist{origin and '; '}{origin}"
+        raise CheckpointError(f"{what} '{name}' {problem}")
+    return local
 
 
 def _read_safetensors(local: str, source: str) -> dict[str, Tensor]:

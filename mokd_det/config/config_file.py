@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 
 from detectron2.config import LazyConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from mokd_det.config.call_arguments import check_call_arguments
 from mokd_det.config.near_keys import did_you_mean
@@ -73,6 +73,6 @@ def load_config(
     apply_overrides(cfg, overrides)
     fill_from_data(cfg, overrides, training=training)
     check_references(cfg, REQUIRED_KEYS)
-    TrainSettings.from_config(OmegaConf.to_container(cfg.train, resolve=True))
+    TrainSettings.from_config(cfg.train)
     check_call_arguments(cfg)
     return cfg

@@ -153,6 +153,8 @@ class TrainSettings:
         Raises:
             ConfigError: an unknown key, a value of the wrong type or out of range; names the full key.
         """
+        if isinstance(section, DictConfig):
+            section = OmegaConf.to_container(section, resolve=True)
         merged = _merged(section)
         for key, lowest in _AT_LEAST.items():
             value = OmegaConf.select(merged, key)

@@ -96,7 +96,7 @@ def load_inference_model(
         CheckpointError: the weights are missing or do not fit.
     """
     cfg = load_config(config_file, overrides, training=False)
-    settings = TrainSettings.from_config(OmegaConf.to_container(cfg.train, resolve=True))
+    settings = TrainSettings.from_config(cfg.train)
     model = instantiate(student_section(cfg)).to(pick_device(settings.device))
     load_into(
         model,

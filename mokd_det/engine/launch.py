@@ -50,6 +50,7 @@ def launch(
     machine_rank: int = 0,
     dist_url: str = "auto",
     args: Sequence[Any] = (),
+    check: Callable[..., Any] | None = None,
     timeout: timedelta = timedelta(minutes=30),
     grace_seconds: float = 5.0,
 ) -> int:
@@ -71,6 +72,8 @@ def launch(
         machine_rank: number of this machine.
         dist_url: where the processes meet; "auto": a private file, for one machine.
         args: for ``main``; must be picklable with several processes.
+        check: called as ``check(*args)`` in this process before it starts others, so that a mistake in the input
+            costs no start of theirs; a single process finds its mistakes itself.
         timeout: of collective operations.
         grace_seconds: between a failure and the end of the other processes.
 
@@ -85,7 +88,9 @@ def launch(
             _check(num_processes, num_machines, machine_rank, dist_url)
         else:
             _check_place(place, num_processes, num_machines)
-    except ConfigError as error:
+        if check is not None and place is None and num_processes * num_machines > 1:
+            check(*args)
+    except MoKDError as error:
         _print_error(str(error))
         return EXIT_USER_ERROR
     if place is not None and place.world_size > 1:

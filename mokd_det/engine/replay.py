@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from detectron2.config import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -109,7 +109,7 @@ def replay_step(cfg: DictConfig, file: str) -> Replay:
     lacking = [key for key in ("batches", "iteration", "rank", "seed", "message") if key not in content]
     if lacking:
         raise CheckpointError(f"'{file}' is no kept batch: it has no '{lacking[0]}'")
-    settings = TrainSettings.from_config(OmegaConf.to_container(cfg.train, resolve=True))
+    settings = TrainSettings.from_config(cfg.train)
     device = pick_device(settings.device)
     if cfg.model.get("teacher_cache") is not None:
         # The teacher itself says the same but for the cache's rounding, wherever the folder is by now.

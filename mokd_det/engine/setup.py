@@ -15,7 +15,7 @@ from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from mokd_det.config import TrainSettings
 from mokd_det.config.own_data import own_data_summary
@@ -98,7 +98,7 @@ def default_setup(cfg: DictConfig, args: argparse.Namespace) -> TrainSettings:
     Raises:
         ConfigError: the output directory cannot be made, or see :meth:`TrainSettings.from_config`.
     """
-    settings = TrainSettings.from_config(OmegaConf.to_container(cfg.train, resolve=True))
+    settings = TrainSettings.from_config(cfg.train)
     output_dir = Path(settings.output_dir)
     try:
         output_dir.mkdir(parents=True, exist_ok=True)

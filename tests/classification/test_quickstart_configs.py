@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.utils.events import EventStorage
-from omegaconf import OmegaConf
 
 from mokd_det.config import TrainSettings, load_config
 from mokd_det.engine.build import build_trainer
@@ -27,7 +26,7 @@ def trainer_of(path: Path, *overrides: str):
     cfg = load_config(str(path), ["dataloader.train.num_workers=0", *overrides])
     if "teacher" in cfg.model:
         cfg.model.teacher_checkpoint = ""
-    settings = TrainSettings.from_config(OmegaConf.to_container(cfg.train, resolve=True))
+    settings = TrainSettings.from_config(cfg.train)
     torch.manual_seed(0)
     return build_trainer(cfg, settings)
 

@@ -215,7 +215,7 @@ def test_defaults_fill_every_section_partly_given():
     assert cfg.train.checkpointer.period == 3
     assert cfg.train.checkpointer.max_to_keep == CheckpointerSettings().max_to_keep
     assert set(cfg.train) == {item.name for item in dataclasses.fields(TrainSettings)}
-    settings = TrainSettings.from_config(OmegaConf.to_container(cfg.train))
+    settings = TrainSettings.from_config(cfg.train)
     assert settings.clip_grad.max_norm == 1.0
     assert settings.best is None
 

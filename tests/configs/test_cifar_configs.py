@@ -176,7 +176,7 @@ def test_a_choice_that_does_not_exist(override: str, message: str) -> None:
 def step(cfg: DictConfig) -> tuple[nn.Module, dict[str, float]]:
     """One training step."""
     torch.manual_seed(0)
-    trainer = build_trainer(cfg, TrainSettings.from_config(OmegaConf.to_container(cfg.train, resolve=True)))
+    trainer = build_trainer(cfg, TrainSettings.from_config(cfg.train))
     if trainer.module.needs_preparation:
         trainer.module.prepare_method(instantiate(cfg.dataloader.preparation))
     with EventStorage() as storage:

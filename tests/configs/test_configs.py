@@ -11,7 +11,6 @@ from detectron2.config import LazyCall as L
 from detectron2.config import instantiate
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
-from omegaconf import OmegaConf
 
 from mokd_det.config import TrainSettings, load_config
 from mokd_det.distillation import Distiller
@@ -48,7 +47,7 @@ def test_config(path: Path) -> None:
         cfg.model.teacher_checkpoint = ""
     classes = (cfg.model.student if distills else cfg.model).num_classes
     cfg.dataloader.train = L(random_batches)(classes=classes, size=64)
-    settings = TrainSettings.from_config(OmegaConf.to_container(cfg.train, resolve=True))
+    settings = TrainSettings.from_config(cfg.train)
     torch.manual_seed(0)
     trainer = build_trainer(cfg, settings)
     model = trainer.module

@@ -10,7 +10,7 @@ import torch
 from detectron2.config import LazyCall as L
 from detectron2.config import instantiate
 from detectron2.utils.events import EventStorage
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from mokd_det.config import TrainSettings, load_config
 from mokd_det.distillation import Distiller
@@ -29,7 +29,7 @@ TASKS = {
 def step(cfg: DictConfig, size: int = 64) -> tuple[Distiller, dict[str, float]]:
     cfg.model.teacher_checkpoint = ""
     cfg.dataloader.train = L(random_batches)(classes=80, size=size)
-    settings = TrainSettings.from_config(OmegaConf.to_container(cfg.train, resolve=True))
+    settings = TrainSettings.from_config(cfg.train)
     torch.manual_seed(0)
     trainer = build_trainer(cfg, settings)
     with EventStorage() as storage:

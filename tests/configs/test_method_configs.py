@@ -61,7 +61,7 @@ def step(cfg: DictConfig) -> tuple[torch.nn.Module, dict[str, float]]:
         )
     cfg.dataloader.train = L(random_batches)(classes=10, size=64)
     torch.manual_seed(0)
-    trainer = build_trainer(cfg, TrainSettings.from_config(OmegaConf.to_container(cfg.train, resolve=True)))
+    trainer = build_trainer(cfg, TrainSettings.from_config(cfg.train))
     with EventStorage() as storage:
         trainer.storage, trainer.iter, trainer.max_iter = storage, 0, 1
         trainer.model.train()

@@ -26,7 +26,7 @@ def one_step(*overrides: str) -> tuple[MoKDTrainer, dict[str, float]]:
     cfg = load_config(QUICKSTART, ["model.teacher_checkpoint=", *overrides])
     cfg.dataloader.train = L(random_batches)(classes=10, size=64)
     seed_all_rng(0)
-    trainer = build_trainer(cfg, TrainSettings.from_config(OmegaConf.to_container(cfg.train, resolve=True)))
+    trainer = build_trainer(cfg, TrainSettings.from_config(cfg.train))
     trainer.iter = 0
     with EventStorage() as trainer.storage:
         trainer.run_step()

@@ -109,7 +109,7 @@ def config(name: str, balancer: Callable[[], Balancer]) -> tuple[OmegaConf, Trai
     cfg.objectives = {"task": ["loss_cls"], "distill": ["loss_distill_*"]}
     cfg.balancer = L(balancer)()
     cfg.train = {"output_dir": "unused", "max_iter": 1, "device": "cpu"}
-    return cfg, TrainSettings.from_config(OmegaConf.to_container(cfg.train))
+    return cfg, TrainSettings.from_config(cfg.train)
 
 
 def _parameters(model: torch.nn.Module) -> list[torch.nn.Parameter]:

@@ -42,7 +42,7 @@ def config(directory: Path, *overrides: str) -> DictConfig:
 
 
 def build(cfg: DictConfig) -> Any:
-    settings = TrainSettings.from_config(OmegaConf.to_container(cfg.train, resolve=True))
+    settings = TrainSettings.from_config(cfg.train)
     torch.manual_seed(0)  # the teacher's weights
     return build_trainer(cfg, settings)
 
