@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from mokd_det.data.coco_format import register_coco_format
-from mokd_det.data.digits import CLASS_NAMES, KINDS, SPLITS, annotation_file, image_folder
+from mokd_det.data.digits import KINDS, SPLITS, annotation_file, class_names, image_folder
 
 __all__ = ["datasets_root", "register_digits"]
 
@@ -18,8 +18,7 @@ def datasets_root() -> Path:
 
 
 def register_digits(root: str | os.PathLike[str]) -> None:
-    """Register ``digits_train``, ``digits_val``, ``digits_test`` and their ``digits_hard_*`` kin under
-    ``root``."""
+    """Register ``digits_train``, ``digits_val``, ``digits_test`` and the other kinds' splits under ``root``."""
     for kind in KINDS:
         for split in SPLITS:
             folder = Path(root) / kind
@@ -27,7 +26,7 @@ def register_digits(root: str | os.PathLike[str]) -> None:
                 f"{kind}_{split}",
                 annotation_file(folder, split),
                 image_folder(folder, split),
-                thing_classes=CLASS_NAMES,
+                thing_classes=class_names(kind),
                 hint=f"generate it with: python datasets/make_digits.py {kind}",
             )
 

@@ -1,7 +1,8 @@
 """Detection scenes composed of scikit-learn's real handwritten digits: small data that a detector can learn.
 
-``digits`` (64 px): bright digits on dark backgrounds, learnable in minutes on a CPU. ``digits_hard`` (128
-px): free colours on gradients, noise and crops of scikit-learn's two photographs. The splits share neither a
+``digits`` (64 px): bright digits on dark backgrounds, learnable in minutes on a CPU. ``digits_few``: the same with
+the digits 0 to 2 alone, on which small detectors converge. ``digits_hard`` (128 px): free colours on gradients, noise
+and crops of scikit-learn's two photographs. The splits share neither a
 source digit nor a photo crop. Every image is a pure function of (kind, seed, split, index), so two runs are
 equal to the pixel.
 """
@@ -33,6 +34,7 @@ __all__ = [
     "Scene",
     "SceneStyle",
     "annotation_file",
+    "class_names",
     "compose_scene",
     "generate",
     "image_folder",
@@ -72,6 +74,7 @@ class SceneStyle:
         max_overlap: largest share of the smaller box that another box may cover.
         background: (generator, image size, split) → float image (H, W, 3) in 0–255 and its description.
         colour: (generator, mean colour (3,) behind the digit) → colour (3,) of the digit in 0–255.
+        digits: those that occur, from 0 up.
     """
 
     image_size: int
@@ -80,6 +83,7 @@ class SceneStyle:
     max_overlap: float
     background: Callable[[np.random.Generator, int, str], Background]
     colour: Callable[[np.random.Generator, np.ndarray], np.ndarray]
+    digits: int = 10
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,11 @@ class Scene:
     background: dict[str, Any]
 
 
+def class_names(kind: str) -> tuple[str, ...]:
+    """The classes of a kind of scenes."""
+    return CLASS_NAMES[: KINDS[kind].digits]
+
+
 def annotation_file(folder: str | os.PathLike[str], split: str) -> Path:
     """COCO JSON file of a split below a data set's folder."""
     return Path(folder) / "annotations" / f"{split}.json"
@@ -120,7 +129,7 @@ def generate(
     an interrupted run left is removed by the next one. Processes that generate at once wait for each other.
 
     Args:
-        kind: "digits" or "digits_hard".
+        kind: one of :data:`KINDS`.
         root: folder of all data sets.
         seed: non-negative.
         counts: images per split; None: :data:`DEFAULT_COUNTS`.
@@ -195,7 +204,7 @@ def compose_scene(
     placed: list[tuple[int, int, int, int]] = []
     labels, used = [], []
     for _ in range(rng.integers(style.digits_per_image[0], style.digits_per_image[1] + 1)):
-        label = int(rng.integers(len(CLASS_NAMES)))
+        label = int(rng.integers(style.digits))
         source = int(rng.choice(sources[label]))
         place = _find_place(style, digits[source], placed, rng)
         if place is None:
@@ -314,6 +323,7 @@ _photo_cache: dict[str, np.ndarray] = {}
 KINDS: dict[str, SceneStyle] = {
     "digits": SceneStyle(64, (1, 4), (16, 32), 0.05, _dark_background, _bright_colour),
     "digits_hard": SceneStyle(128, (1, 6), (20, 56), 0.15, _hard_background, _contrasting_colour),
+    "digits_few": SceneStyle(64, (1, 3), (16, 32), 0.05, _dark_background, _bright_colour, digits=3),
 }
 
 
@@ -361,7 +371,7 @@ def _write(folder: Path, kind: str, seed: int, counts: Mapping[str, int]) -> Non
         content = {
             "info": {"description": f"{kind} {split}, seed {seed}", "version": str(GENERATOR_VERSION)},
             "licenses": [],
-            "categories": [{"id": i + 1, "name": name} for i, name in enumerate(CLASS_NAMES)],
+            "categories": [{"id": i + 1, "name": name} for i, name in enumerate(class_names(kind))],
             "images": images,
             "annotations": annotations,
         }

@@ -16,6 +16,7 @@ from mokd_det.data import (
     register_coco_format,
     register_digits,
 )
+from mokd_det.data.digits import KINDS
 from mokd_det.errors import DatasetError
 
 
@@ -30,15 +31,15 @@ def test_no_name():
 
 
 def test_bundled_names_are_registered_with_their_classes():
-    for kind in ("digits", "digits_hard"):
+    for kind, names in {"digits": "0123456789", "digits_hard": "0123456789", "digits_few": "012"}.items():
         for split in ("train", "val", "test"):
             assert f"{kind}_{split}" in DatasetCatalog
-            assert MetadataCatalog.get(f"{kind}_{split}").thing_classes == list("0123456789")
+            assert MetadataCatalog.get(f"{kind}_{split}").thing_classes == list(names)
 
 
 def test_missing_bundled_data_says_how_to_make_it(tmp_path, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    for kind in ("digits", "digits_hard"):
+    for kind in KINDS:
         for split in ("train", "val", "test"):
             DatasetCatalog.remove(f"{kind}_{split}")
             MetadataCatalog.remove(f"{kind}_{split}")

@@ -88,8 +88,11 @@ def test_files_pass_the_checks_and_have_the_promised_counts(made):
         assert all(low <= len(record["annotations"]) <= high for record in records)
 
 
-def test_categories_are_one_to_ten_named_by_their_digit(made):
-    assert annotations(*made, "val")["categories"] == [{"id": d + 1, "name": str(d)} for d in range(10)]
+def test_categories_are_named_by_their_digit_and_all_occur(made):
+    count = 3 if made[0] == "digits_few" else 10
+    assert annotations(*made, "val")["categories"] == [{"id": d + 1, "name": str(d)} for d in range(count)]
+    found = {a["category_id"] for a in annotations(*made, "train")["annotations"]}
+    assert found == set(range(1, count + 1))
 
 
 def test_labels_are_those_of_the_source_digits(made):
