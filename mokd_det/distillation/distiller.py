@@ -14,10 +14,12 @@ from torch import Tensor, nn
 
 from mokd_det.checkpoint import load_into
 from mokd_det.distillation.context import batch_context
-from mokd_det.distillation.map_alignment import align_maps, image_sizes
+from mokd_det.distillation.map_alignment import align_maps, image_sizes, stretched_objects
 from mokd_det.distillation.methods.base import Method
+from mokd_det.distillation.requirements import known_class_names
 from mokd_det.distillation.side_stream import SideStream, SideWork
 from mokd_det.distillation.subspace import require_choice
+from mokd_det.distillation.tap_pairing import CommonTaps, TapPairing
 from mokd_det.distillation.taps import TapRecorder, TapSource, TapValue, tap_specs
 from mokd_det.distillation.teacher_cache import TeacherCache
 from mokd_det.distillation.token_matching import (
@@ -100,6 +102,8 @@ class Distiller(nn.Module):
             "bfloat16" or "float16", whatever the student trains in. Its weights stay as they are.
         teacher_cache: keeps what the teacher says about images that come back unchanged, which spares its forward.
         teacher_stream: run the teacher on a CUDA stream of its own, beside the student's forward. No effect on a CPU.
+        tap_pairing: maps and decoder levels that the models do not both have are refused ("equal"), or left out and
+            paired by depth ("common", see :mod:`mokd_det.distillation.tap_pairing`).
         prediction_taps: where that matching finds "logits" (B, N, classes) and "boxes" (B, N, 4), spelled as
             ``taps`` are; None: as a ViDT offers them.
 
@@ -126,9 +130,11 @@ class Distiller(nn.Module):
         teacher_precision: TeacherPrecision = "as_student",
         teacher_cache: TeacherCache | None = None,
         teacher_stream: bool = False,
+        tap_pairing: TapPairing = "equal",
     ) -> None:
         super().__init__()
         require_choice("teacher_precision", teacher_precision, TeacherPrecision)
+        require_choice("tap_pairing", tap_pairing, TapPairing)
         self._teacher_precision = teacher_precision
         taps = DEFAULT_TAPS if taps is None else taps
         self._matching = parse_token_matching(token_matching)
@@ -184,12 +190,17 @@ class Distiller(nn.Module):
         student_specs = tap_specs(student, self._student_sources)
         if self._matching is not None and teacher is not None:
             numbers = self._matching.check(
-                tap_specs(student, self._student_predictions), tap_specs(teacher, self._teacher_predictions)
+                tap_specs(student, self._student_predictions),
+                tap_specs(teacher, self._teacher_predictions),
+                (known_class_names(student), known_class_names(teacher)),
             )
             student_specs, teacher_specs = (
                 {name: matched_spec(name, spec, number, min(numbers)) for name, spec in specs.items()}
                 for specs, number in zip((student_specs, teacher_specs), numbers, strict=True)
             )
+        self._common = CommonTaps(student_specs, teacher_specs) if tap_pairing == "common" else None
+        if self._common is not None:
+            student_specs, teacher_specs = self._common.student, self._common.teacher
         method.inspect(student, teacher)
         method.setup(student_specs, teacher_specs)
         reference = next(student.parameters(), None)
@@ -368,10 +379,16 @@ class Distiller(nn.Module):
         if self._matching is not None:
             queries = self._matching.assign(predictions.values, prepared.teacher_predictions)
             student_taps, teacher_taps = map(take_queries, (student_taps, teacher_taps), queries)
+        if self._common is not None:
+            student_taps = self._common.of_student(student_taps)
+            teacher_taps = self._common.of_teacher(teacher_taps)
         sizes = image_sizes(prepared.inputs)
         if sizes is not None:
             student_taps, teacher_taps = align_maps(student_taps, teacher_taps, sizes)
-        compared = self.method(student_taps, teacher_taps, batch_context(prepared.inputs))
+        context = batch_context(prepared.inputs)
+        if context.objects is not None:
+            context = replace(context, objects=stretched_objects(context.objects, student_taps))
+        compared = self.method(student_taps, teacher_taps, context)
         terms = {f"loss_distill_{name}": value for name, value in compared.items()}
         taken = sorted(set(terms) & set(losses))
         if taken:
@@ -416,7 +433,8 @@ class Distiller(nn.Module):
         prepared = (self._prepare(batch, None) for batch in batches)
         if self.method.teacher_after_student:
             prepared = (self._with_teacher(batch, {}) for batch in prepared)
-        self.method.prepare((batch.teacher_taps, batch_context(batch.inputs)) for batch in prepared)
+        paired = (lambda taps: taps) if self._common is None else self._common.of_teacher
+        self.method.prepare((paired(batch.teacher_taps), batch_context(batch.inputs)) for batch in prepared)
 
     def after_step(self) -> None:
         """To be called after each optimiser step."""

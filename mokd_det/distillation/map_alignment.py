@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from mokd_det.distillation.context import Objects
 from mokd_det.distillation.taps import TapValue
 from mokd_det.errors import IncompatibleModelsError
 from mokd_det.layers.tap_point import FeatureMap
 
-__all__ = ["align_maps", "image_sizes"]
+__all__ = ["align_maps", "image_sizes", "stretched_objects"]
 
 LARGEST_PADDING = 128
 """Models pad a batch to a multiple of at most so many pixels; a larger map has another cause."""
@@ -62,6 +63,22 @@ def align_maps(
         pairs = [_align(name, level, by_stride[level.stride], sizes) for level in maps_s]
         aligned_s[name], aligned_t[name] = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     return aligned_s, aligned_t
+
+
+def stretched_objects(objects: Objects, student: Mapping[str, TapValue]) -> Objects:
+    """The objects where the student's maps show them, if it resized its images itself."""
+    levels = (
+        level for value in student.values() if isinstance(value, list) for level in value if level.stretched
+    )
+    level = next(levels, None)
+    if level is None:
+        return objects
+    height, width = (int(cells) * level.stride for cells in level.tensor.shape[2:])
+    boxes = tuple(
+        box * box.new_tensor([width / w, height / h] * 2)
+        for box, (h, w) in zip(objects.boxes, objects.sizes, strict=True)
+    )
+    return Objects(boxes, objects.classes, ((height, width),) * len(boxes))
 
 
 def _align(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
@@ -14,6 +15,8 @@ from mokd_det.distillation.precision import autocast_off, full_precision
 from mokd_det.distillation.taps import TapValue
 from mokd_det.errors import ConfigError, IncompatibleModelsError, InvalidLossError
 from mokd_det.layers import TapSpec, cxcywh_to_xyxy, generalized_iou
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["PREDICTION_TAPS", "HungarianTokenMatching", "TokenMatchingChoice", "parse_token_matching"]
 
@@ -36,14 +39,24 @@ class HungarianTokenMatching:
         cost_class: weight of the class cost; 0 for models of different label sets.
         cost_bbox: weight of the boxes' L1 distance.
         cost_giou: weight of the boxes' generalised IoU.
+        other_classes: of models with different label sets: "refuse" them, or match by "boxes" alone, which is logged.
 
     Raises:
-        ConfigError: a negative weight, or no positive one.
+        ConfigError: a negative weight, or no positive one, or another word.
     """
 
     names: ClassVar[tuple[str, ...]] = ("logits", "boxes")
 
-    def __init__(self, cost_class: float = 2.0, cost_bbox: float = 5.0, cost_giou: float = 2.0) -> None:
+    def __init__(
+        self,
+        cost_class: float = 2.0,
+        cost_bbox: float = 5.0,
+        cost_giou: float = 2.0,
+        other_classes: Literal["refuse", "boxes"] = "refuse",
+    ) -> None:
+        if other_classes not in ("refuse", "boxes"):
+            raise ConfigError(f"other_classes={other_classes!r} is not 'refuse' or 'boxes'")
+        self.other_classes = other_classes
         costs = {"cost_class": cost_class, "cost_bbox": cost_bbox, "cost_giou": cost_giou}
         for name, cost in costs.items():
             if cost < 0:
@@ -52,12 +65,18 @@ class HungarianTokenMatching:
             raise ConfigError("all costs of the token matching weigh 0; give at least one above 0")
         self.cost_class, self.cost_bbox, self.cost_giou = cost_class, cost_bbox, cost_giou
 
-    def check(self, student: Mapping[str, TapSpec], teacher: Mapping[str, TapSpec]) -> tuple[int, int]:
+    def check(
+        self,
+        student: Mapping[str, TapSpec],
+        teacher: Mapping[str, TapSpec],
+        names: tuple[tuple[str, ...] | None, tuple[str, ...] | None] = (None, None),
+    ) -> tuple[int, int]:
         """The numbers of queries of both models.
 
         Args:
             student: descriptions of the student's taps "logits" (B, N, classes) and "boxes" (B, N, 4).
             teacher: the teacher's.
+            names: the class names of both, as far as they are known.
 
         Raises:
             IncompatibleModelsError: taps that are no such predictions, or of different label sets with a class cost.
@@ -79,11 +98,16 @@ class HungarianTokenMatching:
                 )
             counts.append(int(logits.num_tokens or 0))
         classes_s, classes_t = student["logits"].channels[0], teacher["logits"].channels[0]
-        if self.cost_class and classes_s != classes_t:
-            raise IncompatibleModelsError(
-                f"hungarian token matching: the student predicts {classes_s} classes and the teacher {classes_t}, so "
-                f"their probabilities cannot be compared; match by boxes alone with cost_class=0"
+        differ = classes_s != classes_t or (None not in names and names[0] != names[1])
+        if self.cost_class and differ:
+            found = (
+                f"hungarian token matching: the student predicts {classes_s} classes and the teacher {classes_t}"
+                f"{'' if classes_s != classes_t else ' others'}, so their probabilities cannot be compared"
             )
+            if self.other_classes == "refuse":
+                raise IncompatibleModelsError(f"{found}; match by boxes alone with cost_class=0")
+            logger.info("%s: queries are matched by boxes alone", found)
+            self.cost_class = 0.0
         return counts[0], counts[1]
 
     @torch.no_grad()

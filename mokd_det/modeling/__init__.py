@@ -2,6 +2,7 @@
 
 from .criterion import SetCriterion
 from .decoder import DeformableTransformer
+from .feature_teacher import FeatureTeacher, SeveralTeachers
 from .matcher import HungarianMatcher
 from .neck import EPFF, InputProjection
 from .postprocess import top_predictions
@@ -13,9 +14,11 @@ from .vidt import ViDT
 __all__ = [
     "EPFF",
     "DeformableTransformer",
+    "FeatureTeacher",
     "HungarianMatcher",
     "InputProjection",
     "SetCriterion",
+    "SeveralTeachers",
     "TorchvisionDetector",
     "TransformersDetector",
     "ViDT",

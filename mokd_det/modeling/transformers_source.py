@@ -19,7 +19,15 @@ from torch import nn
 from mokd_det.errors import CheckpointError, ConfigError, ExportError, MoKDError
 from mokd_det.modeling.transformers_family import Family, family_of
 
-__all__ = ["Source", "import_transformers", "load_detector", "load_source", "quiet", "read_processor"]
+__all__ = [
+    "Source",
+    "import_transformers",
+    "load_backbone",
+    "load_detector",
+    "load_source",
+    "quiet",
+    "read_processor",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -157,6 +165,26 @@ def load_detector(
     if mismatch and not added:
         _start_class_heads(transformers, model, config, where)
     return model, family, read_processor(folder)
+
+
+def load_backbone(source: Source, allow_download: bool) -> tuple[Any, Any, str | None, str]:
+    """A network without a head (``AutoModel``): it, its configuration, its folder, and its name for messages.
+
+    Raises:
+        ConfigError: no such source.
+        CheckpointError: weights are missing or do not fit.
+    """
+    transformers = import_transformers()
+    config, folder, where = load_source(source, allow_download, "AutoModel")
+    if folder is None:
+        with _one_line(where):
+            return transformers.AutoModel.from_config(config).float(), config, None, where
+    return (
+        _with_weights(transformers.AutoModel, config, folder, where, 0, allow_download),
+        config,
+        folder,
+        where,
+    )
 
 
 def _with_weights(
