@@ -12,7 +12,6 @@ from mokd_det.errors import ConfigError
 from .base import Forward, StepContext
 from .closed_form import ClosedForm
 from .collectives import all_reduce_mean, all_reduce_sum, world_size
-from .conflict import gram_scalars
 from .single_backward import weighted_backward
 
 __all__ = ["ClosedFormTaps"]
@@ -58,11 +57,11 @@ class ClosedFormTaps(ClosedForm):
             gram, losses = self._sum_over(forwards, context)
         losses = all_reduce_mean(losses)
         # Every rank and micro-batch has samples, hence coordinates of z, of its own.
-        gram = self._of_objectives(all_reduce_sum(gram) / (world_size() * len(forwards)) ** 2, losses)
-        weights = self._solved_weights(gram, losses, context)
+        gram = all_reduce_sum(gram) / (world_size() * len(forwards)) ** 2
+        weights = self._solved_weights(self._of_objectives(gram, losses), losses, context)
         raw = self._raw_weights(weights, losses)
         weighted_backward(forwards, context, raw)
-        return {**self._scalars(weights, raw), **gram_scalars(gram, self.objectives)}
+        return {**self._scalars(weights, raw), **self._relations(gram, losses)}
 
     def _sum_over(self, forwards: Sequence[Forward], context: StepContext) -> tuple[Tensor, Tensor]:
         grams, losses = [], []

@@ -11,23 +11,30 @@ from torch import Tensor
 __all__ = ["gram_scalars"]
 
 
-def gram_scalars(gram: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
-    """Per pair of objectives a, b: ⟨g_a, g_b⟩, their cosine and ‖g_a‖ / ‖g_b‖.
+def gram_scalars(gram: Tensor, names: Sequence[str], losses: Tensor | None = None) -> dict[str, Tensor]:
+    """Per pair of objectives a, b: the preprint's conflict ⟨∇L_a, ∇L_b⟩ and dominance ‖∇L_a‖ / ‖∇L_b‖, and the cosine.
+
+    The preprint defines both of the raw gradients; a balancer of logarithms works with ∇log L_i = ∇L_i / L_i, whose
+    inner products and norms are others, and whose cosine is the same. Which gradient dominates may turn round.
 
     Args:
-        gram: (K, K) inner products.
+        gram: (K, K) inner products of the ∇L_i.
         names: the K objectives.
+        losses: (K,) positive; None: nothing of the logarithms.
 
     Returns:
-        ``inner_product/a_b``, ``cosine/a_b`` (0 if either vanishes) and ``norm_ratio/a_b``, as scalars on the
-        device of ``gram``.
+        ``cosine/a_b`` (0 if either vanishes), ``raw_inner_product/a_b``, ``raw_norm_ratio/a_b``, and with ``losses``
+        ``log_inner_product/a_b`` and ``log_norm_ratio/a_b``, as scalars on the device of ``gram``.
     """
-    norms = gram.diagonal().clamp(min=0).sqrt()
-    tiny = torch.finfo(gram.dtype).tiny
     scalars: dict[str, Tensor] = {}
+    tiny = torch.finfo(gram.dtype).tiny
+    kinds = {"raw": gram} if losses is None else {"raw": gram, "log": gram / torch.outer(losses, losses)}
     for first, second in combinations(range(len(names)), 2):
         pair = f"{names[first]}_{names[second]}"
-        scalars[f"inner_product/{pair}"] = gram[first, second]
-        scalars[f"cosine/{pair}"] = gram[first, second] / (norms[first] * norms[second]).clamp(min=tiny)
-        scalars[f"norm_ratio/{pair}"] = norms[first] / norms[second].clamp(min=tiny)
+        for kind, matrix in kinds.items():
+            norms = matrix.diagonal().clamp(min=0).sqrt()
+            product = norms[first] * norms[second]
+            scalars.setdefault(f"cosine/{pair}", matrix[first, second] / product.clamp(min=tiny))
+            scalars[f"{kind}_inner_product/{pair}"] = matrix[first, second]
+            scalars[f"{kind}_norm_ratio/{pair}"] = norms[first] / norms[second].clamp(min=tiny)
     return scalars

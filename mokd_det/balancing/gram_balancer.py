@@ -88,11 +88,11 @@ class GramBalancer(Balancer):
     ) -> Mapping[str, Tensor | float]:
         gradients = ObjectiveGradients(context)
         losses = gradients.collect(forwards)
-        gram = self._of_objectives(gradients.gram(self.trunk_only), losses)
-        weights = self._solved_weights(gram, losses, context)
+        raw_gram = gradients.gram(self.trunk_only)
+        weights = self._solved_weights(self._of_objectives(raw_gram, losses), losses, context)
         raw = self._raw_weights(weights, losses)
         gradients.release(raw)
-        return {**self._scalars(weights, raw), **gram_scalars(gram, self.objectives)}
+        return {**self._scalars(weights, raw), **self._relations(raw_gram, losses)}
 
     def _solved_weights(self, gram: Tensor, losses: Tensor, context: StepContext) -> Tensor:
         """What this step applies; the solution is kept for :meth:`after_step`."""
@@ -113,6 +113,11 @@ class GramBalancer(Balancer):
             return raw_gram
         shifted = self._log.shifted(losses)
         return raw_gram / torch.outer(shifted, shifted)
+
+    def _relations(self, raw_gram: Tensor, losses: Tensor) -> dict[str, Tensor]:
+        """Conflict and dominance of the ∇L_i, and of the g_i where these are others."""
+        shifted = self._log.shifted(losses) if self.log_gradients else None
+        return gram_scalars(raw_gram, self.objectives, shifted)
 
     def _raw_weights(self, weights: Tensor, losses: Tensor) -> Tensor:
         return self._log.raw_weights(weights, losses, self.total) if self.log_gradients else weights

@@ -21,13 +21,14 @@ __all__ = ["GradientConflict"]
 class GradientConflict(HookBase):
     """Measures conflict, dominance and alignment every ``period`` iterations, whatever balancer trains.
 
-    Gradients are those of log L_i, g_i = ∇L_i / L_i (docs/theory.md), over the student's shared parameters,
-    averaged over ranks and micro-batches, of the very batch, masks and parameters of the step. Cosines are the same
-    for ∇L_i; norms and inner products are not. For every pair of objectives a, b and every group of parameters
-    ("all" of them, and :func:`~mokd_det.engine.parameter_groups.group_parameters`) it stores
+    Gradients ∇L_i are over the student's shared parameters, averaged over ranks and micro-batches, of the very batch,
+    masks and parameters of the step. For every pair of objectives a, b and every group of parameters ("all" of them,
+    and :func:`~mokd_det.engine.parameter_groups.group_parameters`) it stores
 
-    - ``cosine/<a>_<b>/<group>``, ``inner_product/<a>_<b>/<group>`` (the MoKD preprint's conflict score: negative
-      means conflict) and ``norm_ratio/<a>_<b>/<group>``, ‖g_a‖ / ‖g_b‖ (its dominance);
+    - ``cosine/<a>_<b>/<group>``, the same for ∇L_i and ∇log L_i = ∇L_i / L_i;
+    - ``raw_inner_product/…``, ⟨∇L_a, ∇L_b⟩ (the preprint's conflict score, figures 3 and C.4: negative means conflict),
+      and ``raw_norm_ratio/…``, ‖∇L_a‖ / ‖∇L_b‖ (its dominance);
+    - ``log_inner_product/…`` and ``log_norm_ratio/…``: the same of ∇log L_i, which the balancers of logarithms see;
     - ``conflict_share/<a>_<b>/<group>``: the share of all measurements so far, also those before a resume, whose
       inner product was negative;
 
@@ -39,11 +40,11 @@ class GradientConflict(HookBase):
       preconditioning and its weight decay included; without a value if the GradScaler skipped the step;
 
     and ``conflict_time``, the seconds it took. Where the gradient of an objective vanishes (it does not reach the
-    group) or overflows, its scalars are left out. An objective that is not positive has no logarithm: only its
-    cosines, of ∇L_i, are stored and counted.
+    group) or overflows, its scalars are left out. An objective that is not positive has no logarithm, and no
+    scalars of it.
 
     The names end with a group also for all parameters, because balancers that compute a Gram matrix themselves log
-    the plain names every step, of the gradients they work with.
+    the plain names every step.
 
     It changes nothing in the training: the forwards are replays, ``.grad`` holds the same tensors afterwards. A
     measurement costs a forward and K backward passes of each micro-batch and waits for the device. It holds K
@@ -130,16 +131,16 @@ class GradientConflict(HookBase):
         names = self.trainer.objectives.names
         live = [index for index in range(len(names)) if _is_live(gram, index)]
         positive = [index for index in live if losses[index] > 0]
-        of_logarithms = gram_scalars(
-            gram[positive][:, positive] / torch.outer(losses[positive], losses[positive]),
-            [names[index] for index in positive],
-        )
-        of_losses = gram_scalars(gram[live][:, live], [names[index] for index in live])
+        relations = {
+            **gram_scalars(
+                gram[positive][:, positive], [names[index] for index in positive], losses[positive].double()
+            ),
+            **gram_scalars(gram[live][:, live], [names[index] for index in live]),
+        }
         scalars = {}
-        for name, value in {**of_losses, **of_logarithms}.items():
+        for name, value in relations.items():
             kind, _, pair = name.partition("/")
-            if kind == "cosine" or name in of_logarithms:
-                scalars[f"{name}/{group}"] = float(value)
+            scalars[f"{name}/{group}"] = float(value)
             if kind == "cosine":
                 count = self._counts.setdefault(f"{pair}/{group}", [0, 0])
                 count[0] += bool(value < 0)

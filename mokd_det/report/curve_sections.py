@@ -123,25 +123,29 @@ def conflict_section(groups: Sequence[RunGroup]) -> Section:
     conflict = _prefixed_charts(
         groups, "cosine/", "Conflict", "cosine", {"limits": (-1.0, 1.0), "reference": 0.0}
     )
-    dominance = _prefixed_charts(
-        groups,
-        "norm_ratio/",
-        "Dominance",
-        "‖g₁‖ / ‖g₂‖",
-        {"logarithmic": True, "reference": 1.0},
+    inner = _prefixed_charts(
+        groups, "raw_inner_product/", "Conflict, inner product", "⟨∇L₁, ∇L₂⟩", {"reference": 0.0}
+    )
+    ratio = {"logarithmic": True, "reference": 1.0}
+    dominance = _prefixed_charts(groups, "raw_norm_ratio/", "Dominance", "‖∇L₁‖ / ‖∇L₂‖", ratio)
+    of_logarithms = _prefixed_charts(
+        groups, "log_norm_ratio/", "Dominance of the logarithms", "‖∇log L₁‖ / ‖∇log L₂‖", ratio
     )
     content: list[Content] = []
-    if conflict or dominance:
+    kinds = (inner, conflict, dominance, of_logarithms)
+    if any(kinds):
         content += [
             element(
                 "p",
                 "Below 0 the gradients of two objectives contradict each other: a step along one undoes the other. "
-                "Dominance above 1: the first one's gradient is the longer one.",
+                "Dominance above 1: the first one's gradient is the longer one. Both are of the raw gradients ∇L, as "
+                "in figures 3 and C.4 of the MoKD preprint; balancers of logarithms see ∇log L = ∇L / L, whose cosine "
+                "is the same and whose dominance may be the other way round.",
                 class_="soft",
             ),
-            legend([group for group in groups if _logs(group, "cosine/") or _logs(group, "norm_ratio/")]),
-            charts_grid([*conflict[:2], *dominance[:2]]),
-            more_charts("Other parameter groups", [*conflict[2:], *dominance[2:]]),
+            legend([group for group in groups if _logs(group, "cosine/") or _logs(group, "raw_norm_ratio/")]),
+            charts_grid([chart for kind in kinds for chart in kind[:1]]),
+            more_charts("Other parameter groups", [chart for kind in kinds for chart in kind[1:]]),
         ]
     else:
         content.append(

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle, permutations
+from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, SymmetricalLogLocator
 
 from mokd_det.visualization.figure_style import (
     LINE_COLOURS,
@@ -23,6 +24,9 @@ from mokd_det.visualization.run_metrics import RunMetrics, Series
 
 __all__ = ["dynamics_figure"]
 
+# The group of all parameters, as GradientConflict names it.
+_WHOLE = "all"
+
 _PANEL_WIDTH, _PANEL_HEIGHT = 3.6, 1.9
 
 
@@ -34,7 +38,7 @@ class _Row:
     unit: str
     lines: Sequence[dict[str, Series]]
     limits: tuple[float, float] | None = None
-    logarithmic: bool = False
+    scale: Literal["linear", "log", "symlog"] = "linear"
     reference: float | None = None
     note: bool = False
 
@@ -42,9 +46,12 @@ class _Row:
 def dynamics_figure(runs: Sequence[RunMetrics], *, title: str = "") -> Figure:
     """One column per run, one row per quantity, with equal scales along a row.
 
-    Rows: the losses of the objectives, their weights π, the conflict cos(g_a, g_b) of their gradients, and
-    the dominance ‖g_a‖ / ‖g_b‖ (scalars ``cosine/…`` and ``norm_ratio/…``), with a row for each parameter group
-    where they are logged so. A row that no run has logged is left out; the axes of a run that lacks one say so.
+    Rows: the losses of the objectives and their weights π. Then the preprint's figures 3 and C.4, which are of the raw
+    gradients ∇L: conflict as the inner product ⟨∇L_a, ∇L_b⟩ (``raw_inner_product/…``) and as its cosine
+    (``cosine/…``, that of the logarithms too), dominance ‖∇L_a‖ / ‖∇L_b‖ (``raw_norm_ratio/…``). Then the dominance of
+    ∇log L, which balancers of logarithms see (``log_norm_ratio/…``). Cosine and raw dominance have a row for each
+    parameter group that is logged. A row that no run has logged is left out; the axes of a run that lacks one say so.
+    With ``train.conflict_period=1`` and ``train.log_period=1`` the lines have a point per iteration.
 
     Args:
         runs: from :func:`~mokd_det.visualization.run_metrics.read_run`.
@@ -98,14 +105,21 @@ def _rows(runs: Sequence[RunMetrics]) -> list[_Row]:
     # The weight of a single objective is always 1 and tells nothing.
     weights = [run.weights() if len(run.weights()) > 1 else {} for run in runs]
     rows = [
-        _Row("Losses", "sum per objective", losses, _log_limits(losses), logarithmic=True),
+        _Row("Losses", "sum per objective", losses, _log_limits(losses), scale="log"),
         _Row("Weights", "π", weights, (0.0, 1.03)),
     ]
+    for title, inner in _by_group("Inner product", "raw_inner_product/", runs, _WHOLE).items():
+        limits = _signed_limits(inner)
+        rows.append(_Row(title, "⟨∇L₁, ∇L₂⟩", inner, limits, scale="symlog", reference=0.0))
     for title, cosines in _by_group("Conflict", "cosine/", runs).items():
-        rows.append(_Row(title, "cos(g₁, g₂)", cosines, (-1.03, 1.03), reference=0.0, note=True))
-    for title, ratios in _by_group("Dominance", "norm_ratio/", runs).items():
-        limits = _log_limits(ratios, around=1.0)
-        rows.append(_Row(title, "‖g₁‖ / ‖g₂‖", ratios, limits, logarithmic=True, reference=1.0))
+        rows.append(_Row(title, "cos(∇L₁, ∇L₂)", cosines, (-1.03, 1.03), reference=0.0, note=True))
+    for title, prefix, unit, only in (
+        ("Dominance", "raw_norm_ratio/", "‖∇L₁‖ / ‖∇L₂‖", None),
+        ("Dominance, logarithms", "log_norm_ratio/", "‖∇log L₁‖ / ‖∇log L₂‖", _WHOLE),
+    ):
+        for row_title, ratios in _by_group(title, prefix, runs, only).items():
+            limits = _log_limits(ratios, around=1.0)
+            rows.append(_Row(row_title, unit, ratios, limits, scale="log", reference=1.0))
     return rows
 
 
@@ -114,11 +128,16 @@ def _losses(run: RunMetrics) -> dict[str, Series]:
     return grouped or {name: run.series(*losses) for name, losses in run.terms().items()}
 
 
-def _by_group(title: str, prefix: str, runs: Sequence[RunMetrics]) -> dict[str, list[dict[str, Series]]]:
-    """Title of a row → its lines, run by run: a row for each parameter group."""
+def _by_group(
+    title: str, prefix: str, runs: Sequence[RunMetrics], only: str | None = None
+) -> dict[str, list[dict[str, Series]]]:
+    """Title of a row → its lines, run by run: a row for each parameter group, or for one group and the plain names."""
     found = [_prefixed(run, prefix) for run in runs]
     # Those of the balancer itself, without a group, come first.
-    groups = sorted(dict.fromkeys(group for lines in found for _, group in lines), key=bool)
+    named = dict.fromkeys(
+        group for lines in found for _, group in lines if only in (None, group) or not group
+    )
+    groups = sorted(named, key=bool)
     return {
         f"{title}, {group}" if group else title: [
             {pair: series for (pair, of_group), series in lines.items() if of_group == group}
@@ -153,9 +172,22 @@ def _log_limits(
     return low / 1.3, high * 1.3
 
 
+def _signed_limits(lines: Sequence[dict[str, Series]]) -> tuple[float, float] | None:
+    """Symmetric about 0."""
+    values = np.concatenate([np.zeros(0), *(np.abs(s[1]) for run in lines for s in run.values())])
+    values = values[np.isfinite(values) & (values > 0)]
+    return (-1.5 * float(values.max()), 1.5 * float(values.max())) if len(values) else None
+
+
 def _draw(axes: Axes, row: _Row, lines: dict[str, Series], colours: dict[str, str], absent: str) -> None:
     plain_axes(axes)
-    if row.logarithmic:
+    if row.scale == "symlog" and row.limits is not None:
+        # Linear within a thousandth of the largest value: its sign is the message.
+        axes.set_yscale("symlog", linthresh=row.limits[1] / 1e3)
+        axes.yaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=row.limits[1] / 10))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0e}" if value else "0"))
+    if row.scale == "log":
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.yaxis.set_minor_locator(NullLocator())

@@ -99,9 +99,9 @@ class TestStep:
 
     def test_logs_conflict_and_dominance_of_the_log_gradients(self) -> None:
         _, scalars = linear_step(ClosedForm(eps=1e-30), [2.0, 4.0], [[2.0, 0.0], [-4.0, 4.0]])
-        assert scalars["inner_product/o0_o1"] == pytest.approx(-1)
+        assert scalars["log_inner_product/o0_o1"] == pytest.approx(-1)
         assert scalars["cosine/o0_o1"] == pytest.approx(-(0.5**0.5))
-        assert scalars["norm_ratio/o0_o1"] == pytest.approx(0.5**0.5)
+        assert scalars["log_norm_ratio/o0_o1"] == pytest.approx(0.5**0.5)
 
     def test_parameters_without_gradient_stay_without(self) -> None:
         """Zeros would make an optimiser decay them and pretend they were trained."""

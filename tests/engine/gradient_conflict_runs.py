@@ -22,8 +22,10 @@ BALANCERS = {
 }
 KINDS = (
     "cosine/",
-    "inner_product/",
-    "norm_ratio/",
+    "raw_inner_product/",
+    "raw_norm_ratio/",
+    "log_inner_product/",
+    "log_norm_ratio/",
     "conflict_share/",
     "alignment/",
     "update_alignment/",

@@ -14,6 +14,7 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
 from mokd_det.balancing import Amortized, Balancer, ClosedForm, FixedWeights, GradNorm
+from mokd_det.balancing.conflict import gram_scalars
 from mokd_det.config import load_config
 from mokd_det.engine import AtomicCheckpointer
 from mokd_det.engine import launch as launch_function
@@ -63,8 +64,11 @@ def expected() -> dict[str, dict[str, Tensor]]:
     total = 3.0 * objectives["cls"] + objectives["box"]
     vectors = {
         **{
-            name: torch.autograd.grad(loss.log(), parameters, retain_graph=True, allow_unused=True)
+            f"{kind}{name}": torch.autograd.grad(
+                loss.log() if kind else loss, parameters, retain_graph=True, allow_unused=True
+            )
             for name, loss in objectives.items()
+            for kind in ("", "log ")
         },
         "step": torch.autograd.grad(total, parameters, retain_graph=True),
     }
@@ -100,12 +104,34 @@ class TestNumbers:
     """Against ``torch.autograd.grad`` on a copy of the model."""
 
     @pytest.mark.parametrize("group", ["all", *PARTS])
-    def test_conflict_and_dominance_are_those_of_the_log_gradients(self, expected, found, group):
-        cls, box = expected[group]["cls"], expected[group]["box"]
+    @pytest.mark.parametrize("kind", ["raw", "log"])
+    def test_conflict_and_dominance_of_the_raw_gradients_and_of_the_logarithms(
+        self, expected, found, group, kind
+    ):
+        cls, box = (expected[group][f"{'log ' if kind == 'log' else ''}{name}"] for name in ("cls", "box"))
         inner, norms = cls @ box, (cls.norm(), box.norm())
-        assert found[f"inner_product/cls_box/{group}"] == pytest.approx(float(inner), rel=1e-4, abs=1e-7)
+        assert found[f"{kind}_inner_product/cls_box/{group}"] == pytest.approx(
+            float(inner), rel=1e-4, abs=1e-7
+        )
         assert found[f"cosine/cls_box/{group}"] == pytest.approx(float(inner / norms[0] / norms[1]), abs=1e-5)
-        assert found[f"norm_ratio/cls_box/{group}"] == pytest.approx(float(norms[0] / norms[1]), rel=1e-5)
+        assert found[f"{kind}_norm_ratio/cls_box/{group}"] == pytest.approx(
+            float(norms[0] / norms[1]), rel=1e-5
+        )
+
+    def test_the_logarithms_can_turn_dominance_round(self):
+        """L = (1, 4) with gradients (1, 2): the first is half as long, its logarithm's twice."""
+        gram = torch.tensor([[1.0, 1.2], [1.2, 4.0]], dtype=torch.float64)
+        scalars = gram_scalars(gram, ["a", "b"], torch.tensor([1.0, 4.0], dtype=torch.float64))
+        found = {name: float(value) for name, value in scalars.items()}
+        assert found == pytest.approx(
+            {
+                "cosine/a_b": 0.6,
+                "raw_inner_product/a_b": 1.2,
+                "raw_norm_ratio/a_b": 0.5,
+                "log_inner_product/a_b": 0.3,
+                "log_norm_ratio/a_b": 2.0,
+            }
+        )
 
     @pytest.mark.parametrize("group", ["all", *PARTS])
     @pytest.mark.parametrize("name", ["cls", "box"])
@@ -115,7 +141,8 @@ class TestNumbers:
             assert found[f"{kind}/{name}/{group}"] == pytest.approx(float(cosine), abs=1e-3), kind
 
     def test_nothing_else_is_stored(self, found):
-        pairs = [f"{kind}/cls_box" for kind in ("cosine", "inner_product", "norm_ratio", "conflict_share")]
+        of_pairs = [f"{kind}_{what}" for kind in ("raw", "log") for what in ("inner_product", "norm_ratio")]
+        pairs = [f"{kind}/cls_box" for kind in ("cosine", "conflict_share", *of_pairs)]
         single = [f"{kind}/{name}" for kind in ("alignment", "update_alignment") for name in ("cls", "box")]
         assert set(found) == {f"{name}/{group}" for name in (*pairs, *single) for group in ("all", *PARTS)}
 
@@ -177,7 +204,8 @@ def test_a_closed_form_balancer_keeps_its_own_log():
     trainer = with_hook(ClosedForm(), model=toy())
     latest = {name: value for name, (value, _) in trainer.storage.latest().items()}
     assert latest["cosine/cls_box"] == pytest.approx(latest["cosine/cls_box/all"], abs=1e-6)
-    assert latest["norm_ratio/cls_box"] == pytest.approx(latest["norm_ratio/cls_box/all"], rel=1e-5)
+    for kind in ("raw_norm_ratio", "log_norm_ratio", "raw_inner_product"):
+        assert latest[f"{kind}/cls_box"] == pytest.approx(latest[f"{kind}/cls_box/all"], rel=1e-5)
 
 
 def test_the_min_norm_direction_is_aligned_with_every_objective():
@@ -235,13 +263,14 @@ def test_an_objective_that_does_not_reach_a_group_is_left_out():
     assert {"cosine/cls_box/all", "cosine/cls_box/rest"} <= set(found), "what no pattern names is the rest"
 
 
-def test_an_objective_without_a_logarithm_has_only_cosines():
+def test_an_objective_without_a_logarithm_has_its_raw_gradient():
     loader = ToyLoader(poison={0: {"loss_bbox": -100.0}})
     trainer = with_hook(FixedWeights(), model=toy(dropout=0.0), loader=loader)
     found = values(trainer)
     assert trainer.storage.latest()["loss_bbox"][0] < 0
     assert "cosine/cls_box/all" in found and "alignment/box/all" in found
-    assert "norm_ratio/cls_box/all" not in found and "inner_product/cls_box/all" not in found
+    assert "raw_norm_ratio/cls_box/all" in found and "raw_inner_product/cls_box/all" in found
+    assert not any(name.startswith("log_") for name in found)
     model = toy(dropout=0.0)
     losses = model(next(iter(loader)))
     gradients = [
@@ -388,9 +417,15 @@ class TestConfiguration:
             for axes in figure.axes
         }
         rows = [
-            f"{title}, {group}" for title in ("Conflict", "Dominance") for group in ("all", "rest", "trunk")
+            "Inner product, all",
+            *(
+                f"{title}, {group}"
+                for title in ("Conflict", "Dominance")
+                for group in ("all", "rest", "trunk")
+            ),
+            "Dominance, logarithms, all",
         ]
-        assert list(legends)[-6:] == rows
+        assert list(legends)[-8:] == rows
         assert all(legends[row] == ["cls ↔ box"] for row in rows)
 
     def test_it_is_off_by_default_and_for_a_single_objective(self, tmp_path):

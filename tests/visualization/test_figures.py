@@ -49,7 +49,9 @@ def mokd(label: str = "MoKD") -> RunMetrics:
             "pi/distill": 0.4,
             "pi/task": 0.6,
             "cosine/distill_task": [-0.5, -0.1, 0.2, 0.4][i],
-            "norm_ratio/distill_task": 0.5 + i,
+            "raw_norm_ratio/distill_task": 0.5 + i,
+            "log_norm_ratio/distill_task": 5.0 - i,
+            "raw_inner_product/distill_task": [-0.02, -0.001, 0.01, 30.0][i],
         }
         for i, record in enumerate(alone().records)
     ]
@@ -133,14 +135,18 @@ def test_nothing_to_draw_is_an_error():
 
 def test_dynamics_put_runs_side_by_side_on_equal_scales():
     figure = dynamics_figure([alone(), mokd()], title="Dynamics")
-    assert len(figure.axes) == 8
+    assert len(figure.axes) == 12
     left, right = figure.axes[0::2], figure.axes[1::2]
     assert [axes.get_title() for axes in (left[0], right[0])] == ["alone", "MoKD"]
     assert all(a.get_ylim() == b.get_ylim() and a.get_xlim() == b.get_xlim() for a, b in zip(left, right))
-    assert [axes.texts[0].get_text() for axes in left[1:]] == ["one objective"] * 3
-    conflict = right[2].get_legend().get_texts()[0].get_text()
+    assert [axes.texts[0].get_text() for axes in left[1:]] == ["one objective"] * 5
+    titles = [axes.get_ylabel().partition("\n")[0] for axes in left]
+    assert titles[2:] == ["Inner product", "Conflict", "Dominance", "Dominance, logarithms"]
+    conflict = right[3].get_legend().get_texts()[0].get_text()
     assert conflict == "distill ↔ task: negative in 50% of the records"
-    assert right[3].lines[-1].get_ydata().tolist() == [0.5, 1.5, 2.5, 3.5]
+    assert right[2].lines[-1].get_ydata().tolist() == [-0.02, -0.001, 0.01, 30.0]
+    assert right[4].lines[-1].get_ydata().tolist() == [0.5, 1.5, 2.5, 3.5]
+    assert right[5].lines[-1].get_ydata().tolist() == [5.0, 4.0, 3.0, 2.0]
     assert_no_text_is_cut_off_or_on_another(figure)
 
 
@@ -150,7 +156,7 @@ def test_dynamics_leave_out_what_no_run_has_logged():
         "fixed", [{"iteration": 0, "loss_a": 1.0, "loss_b": 2.0}], {"a": ["loss_a"], "b": ["loss_b"]}
     )
     figure = dynamics_figure([fixed, mokd()])
-    assert [axes.texts[0].get_text() for axes in figure.axes[2::2]] == ["not logged"] * 3
+    assert [axes.texts[0].get_text() for axes in figure.axes[2::2]] == ["not logged"] * 5
 
 
 def test_dynamics_of_parameter_groups_have_rows_of_their_own():
