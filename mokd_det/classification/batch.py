@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mokd_det.distillation.context import MethodContext
+from mokd_det.contract import LoadedBatch, MethodContext
 
 __all__ = ["ClassificationBatch"]
 
 
 @dataclasses.dataclass(frozen=True)
-class ClassificationBatch:
+class ClassificationBatch(LoadedBatch):
     """B images of one size with their classes.
 
     Attributes:

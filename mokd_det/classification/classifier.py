@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mokd_det.classification.batch import ClassificationBatch
 from mokd_det.classification.timm_taps import has_separate_features, is_plain_transformer, timm_tap_specs
+from mokd_det.contract import TrainingTask
 from mokd_det.errors import ConfigError, DatasetError, IncompatibleModelsError
 from mokd_det.layers.tap_point import FeatureMap, TapPoint, TapSpec
 
@@ -35,7 +36,7 @@ def _add_prefix(state: dict[str, Any], prefix: str, *_: Any) -> None:
 
 
 @META_ARCH_REGISTRY.register()
-class ImageClassifier(nn.Module):
+class ImageClassifier(TrainingTask):
     """A network with its loss, and taps for distillation.
 
     Training: :class:`~mokd_det.classification.ClassificationBatch` → ``{"loss_cls": scalar}``; evaluation: the same, or
@@ -68,6 +69,8 @@ class ImageClassifier(nn.Module):
     Raises:
         ConfigError: the network has other classes.
     """
+
+    num_classes: int
 
     def __init__(
         self,

@@ -62,11 +62,17 @@ class ClassificationTrainLoader(EndlessLoader[ClassificationBatch]):
         samples = _TrainSamples(dataset, transform, negatives, batches.seed)
         super().__init__(samples, batches, num_workers, _TrainCollate(batches, mixer))
         self.dataset = dataset
+        self.data_name = dataset.name
 
     @property
     def num_classes(self) -> int:
         """K, which the model must have."""
         return self.dataset.num_classes
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Of the K classes, which the model must have."""
+        return self.dataset.class_names
 
     def fingerprint(self) -> str:
         """A digest of which image is at which index."""

@@ -10,12 +10,13 @@ import signal
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sized
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from detectron2.data.samplers import InferenceSampler
 from torch.utils.data import DataLoader, Dataset
 
+from mokd_det.contract import TrainingLoader
 from mokd_det.data.sampling import EpochBatches
 from mokd_det.errors import ConfigError, MoKDError
 
@@ -44,7 +45,7 @@ def or_failure(function: Callable[..., Any], *arguments: Any) -> Any:
         return Failure(error)
 
 
-class EndlessLoader(Generic[Batch]):
+class EndlessLoader(TrainingLoader[Batch]):
     """Endless training batches of this process.
 
     Batch k is a pure function of (seed, k, rank, number of ranks), as far as the samples and the collation are
@@ -86,6 +87,10 @@ class EndlessLoader(Generic[Batch]):
     def batches_per_epoch(self) -> int:
         """Batches until every record was shown once (but for an incomplete last batch)."""
         return self.batches.batches_per_epoch
+
+    @property
+    def augments_endlessly(self) -> bool:
+        return self.batches.views is None
 
     def start_from(self, batch_index: int) -> None:
         """Let the following ``iter()`` begin at this batch, counted from the start of training; costs

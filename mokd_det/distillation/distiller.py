@@ -13,6 +13,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 
 from mokd_det.checkpoint import load_into
+from mokd_det.contract import PreparedBatch, TrainingTask, as_task
 from mokd_det.distillation.context import batch_context
 from mokd_det.distillation.map_alignment import align_maps, image_sizes, stretched_objects
 from mokd_det.distillation.methods.base import Method
@@ -41,22 +42,23 @@ TeacherPrecision = Literal["as_student", "float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True)
-class DistillationBatch:
+class DistillationBatch(PreparedBatch):
     """A batch with what the teacher says about it.
 
+    ``teacher_taps`` are empty until the student has run, for a method whose teacher sees what the student attends to
+    (``teacher_after_student``).
+
     Attributes:
-        inputs: the loader's batch: Detectron2's ``list[dict]``, or an object such as
-            :class:`~mokd_det.classification.ClassificationBatch`.
-        teacher_taps: name → value of the teacher's tap, without a graph; empty until the student has run, for a
-            method whose teacher sees what the student attends to (``teacher_after_student``).
         teacher_predictions: "logits" and "boxes" of the teacher's queries, where tokens are matched by them.
-        beside: the teacher's work on a CUDA stream of its own, which must be waited for; None: there is none.
+        side_work: the teacher's work on a CUDA stream of its own, which must be waited for; None: there is none.
     """
 
-    inputs: Any
-    teacher_taps: dict[str, TapValue] = field(default_factory=dict)
     teacher_predictions: dict[str, TapValue] = field(default_factory=dict)
-    beside: SideWork | None = None
+    side_work: SideWork | None = None
+
+    @property
+    def side_events(self) -> tuple[torch.cuda.Event, torch.cuda.Event] | None:
+        return None if self.side_work is None else self.side_work.events
 
 
 def _for_model(taps: Mapping[str, Any], who: str) -> dict[str, TapSource]:
@@ -74,7 +76,7 @@ def _for_model(taps: Mapping[str, Any], who: str) -> dict[str, TapSource]:
 
 
 @META_ARCH_REGISTRY.register()
-class Distiller(nn.Module):
+class Distiller(TrainingTask):
     """A student, a frozen teacher and the method that compares them, as one Detectron2 model.
 
     In training the student runs its own training forward and the teacher its inference on the same batch; the
@@ -212,6 +214,15 @@ class Distiller(nn.Module):
         """The frozen teacher, in eval mode."""
         return self._teacher[0]
 
+    @property
+    def eval_model(self) -> nn.Module:
+        """The student."""
+        return self.student
+
+    def checkpoint_parts(self) -> dict[str, nn.Module]:
+        """The method, which a resumed run continues with."""
+        return {"method": self.method}
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Distiller:
         super()._apply(fn, recurse)
         if self.teacher is not None:
@@ -236,10 +247,7 @@ class Distiller(nn.Module):
 
     @torch.no_grad()
     def _prepare(self, batched_inputs: Any, cache: TeacherCache | None) -> DistillationBatch:
-        prepare = getattr(self.student, "prepare_batch", None)
-        if prepare is not None:
-            batched_inputs = prepare(batched_inputs)
-        batch = DistillationBatch(batched_inputs)
+        batch = DistillationBatch(as_task(self.student).prepare_batch(batched_inputs))
         if self.teacher is None or not self.method.needs_teacher or self.method.teacher_after_student:
             return batch
         if cache is not None and not cache.is_open:
@@ -251,7 +259,7 @@ class Distiller(nn.Module):
         if work is None:
             return batch
         work.hand_over([*_tensors(batch.teacher_taps), *_tensors(batch.teacher_predictions)])
-        return replace(batch, beside=work)
+        return replace(batch, side_work=work)
 
     @torch.no_grad()
     def _with_teacher(
@@ -364,8 +372,8 @@ class Distiller(nn.Module):
                 losses = self.student(prepared.inputs)
         finally:
             # Also if it failed: whoever looks for the reason reads the teacher's taps.
-            if prepared.beside is not None:
-                prepared.beside.wait()
+            if prepared.side_work is not None:
+                prepared.side_work.wait()
         if not isinstance(losses, Mapping):
             raise IncompatibleModelsError(
                 f"the student ({type(self.student).__name__}) returned a {type(losses).__name__} in "
@@ -396,10 +404,6 @@ class Distiller(nn.Module):
                 f"the student's loss {taken[0]!r} has the name of a distillation loss"
             )
         return {**losses, **terms}
-
-    def shared_parameters(self) -> list[nn.Parameter]:
-        """Trainable parameters of the student, which every objective may reach."""
-        return [p for p in self.student.parameters() if p.requires_grad]
 
     def private_parameters(self) -> list[nn.Parameter]:
         """Trainable parameters of the method, which only the distillation losses reach."""

@@ -7,6 +7,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from mokd_det.contract import as_task
 from mokd_det.distillation.context import MethodContext, Objects
 from mokd_det.distillation.rows import describe
 from mokd_det.errors import ConfigError, IncompatibleModelsError
@@ -53,7 +54,7 @@ def require_kind(
 
 def known_class_names(model: nn.Module | None) -> tuple[str, ...] | None:
     """The names of a model's classes, where it carries them (``class_names``)."""
-    names = getattr(model, "class_names", None)
+    names = None if model is None else as_task(model).class_names
     return None if names is None else tuple(str(name) for name in names)
 
 

@@ -26,6 +26,7 @@ from detectron2.modeling import Backbone
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from mokd_det.contract import as_task
 from mokd_det.errors import ConfigError, IncompatibleModelsError
 from mokd_det.layers.tap_point import FeatureMap, TapPoint, TapSpec
 
@@ -208,9 +209,9 @@ def find_module(model: nn.Module, path: str) -> tuple[str, nn.Module]:
     hints = [f"near matches: {', '.join(near)}"] if near else []
     if offered:
         hints.append(f"the model offers the taps {', '.join(offered)}")
-    explain = getattr(model, "missing_tap_hint", None)
-    if explain is not None and explain(path):
-        hints.insert(0, explain(path))
+    explained = as_task(model).missing_tap_hint(path)
+    if explained:
+        hints.insert(0, explained)
     hint = "; ".join(hints) or "model.named_modules() lists the paths it has"
     raise IncompatibleModelsError(f"{type(model).__name__} has no module {path!r} to tap; {hint}")
 

@@ -12,6 +12,7 @@ from detectron2.utils import comm
 from torch import Tensor
 
 from mokd_det.checkpoint.atomic_file import atomic_write
+from mokd_det.contract import LoadedBatch
 from mokd_det.distillation.map_alignment import image_sizes
 from mokd_det.distillation.subspace import require_choice
 from mokd_det.distillation.tap_entries import all_finite, decode_rows, encode_rows
@@ -203,9 +204,9 @@ def _keys(inputs: Any) -> tuple[list[RowKey], list[int], list[tuple[int, int]]]:
     if sizes is not None:
         found = [item.get("view_key") for item in inputs]
     else:
-        found = getattr(inputs, "view_keys", None)
-        images = getattr(inputs, "images", None)
-        if isinstance(images, Tensor):
+        found = None
+        if isinstance(inputs, LoadedBatch):
+            found, images = inputs.view_keys, inputs.images
             sizes = [(images.shape[-2], images.shape[-1])] * len(images)
     if found is None or sizes is None or None in found:
         raise CacheError(

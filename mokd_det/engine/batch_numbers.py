@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mokd_det.contract import LoadedBatch, PreparedBatch, loaded_batch
+
 __all__ = ["IMAGES", "bad_positions", "describe_images", "entering_numbers", "number_sums"]
 
 IMAGES = "an input image"
@@ -24,10 +26,9 @@ def describe_images(batch: Any, positions: Sequence[int] | None = None) -> str:
         batch: the loader's, or what the model made of it.
         positions: which images of it; None: all.
     """
-    items = getattr(batch, "inputs", batch)
-    names = getattr(items, "names", None)
-    if names is not None:
-        items = [{"file_name": name} for name in names]
+    items = loaded_batch(batch)
+    if isinstance(items, LoadedBatch):
+        items = [{"file_name": name} for name in items.names]
     if not isinstance(items, Sequence) or not all(isinstance(item, Mapping) for item in items):
         return "a batch without image ids"
     described = []
@@ -51,14 +52,14 @@ def entering_numbers(batch: Any) -> dict[str, list[Tensor]]:
     Args:
         batch: the loader's batch, or one with ``inputs`` and ``teacher_taps``.
     """
-    inputs = getattr(batch, "inputs", batch)
-    images = getattr(inputs, "images", None)
-    if isinstance(inputs, Sequence):
+    inputs = loaded_batch(batch)
+    images: list[Any] = []
+    if isinstance(inputs, LoadedBatch):
+        images = [inputs.images]
+    elif isinstance(inputs, Sequence):
         images = [item.get("image") for item in inputs if isinstance(item, Mapping)]
-    elif images is not None:
-        images = [images]
-    entering = {IMAGES: _floating(images or [])}
-    for name, value in getattr(batch, "teacher_taps", {}).items():
+    entering = {IMAGES: _floating(images)}
+    for name, value in (batch.teacher_taps if isinstance(batch, PreparedBatch) else {}).items():
         levels = [level.tensor for level in value] if isinstance(value, list) else [value]
         entering[f"the teacher's tap '{name}'"] = _floating(levels)
     return entering
@@ -92,7 +93,7 @@ def bad_positions(batch: Any, name: str) -> list[int]:
         name: a key of its result.
     """
     tensors = entering_numbers(batch)[name]
-    inputs = getattr(batch, "inputs", batch)
+    inputs = loaded_batch(batch)
     if name == IMAGES and isinstance(inputs, Sequence):
         kept = [number for number, item in enumerate(inputs) if _floating([item.get("image")])]
         return [number for number, t in zip(kept, tensors, strict=True) if not bool(t.isfinite().all())]

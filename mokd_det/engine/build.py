@@ -20,7 +20,9 @@ from torch import nn
 from mokd_det.balancing.base import Balancer
 from mokd_det.balancing.objectives import Objectives
 from mokd_det.checkpoint import export_student, load_into, write_file
+from mokd_det.classification.dataset import ImageDataset
 from mokd_det.config import TrainSettings
+from mokd_det.contract import TrainingLoader, TrainingTask, as_task, as_training_loader
 from mokd_det.engine.cache_facts import cache_facts
 from mokd_det.engine.checkpointing import AtomicCheckpointer
 from mokd_det.engine.ema import EMA_TASK_PREFIX, StudentEma
@@ -67,10 +69,11 @@ def build_trainer(cfg: DictConfig, settings: TrainSettings) -> MoKDTrainer:
         ddp.setdefault("device_ids", None)
     patterns = OmegaConf.to_container(cfg.objectives, resolve=True)
     balancer = instantiate(cfg.balancer)
-    _check_signs(model, balancer)
+    task = as_task(model)
+    _check_signs(task, balancer)
     balancer.check_optimizer(optimizer)
     loader = instantiate(cfg.dataloader.train)
-    _check_classes(cfg, model, loader)
+    _check_classes(cfg, task, as_training_loader(loader))
     trainer = MoKDTrainer(
         create_ddp_model(model, **ddp),
         loader,
@@ -91,22 +94,20 @@ def build_trainer(cfg: DictConfig, settings: TrainSettings) -> MoKDTrainer:
 
 def _open_teacher_cache(cfg: DictConfig, trainer: MoKDTrainer) -> None:
     """Let a teacher's cache show that it was made for this configuration, before anything is trained or moved."""
-    model: Any = trainer.module
-    if not getattr(model, "has_teacher_cache", False):
+    if not trainer.task.has_teacher_cache:
         return
-    batches = getattr(trainer.data_loader, "batches", None)
-    if getattr(batches, "views", 1) is None:
+    if as_training_loader(trainer.data_loader).augments_endlessly:
         raise ConfigError(
             "model.teacher_cache needs images that come back unchanged: set dataloader.train.views=1 (without random "
             "augmentation) or to the number of augmentations of an image"
         )
     with trainer.autocast():
-        model.open_teacher_cache(cache_facts(cfg, trainer.data_loader))
+        trainer.task.open_teacher_cache(cache_facts(cfg, trainer.data_loader))
 
 
-def _check_signs(model: nn.Module, balancer: Balancer) -> None:
+def _check_signs(task: TrainingTask, balancer: Balancer) -> None:
     """Refuse a loss that can be 0 or negative by construction where the balancer takes its logarithm."""
-    signed = getattr(model, "signed_losses", ())
+    signed = task.signed_losses
     if signed and balancer.requires_positive:
         raise ConfigError(
             f"balancer {type(balancer).__name__} takes logarithms, but loss '{signed[0]}' can be 0 or negative by "
@@ -114,27 +115,31 @@ def _check_signs(model: nn.Module, balancer: Balancer) -> None:
         )
 
 
-def _check_classes(cfg: DictConfig, model: nn.Module, loader: Any) -> None:
+def _check_classes(cfg: DictConfig, task: TrainingTask, loader: TrainingLoader[Any]) -> None:
     """Refuse classes that differ between model, training data and evaluation data, as far as these say theirs."""
-    dataset: Any = getattr(loader, "dataset", None)
-    names = getattr(dataset, "class_names", None)
+    names = loader.class_names
     if names is None:
         return
-    student = getattr(model, "student", model)
-    found = getattr(student, "num_classes", len(names))
-    if found != len(names):
+    student = task.eval_model
+    found = as_task(student).num_classes
+    if found not in (None, len(names)):
         raise ConfigError(
-            f"{'model.student' if student is not model else 'model'} ({type(student).__name__}) has "
-            f"num_classes={found}, but the training data {dataset.name} has {len(names)} classes; "
+            f"{'model.student' if 'student' in cfg.model else 'model'} ({type(student).__name__}) has "
+            f"num_classes={found}, but the training data {loader.data_name} has {len(names)} classes; "
             f"num_classes must be {len(names)}"
         )
     test = (cfg.dataloader.get("test") or {}).get("dataset")
-    others = getattr(instantiate(test), "class_names", names) if isinstance(test, DictConfig) else names
+    tested = instantiate(test) if isinstance(test, DictConfig) else None
+    others = tested.class_names if isinstance(tested, ImageDataset) else names
     if tuple(others) != tuple(names):
         differing = [name for name in (*names, *others) if (name in names) != (name in others)]
         raise ConfigError(
-            f"the training data {dataset.name} and the evaluation data must have the same classes in the same order, "
-            + (f"but only one of them has '{differing[0]}'" if differing else "but their orders differ")
+            f"the training data {loader.data_name} and the evaluation data must have the same classes in the same "
+            + (
+                f"order, but only one of them has '{differing[0]}'"
+                if differing
+                else "order, but their orders differ"
+            )
         )
 
 
@@ -164,15 +169,14 @@ def do_train(cfg: DictConfig, settings: TrainSettings, *, resume: bool = False) 
     """
     trackers: list[Tracker] = [instantiate(call) for call in cfg.trackers.values()]
     trainer = build_trainer(cfg, settings)
-    student = getattr(trainer.module, "student", trainer.module)
-    method = getattr(trainer.module, "method", None)
-    parts = {"method": method} if method is not None and method is not trainer.module else {}
+    student = trainer.task.eval_model
+    parts = trainer.task.checkpoint_parts()
     ema = None if settings.ema is None else StudentEma(student, **dataclasses.asdict(settings.ema))
     if ema is not None:
         parts["ema"] = ema.model
     checkpointer = AtomicCheckpointer(student, settings.output_dir, trainer=trainer, **parts)
     trainer.register_hooks(_hooks(cfg, settings, checkpointer, student, ema))
-    if settings.diagnostics_period > 0 and hasattr(trainer.module, "diagnostics"):
+    if settings.diagnostics_period > 0:
         trainer.register_hooks([MethodDiagnostics(settings.diagnostics_period)])
     # A single objective has nothing to be in conflict with.
     if settings.conflict_period > 0 and len(trainer.objectives.names) > 1:
@@ -288,8 +292,8 @@ def _restore(
     if comm.is_main_process():
         set_aside_previous_run(settings.output_dir)
     comm.synchronize()
-    if getattr(trainer.module, "needs_preparation", False):
-        trainer.module.prepare_method(_training_pass(cfg))
+    if trainer.task.needs_preparation:
+        trainer.task.prepare_method(_training_pass(cfg))
     return 0
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from mokd_det.contract import as_training_loader
+
 __all__ = ["cache_facts"]
 
 _LEAVES_IMAGES_ALONE = frozenset(
@@ -24,7 +26,7 @@ def cache_facts(cfg: DictConfig, loader: Any) -> dict[str, str]:
 
     Args:
         cfg: of the run.
-        loader: the training loader; its ``fingerprint()`` is asked for if it has one.
+        loader: the training loader.
     """
     data = OmegaConf.to_container(cfg.dataloader.train, resolve=True)
     if isinstance(data, Mapping):
@@ -33,9 +35,9 @@ def cache_facts(cfg: DictConfig, loader: Any) -> dict[str, str]:
     # Of the whole configuration, since a teacher may refer to what stands beside it.
     model: Any = OmegaConf.to_container(cfg.model, resolve=True)
     facts.update(_flat("model.teacher", model["teacher"]))
-    fingerprint = getattr(loader, "fingerprint", None)
+    fingerprint = as_training_loader(loader).fingerprint()
     if fingerprint is not None:
-        facts["the fingerprint of the training data"] = fingerprint()
+        facts["the fingerprint of the training data"] = fingerprint
     return facts
 
 

@@ -174,7 +174,7 @@ class MethodDiagnostics(HookBase):
 
     def after_step(self) -> None:
         if (self.trainer.iter + 1) % self._period == 0:
-            self.trainer.storage.put_scalars(smoothing_hint=False, **self.trainer.module.diagnostics())
+            self.trainer.storage.put_scalars(smoothing_hint=False, **self.trainer.task.diagnostics())
 
 
 class BalancePrinter(EventWriter):

@@ -14,6 +14,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from mokd_det.checkpoint.atomic_file import atomic_write
+from mokd_det.contract import TrainingTask
 from mokd_det.engine.frozen_buffers import BufferCopy
 from mokd_det.engine.module_numbers import ModuleNumbers
 from mokd_det.engine.plain_batch import to_plain
@@ -64,13 +65,13 @@ def kept_file(directory: str, iteration: int, rank: int) -> Path:
 
 
 def keep_batch(
-    file: Path, module: nn.Module, batches: Sequence[Any], message: str, facts: Mapping[str, Any]
+    file: Path, task: TrainingTask, batches: Sequence[Any], message: str, facts: Mapping[str, Any]
 ) -> str:
     """Write a rank's micro-batches with the weights that they were met with.
 
     Args:
         file: to write.
-        module: the bare training model; of a distillation the student and the method are kept.
+        task: the training model; of a distillation the student and the method are kept.
         batches: the loader's micro-batches of the step.
         message: what was wrong.
         facts: further plain values: iteration, seed, rank.
@@ -80,14 +81,12 @@ def keep_batch(
     """
     try:
         content: dict[str, Any] = {
-            "model": getattr(module, "student", module).state_dict(),
+            "model": task.eval_model.state_dict(),
+            **{name: part.state_dict() for name, part in task.checkpoint_parts().items()},
             "batches": to_plain(list(batches)),
             "message": message,
             **facts,
         }
-        method = getattr(module, "method", None)
-        if isinstance(method, nn.Module) and hasattr(module, "student"):
-            content["method"] = method.state_dict()
         file.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(file) as handle:
             torch.save(content, handle)

@@ -12,6 +12,7 @@ import torch
 from detectron2.utils.logger import log_first_n
 from torch import nn
 
+from mokd_det.contract import TrainingTask, as_task
 from mokd_det.errors import ConfigError
 
 __all__ = ["get_timm_param_groups", "get_vidt_param_groups", "vidt_param_group", "with_fast_kernel"]
@@ -58,9 +59,9 @@ def get_vidt_param_groups(
     Raises:
         ConfigError: no model, or one without trainable parameters.
     """
-    model, student = _bare(model)
-    members = {name: vidt_param_group(name, parameter) for name, parameter in _trainable(student)}
-    return _groups(model, student, members, weight_decay, lr, backbone_lr)
+    task = _task(model)
+    members = {name: vidt_param_group(name, parameter) for name, parameter in _trainable(task)}
+    return _groups(task, members, weight_decay, lr, backbone_lr)
 
 
 def get_timm_param_groups(
@@ -86,13 +87,13 @@ def get_timm_param_groups(
     Raises:
         ConfigError: no model, or one without trainable parameters.
     """
-    model, student = _bare(model)
-    listed: set[str] = getattr(student, "no_weight_decay", set)()
+    task = _task(model)
+    listed = as_task(task.eval_model).no_weight_decay()
     members: dict[str, str] = {}
-    for name, parameter in _trainable(student):
+    for name, parameter in _trainable(task):
         undecayed = not decay_vectors and (parameter.ndim <= 1 or name.endswith(".bias") or name in listed)
         members[name] = "no_decay" if undecayed else "decay"
-    return _groups(model, student, members, weight_decay, lr)
+    return _groups(task, members, weight_decay, lr)
 
 
 def with_fast_kernel(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
@@ -166,20 +167,19 @@ def _match_states(optimizer: torch.optim.Optimizer) -> None:
                 state[name] = torch.empty_like(parameter).copy_(value)
 
 
-def _bare(model: nn.Module | None) -> tuple[nn.Module, nn.Module]:
-    """The model, and the student in it."""
+def _task(model: nn.Module | None) -> TrainingTask:
     if model is None:
         raise ConfigError("optimizer.params.model is not set; it is filled in when the optimiser is built")
-    return model, getattr(model, "student", model)
+    return as_task(model)
 
 
-def _trainable(student: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    return [(name, parameter) for name, parameter in student.named_parameters() if parameter.requires_grad]
+def _trainable(task: TrainingTask) -> list[tuple[str, nn.Parameter]]:
+    """The student's."""
+    return [(name, p) for name, p in task.eval_model.named_parameters() if p.requires_grad]
 
 
 def _groups(
-    model: nn.Module,
-    student: nn.Module,
+    task: TrainingTask,
     group_of: Mapping[str, str],
     weight_decay: float,
     lr: float | None,
@@ -188,15 +188,15 @@ def _groups(
     """The optimiser's groups from the student's, by parameter name, and the method's own."""
     members: dict[str, list[nn.Parameter]] = defaultdict(list)
     seen: set[nn.Parameter] = set()
-    for name, parameter in _trainable(student):
+    for name, parameter in _trainable(task):
         members[group_of[name]].append(parameter)
         seen.add(parameter)
-    undecayed = set(getattr(model, "no_weight_decay_parameters", tuple)())
-    for parameter in model.parameters():
+    undecayed = set(task.no_weight_decay_parameters())
+    for parameter in task.parameters():
         if parameter.requires_grad and parameter not in seen:
             members["method_no_decay" if parameter in undecayed else "method"].append(parameter)
     if not members:
-        raise ConfigError(f"{type(model).__name__} has no trainable parameter")
+        raise ConfigError(f"{type(task.eval_model).__name__} has no trainable parameter")
 
     groups = []
     for name, parameters in members.items():

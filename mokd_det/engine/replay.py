@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from mokd_det.checkpoint import load_file
 from mokd_det.config import TrainSettings
+from mokd_det.contract import as_task
 from mokd_det.engine.batch_numbers import IMAGES, bad_positions, describe_images, number_sums
 from mokd_det.engine.checkpointing import AtomicCheckpointer
 from mokd_det.engine.plain_batch import from_plain
@@ -116,8 +117,9 @@ def replay_step(cfg: DictConfig, file: str) -> Replay:
         cfg = copy.deepcopy(cfg)
         cfg.model.teacher_cache = None
     model = instantiate(cfg.model).to(device)
-    parts = {"method": model.method} if "method" in content else {}
-    AtomicCheckpointer(getattr(model, "student", model), "", **parts).load(file)
+    task = as_task(model)
+    parts = {name: part for name, part in task.checkpoint_parts().items() if name in content}
+    AtomicCheckpointer(task.eval_model, "", **parts).load(file)
     model.train()
     autocast: AbstractContextManager[Any] = nullcontext()
     if settings.amp.enabled:
@@ -138,12 +140,11 @@ def _replay(
 ) -> MicroBatchReplay:
     found = MicroBatchReplay(describe_images(batch))
     found.entering[IMAGES] = _bad_images(batch, IMAGES)
-    teacher = getattr(model, "teacher", None)
-    watched = {"": model, "teacher": teacher} if isinstance(teacher, nn.Module) else {"": model}
+    task = as_task(model)
+    watched = {"": model} if task.teacher is None else {"": model, "teacher": task.teacher}
     try:
         with _first_bad_output(watched, found), autocast:
-            prepare = getattr(model, "prepare_batch", None)
-            prepared = batch if prepare is None else prepare(batch)
+            prepared = task.prepare_batch(batch)
             for name in number_sums(prepared):
                 found.entering[name] = _bad_images(prepared, name)
             with seeded_rng(seed, device):

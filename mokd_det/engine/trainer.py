@@ -18,12 +18,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mokd_det.balancing.base import Balancer, StepContext
 from mokd_det.balancing.objectives import Objectives
+from mokd_det.contract import PreparedBatch, as_task, as_training_loader
 from mokd_det.engine.batch_numbers import bad_positions, describe_images, number_sums
 from mokd_det.engine.host_copy import HostCopy
 from mokd_det.engine.loss_monitor import LossMonitor
 from mokd_det.engine.machine_error import lost_worker, machine_error
 from mokd_det.engine.non_finite import NonFinitePolicy, StepState, keep_batch, kept_file
-from mokd_det.engine.parameter_groups import REST, group_parameters
+from mokd_det.engine.parameter_parts import REST, split_by_part
 from mokd_det.engine.seeded_rng import step_seed
 from mokd_det.engine.step_forward import StepForward
 from mokd_det.engine.termination import StopSignal, TrainingStopped
@@ -63,15 +64,7 @@ class _StepScalars:
 class MoKDTrainer(SimpleTrainer):
     """Trains any model that returns a dict of losses, balancing groups of them.
 
-    The model is an ordinary Detectron2 model. Some optional methods let it take part in more:
-
-    - ``prepare_batch(batch)``: what can be computed once per batch, before and apart from the student's
-      forwards (the frozen teacher); its result is what the model is then called with, as often as the
-      balancer wants.
-    - ``shared_parameters()`` and ``private_parameters()``: which parameters the objectives share (default:
-      all trainable ones), and which belong to one objective only (default: none).
-    - ``last_student_taps()``: tensors, with their graph, for balancers that work on features.
-    - ``after_step()``: runs after every optimiser step that was taken (retraction to a manifold).
+    The model is an ordinary Detectron2 model, or a :class:`~mokd_det.contract.TrainingTask`, which takes part in more.
 
     One step: the next ``accumulate`` batches → ``prepare_batch`` → ``balancer.backward`` over forwards that
         can be
@@ -103,8 +96,8 @@ class MoKDTrainer(SimpleTrainer):
 
     Args:
         model: the model, or its ``DistributedDataParallel`` wrapper.
-        data_loader: endless iterable of batches. If it has ``start_from(batch_index)``, a resumed training
-            continues with the batch after the last one that was trained on.
+        data_loader: endless iterable of batches. A :class:`~mokd_det.contract.TrainingLoader` lets a
+            resumed training continue with the batch after the last one that was trained on.
         optimizer: over the model's trainable parameters.
         objectives: groups the losses into a vector (K,).
         balancer: turns the objectives into a gradient; set up here.
@@ -138,6 +131,7 @@ class MoKDTrainer(SimpleTrainer):
         if accumulate < 1:
             raise ConfigError(f"train.accumulate is {accumulate}; it must be 1 or more")
         self.module: nn.Module = model.module if isinstance(model, DistributedDataParallel) else model
+        self.task = as_task(self.module)
         self.device = next(self.module.parameters()).device
         self.objectives = objectives
         self.balancer = balancer
@@ -185,8 +179,8 @@ class MoKDTrainer(SimpleTrainer):
         self.iter = self.start_iter = start_iter
         self.max_iter = max_iter
         self.completed = False
-        if self._data_loader_iter_obj is None and hasattr(self.data_loader, "start_from"):
-            self.data_loader.start_from(start_iter * self.accumulate)
+        if self._data_loader_iter_obj is None:
+            as_training_loader(self.data_loader).start_from(start_iter * self.accumulate)
         with EventStorage(start_iter) as self.storage, self._stop_signal:
             try:
                 try:
@@ -245,26 +239,21 @@ class MoKDTrainer(SimpleTrainer):
             stepped = self._optimizer_step(scalars)
         with times.part("balance"):
             if stepped:
-                after_step = getattr(self.module, "after_step", None)
-                if after_step is not None:
-                    after_step()
+                self.task.after_step()
                 scalars.update(self.balancer.after_step(forwards, context))
         self._store(losses, scalars, times)
 
     def _prepare(self, loaded: Sequence[Any], times: TimeSplit) -> Sequence[Any]:
         """The batches as the model is called with them."""
-        prepare = getattr(self.module, "prepare_batch", None)
         with times.part("teacher") as elsewhere:
-            if prepare is None:
-                return loaded
             try:
                 with self.autocast():
-                    batches = [prepare(batch) for batch in loaded]
+                    batches = [self.task.prepare_batch(batch) for batch in loaded]
             except Exception as error:
                 self._explain(error, loaded)
                 raise
-            works = [getattr(batch, "beside", None) for batch in batches]
-            elsewhere += [work.events for work in works if work is not None]
+            prepared = [batch for batch in batches if isinstance(batch, PreparedBatch)]
+            elsewhere += [batch.side_events for batch in prepared if batch.side_events is not None]
             return batches
 
     def _backward(
@@ -325,11 +314,11 @@ class MoKDTrainer(SimpleTrainer):
 
     def _name_parameters(self) -> dict[int, tuple[str, str]]:
         """Name and group of every parameter, by identity."""
-        student = getattr(self.module, "student", self.module)
+        student = self.task.eval_model
         parameters = list(student.parameters())
         of_student = {
             id(parameters[position]): group
-            for group, positions in group_parameters(student, parameters).items()
+            for group, positions in split_by_part(student, parameters).items()
             for position in positions
         }
         return {
@@ -375,7 +364,7 @@ class MoKDTrainer(SimpleTrainer):
         if rank in (bad_ranks or (rank,)):
             facts = {"iteration": self.iter, "rank": rank, "seed": self.seed}
             file = kept_file(directory, self.iter, rank)
-            reason = keep_batch(file, self.module, loaded, str(error), facts)
+            reason = keep_batch(file, self.task, loaded, str(error), facts)
         # Only a failure that all ranks know of may be talked about.
         reasons = [text for text in (comm.all_gather(reason) if bad_ranks else [reason]) if text]
         if reasons:
@@ -390,8 +379,7 @@ class MoKDTrainer(SimpleTrainer):
         raise TrainingStopped(f"SIGTERM: stopped after iteration {self.iter}; --resume continues")
 
     def _same_teacher_everywhere(self) -> str | None:
-        digest_of = getattr(self.module, "teacher_digest", None)
-        digest = None if digest_of is None else digest_of()
+        digest = self.task.teacher_digest()
         digests = comm.all_gather(digest)
         if len(set(digests)) > 1:
             shown = ", ".join(f"rank {rank} {str(found)[:12]}" for rank, found in enumerate(digests))
@@ -416,17 +404,19 @@ class MoKDTrainer(SimpleTrainer):
             raise lost_worker(type(error).__name__, f"at iteration {self.iter}") from error
 
     def _context(self) -> StepContext:
-        shared = getattr(self.module, "shared_parameters", self.module.parameters)()
-        private: Iterable[nn.Parameter] = getattr(self.module, "private_parameters", tuple)()
         scale: float | Tensor = 1.0
         if self.grad_scaler is not None:
             scale = self.grad_scaler.scale(torch.ones((), device=self.device))
         return StepContext(
-            shared_parameters=[parameter for parameter in shared if parameter.requires_grad],
-            private_parameters=[parameter for parameter in private if parameter.requires_grad],
+            shared_parameters=[
+                parameter for parameter in self.task.shared_parameters() if parameter.requires_grad
+            ],
+            private_parameters=[
+                parameter for parameter in self.task.private_parameters() if parameter.requires_grad
+            ],
             loss_scale=scale,
             iteration=self.iter,
-            taps=getattr(self.module, "last_student_taps", tuple),
+            taps=self.task.last_student_taps,
         )
 
     def _forward(self, batch: Any, index: int, monitor: LossMonitor) -> StepForward:

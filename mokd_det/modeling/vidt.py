@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
+from mokd_det.contract import TrainingTask
 from mokd_det.errors import ConfigError
 from mokd_det.layers import MLP, FeatureMap, TapPoint, TapSpec, xyxy_to_cxcywh
 
@@ -24,6 +25,12 @@ from .postprocess import top_predictions
 from .targets import Targets
 
 __all__ = ["ViDT", "ViDTOutput"]
+
+_PARAMETER_PARTS = {
+    "backbone": ("backbone.*",),
+    "neck": ("input_proj.*", "fusion.*", "tgt_proj.*", "query_pos_proj.*", "transformer.*"),
+    "head": ("class_embed.*", "bbox_embed.*", "iou_embed.*"),
+}
 
 
 @dataclass(frozen=True)
@@ -44,7 +51,7 @@ class ViDTOutput:
 
 
 @META_ARCH_REGISTRY.register()
-class ViDT(nn.Module):
+class ViDT(TrainingTask):
     """Detector whose backbone carries the DET tokens and whose neck is a decoder without an encoder.
 
     Parameter names are those of the published checkpoints. Tap points (``taps.*``), in MoKD's names: ``patch``, the
@@ -132,6 +139,10 @@ class ViDT(nn.Module):
     def neck(self) -> nn.Module:
         """The module between backbone and decoder."""
         return self.get_submodule(self._neck_name)
+
+    def parameter_parts(self) -> Mapping[str, Sequence[str]]:
+        """Backbone, neck (with the decoder) and head (the predictors)."""
+        return _PARAMETER_PARTS
 
     # --- tensors in, tensors out -------------------------------------------------------------------------------
 

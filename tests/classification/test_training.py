@@ -10,7 +10,7 @@ from mokd_det.balancing import Amortized, ClosedForm, FixedWeights
 from mokd_det.classification import ImageClassifier
 from mokd_det.distillation import Combined, Distiller, LogitDistillation, MoKD
 from mokd_det.engine import AtomicCheckpointer, MoKDTrainer
-from mokd_det.engine.parameter_groups import group_parameters
+from mokd_det.engine.parameter_parts import split_by_part
 from mokd_det.errors import ConfigError, MoKDError
 from tests.classification.toy import ToyClassificationLoader, ToyCnn, toy_batch, toy_vit
 from tests.engine.helpers import differences, make_trainer, run_one_step, snapshot
@@ -111,10 +111,10 @@ def test_a_broken_image_is_named():
 
 def test_conflict_is_measured_per_part_of_the_network():
     student = distiller().student
-    groups = group_parameters(student, list(student.parameters()))
+    groups = split_by_part(student, list(student.parameters()))
     assert list(groups)[:4] == ["cls_token", "pos_embed", "dist_token", "patch_embed"]
     assert {"blocks", "norm", "head", "head_dist"} <= set(groups)
-    assert list(group_parameters(nn.Sequential(nn.Linear(2, 2)), [])) == []
+    assert list(split_by_part(nn.Sequential(nn.Linear(2, 2)), [])) == []
 
 
 def test_an_odd_batch_trains():

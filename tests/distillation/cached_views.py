@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mokd_det.balancing import Amortized
+from mokd_det.contract import TrainingLoader
 from mokd_det.data import build_train_loader
 from mokd_det.data.sampling import SampleKey
 from mokd_det.data.view_key import view_key
@@ -55,7 +56,7 @@ def keyed_batch(images: list[Tensor], first: int = 0) -> list[dict[str, Any]]:
     ]
 
 
-class OrderedLoader:
+class OrderedLoader(TrainingLoader[Any]):
     """The same two batches of four images in turn, as they come from a shuffled loader's first epoch."""
 
     def __init__(self) -> None:

@@ -137,8 +137,8 @@ def test_numbers_are_equal_and_times_are_told() -> None:
     batch = OrderedLoader().batches[0]
     models = [distiller(teacher_stream=streamed).cuda() for streamed in (False, True)]
     plain, streamed = (model.prepare_batch(batch) for model in models)
-    assert plain.beside is None and streamed.beside is not None
-    streamed.beside.wait()
+    assert plain.side_work is None and streamed.side_work is not None
+    streamed.side_work.wait()
     for name in ("neck", "head"):
         torch.testing.assert_close(streamed.teacher_taps[name], plain.teacher_taps[name], rtol=0, atol=0)
     runs = [trainer(model) for model in models]

@@ -19,7 +19,7 @@ from mokd_det.config import load_config
 from mokd_det.engine import AtomicCheckpointer
 from mokd_det.engine import launch as launch_function
 from mokd_det.engine.gradient_conflict import GradientConflict
-from mokd_det.engine.parameter_groups import group_parameters
+from mokd_det.engine.parameter_parts import split_by_part
 from mokd_det.errors import ConfigError
 from mokd_det.visualization import dynamics_figure, read_run
 from tests.config_room.test_config import CONFIG
@@ -364,7 +364,7 @@ class TestGroups:
     def test_a_vidt_has_backbone_neck_and_head(self):
         vidt = instantiate(load_config(str(ROOT / "configs/quickstart/student.py")).model)
         names, parameters = zip(*vidt.named_parameters(), strict=True)
-        groups = group_parameters(vidt, parameters)
+        groups = split_by_part(vidt, parameters)
         assert list(groups) == ["backbone", "neck", "head"]
         parts = {group: {names[i].partition(".")[0] for i in of_group} for group, of_group in groups.items()}
         assert parts == {
@@ -377,7 +377,7 @@ class TestGroups:
     def test_the_first_matching_group_counts(self):
         model = toy()
         names, parameters = zip(*model.named_parameters(), strict=True)
-        groups = group_parameters(model, parameters, {"ce": ["heads.ce.*"], "heads": ["heads.*"]})
+        groups = split_by_part(model, parameters, {"ce": ["heads.ce.*"], "heads": ["heads.*"]})
         assert [names[i] for i in groups["ce"]] == ["heads.ce.weight", "heads.ce.bias"]
         assert len(groups["heads"]) == 4 and len(groups["rest"]) == 4
 

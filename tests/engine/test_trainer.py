@@ -151,9 +151,9 @@ def test_resuming_with_other_settings_says_so(tmp_path, caplog):
 def test_a_skipped_step_changes_neither_parameters_nor_balancer():
     torch.manual_seed(0)
     model = ToyDetector(norm=False)
-    model.after_step = lambda: stepped.append(trainer.iter)
     stepped: list[int] = []
     trainer = make_trainer(Amortized(), model=model, amp={"enabled": True, "dtype": "float16"})
+    trainer.task.after_step = lambda: stepped.append(trainer.iter)
 
     def set_scale(scale: float) -> None:
         scaler = trainer.grad_scaler

@@ -13,6 +13,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import Tensor, nn
 
+from mokd_det.contract import TrainingLoader, TrainingTask
 from mokd_det.errors import DatasetError
 
 SIZE = 6
@@ -62,7 +63,7 @@ def toy_item(index: int, size: int = SIZE) -> dict[str, Any]:
     }
 
 
-class ToyLoader:
+class ToyLoader(TrainingLoader[list[dict[str, Any]]]):
     """Batch k holds samples k·B … (k+1)·B - 1; every rank takes its share of it.
 
     Args:
@@ -135,7 +136,7 @@ class ToyEvaluator(DatasetEvaluator):
         return {"bbox": {"AP": sum(self.scores) / len(self.scores), "APs": float("nan")}}
 
 
-class Recorder(nn.Module):
+class Recorder(TrainingTask):
     """A model with all the optional methods, noting what is called."""
 
     def __init__(self, dropout: float = 0.0) -> None:
@@ -156,8 +157,12 @@ class Recorder(nn.Module):
         projected = self.method(self.student.features(batch["inputs"]))
         return {**losses, "loss_distill_x": (projected - batch["teacher"]).square().mean()}
 
-    def shared_parameters(self) -> list[nn.Parameter]:
-        return list(self.student.parameters())
+    @property
+    def eval_model(self) -> nn.Module:
+        return self.student
+
+    def checkpoint_parts(self) -> dict[str, nn.Module]:
+        return {"method": self.method}
 
     def private_parameters(self) -> list[nn.Parameter]:
         return list(self.method.parameters())

@@ -14,6 +14,7 @@ from torch import nn
 from mokd_det.balancing import Amortized
 from mokd_det.checkpoint import load_file
 from mokd_det.classification import ClassificationBatch
+from mokd_det.contract import PreparedBatch
 from mokd_det.distillation import Distiller
 from mokd_det.distillation.methods.pkt import PKT
 from mokd_det.engine import launch as launch_function
@@ -188,22 +189,19 @@ def test_sums_that_overflow_are_no_infinities():
 
 
 def test_positions_in_every_kind_of_tap():
-    class Batch:
-        inputs = [{"image": torch.zeros(3, 2, 2)} for _ in range(3)]
-        teacher_taps: dict[str, Any] = {}
-
     good = torch.zeros(3, 5, 4)
     bad = good.clone()
     bad[1, 2, 3] = math.nan
     maps = [FeatureMap(torch.zeros(3, 2, 4, 4), None, 8), FeatureMap(bad[:, :, None], None, 16)]
     stack = torch.stack([good, bad])
-    Batch.teacher_taps = {"good": good, "maps": maps, "stack": stack, "vectors": bad[:, 2]}
-    sums = number_sums(Batch())
+    inputs = [{"image": torch.zeros(3, 2, 2)} for _ in range(3)]
+    batch = PreparedBatch(inputs, {"good": good, "maps": maps, "stack": stack, "vectors": bad[:, 2]})
+    sums = number_sums(batch)
     assert [name for name, value in sums.items() if not math.isfinite(value)] == [
         f"the teacher's tap '{name}'" for name in ("maps", "stack", "vectors")
     ]
     for name in ("maps", "stack", "vectors"):
-        assert bad_positions(Batch(), f"the teacher's tap '{name}'") == [1]
+        assert bad_positions(batch, f"the teacher's tap '{name}'") == [1]
 
 
 def test_batches_survive_the_file(tmp_path):

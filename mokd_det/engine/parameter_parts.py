@@ -1,4 +1,7 @@
-"""Which part of a detector a parameter belongs to."""
+"""Which part of a model a parameter belongs to: where conflict is measured and bad gradients are reported.
+
+Not the optimiser's parameter groups, which are in :mod:`mokd_det.engine.optimizer`.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,10 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
+from mokd_det.contract import as_task
 from mokd_det.errors import ConfigError
-from mokd_det.modeling import ViDT
 
-__all__ = ["REST", "WHOLE", "group_parameters"]
+__all__ = ["REST", "WHOLE", "split_by_part"]
 
 WHOLE = "all"
 """Name of all groups together."""
@@ -18,23 +21,18 @@ WHOLE = "all"
 REST = "rest"
 """Name of the group of what no pattern matches."""
 
-_VIDT_GROUPS = {
-    "backbone": ("backbone.*",),
-    "neck": ("input_proj.*", "fusion.*", "tgt_proj.*", "query_pos_proj.*", "transformer.*"),
-    "head": ("class_embed.*", "bbox_embed.*", "iou_embed.*"),
-}
 
-
-def group_parameters(
+def split_by_part(
     model: nn.Module,
     parameters: Sequence[nn.Parameter],
     patterns: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, list[int]]:
-    """Divide parameters into groups by their names.
+    """Divide parameters into parts by their names.
 
-    Without patterns a ViDT has the groups backbone, neck (with the decoder) and head (the predictors); any other
-    model one group per first component in which the names differ, so Detectron2's R-CNNs have backbone,
-    proposal_generator and roi_heads, and a classifier its network's parts.
+    Without patterns a model has the parts that its ``parameter_parts()`` names
+    (:class:`~mokd_det.contract.TrainingTask`: a ViDT's are backbone, neck and head); any other one per first component
+    in which the names differ, so Detectron2's R-CNNs have backbone, proposal_generator and roi_heads, and a classifier
+    its network's parts.
 
     Args:
         model: gives the names.
@@ -51,8 +49,8 @@ def group_parameters(
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     if patterns:
         _check(patterns, list(names.values()))
-    elif isinstance(model, ViDT):
-        patterns = _VIDT_GROUPS
+    else:
+        patterns = as_task(model).parameter_parts()
     shared = 0 if patterns else _shared_components(list(names.values()))
     groups: dict[str, list[int]] = {}
     for position, parameter in enumerate(parameters):
