@@ -17,7 +17,7 @@ from mokd_det.contract import PreparedBatch, TrainingTask, as_task
 from mokd_det.distillation.context import batch_context
 from mokd_det.distillation.map_alignment import align_maps, image_sizes, stretched_objects
 from mokd_det.distillation.methods.base import Method
-from mokd_det.distillation.requirements import known_class_names
+from mokd_det.distillation.requirements import known_class_names, require_query_decoder
 from mokd_det.distillation.side_stream import SideStream, SideWork
 from mokd_det.distillation.subspace import require_choice
 from mokd_det.distillation.tap_pairing import CommonTaps, TapPairing
@@ -32,6 +32,8 @@ from mokd_det.distillation.token_matching import (
     take_queries,
 )
 from mokd_det.errors import ConfigError, IncompatibleModelsError
+from mokd_det.layers.tap_point import TapSpec
+from mokd_det.modeling.query_decoder import QueryDecoder
 
 __all__ = ["DEFAULT_TAPS", "DistillationBatch", "Distiller"]
 
@@ -50,10 +52,12 @@ class DistillationBatch(PreparedBatch):
 
     Attributes:
         teacher_predictions: "logits" and "boxes" of the teacher's queries, where tokens are matched by them.
+        teacher_answers: what the teacher's decoder answered to a method that ``asks_decoders``.
         side_work: the teacher's work on a CUDA stream of its own, which must be waited for; None: there is none.
     """
 
     teacher_predictions: dict[str, TapValue] = field(default_factory=dict)
+    teacher_answers: dict[str, TapValue] = field(default_factory=dict)
     side_work: SideWork | None = None
 
     @property
@@ -147,6 +151,11 @@ class Distiller(TrainingTask):
                 f"prediction_taps gives {sorted(prediction_taps)}; it needs 'logits' and 'boxes', and is for "
                 f"token_matching='hungarian' only"
             )
+        if self._matching is not None and method.pairs_queries:
+            raise ConfigError(
+                f"token_matching='hungarian' reorders queries, which {type(method).__name__} pairs itself; use "
+                f"token_matching='index'"
+            )
         if not method.needs_teacher:
             taps = {name: value for name, value in taps.items() if name in method.student_only_taps}
             self._matching = None
@@ -184,12 +193,12 @@ class Distiller(TrainingTask):
                     what="teacher checkpoint",
                 )
             teacher.eval().requires_grad_(False)
-            teacher_specs = tap_specs(teacher, self._teacher_sources)
+            teacher_specs = _with_more_taps(method, teacher, self._teacher_sources)
         elif teacher_checkpoint:
             raise ConfigError(f"teacher_checkpoint={teacher_checkpoint!r} is given, but teacher is None")
         else:
             teacher_specs = {}
-        student_specs = tap_specs(student, self._student_sources)
+        student_specs = _with_more_taps(method, student, self._student_sources)
         if self._matching is not None and teacher is not None:
             numbers = self._matching.check(
                 tap_specs(student, self._student_predictions),
@@ -258,7 +267,8 @@ class Distiller(TrainingTask):
             self._with_teacher(batch, {}, cache)
         if work is None:
             return batch
-        work.hand_over([*_tensors(batch.teacher_taps), *_tensors(batch.teacher_predictions)])
+        for said in (batch.teacher_taps, batch.teacher_predictions, batch.teacher_answers):
+            work.hand_over(_tensors(said))
         return replace(batch, side_work=work)
 
     @torch.no_grad()
@@ -283,11 +293,12 @@ class Distiller(TrainingTask):
             said = cache.taps(batch.inputs, run, self._device(), dtype)
         for name, value in said.items():
             kind, _, tap = name.partition("/")
-            (batch.teacher_taps if kind == "taps" else batch.teacher_predictions)[tap] = value
+            parts = {"taps": batch.teacher_taps, "predictions": batch.teacher_predictions}
+            parts.get(kind, batch.teacher_answers)[tap] = value
         return batch
 
     def _run_teacher(self, inputs: Any, student_taps: Mapping[str, TapValue]) -> dict[str, TapValue]:
-        """One forward: "taps/<name>" and "predictions/<name>" → value."""
+        """One forward: "taps/<name>", "predictions/<name>" and "answers/<name>" → value."""
         teacher = self.teacher
         assert teacher is not None  # a method that needs none never comes here
         with (
@@ -297,12 +308,17 @@ class Distiller(TrainingTask):
             TapRecorder(teacher, self._teacher_sources) as taps,
             TapRecorder(teacher, self._teacher_predictions) as predictions,
         ):
-            teacher(inputs)
-        return {
-            f"{kind}/{name}": _copied(value)
-            for kind, recorder in (("taps", taps), ("predictions", predictions))
-            for name, value in recorder.values.items()
-        }
+            with self._decoder(teacher) as decoder:
+                teacher(inputs)
+            answers = {} if decoder is None else self.method.ask_teacher(decoder)
+        said = {"taps": taps.values, "predictions": predictions.values, "answers": answers}
+        return {f"{kind}/{name}": _copied(v) for kind, values in said.items() for name, v in values.items()}
+
+    def _decoder(self, model: nn.Module) -> AbstractContextManager[QueryDecoder | None]:
+        """The recorder of a model's decoder for one forward, if the method asks decoders."""
+        if not self.method.asks_decoders:
+            return nullcontext()
+        return require_query_decoder(type(self.method).__name__, "model", model)
 
     def _device(self) -> torch.device:
         """The student's."""
@@ -368,6 +384,7 @@ class Distiller(TrainingTask):
             with (
                 TapRecorder(self.student, self._student_sources) as recorder,
                 TapRecorder(self.student, self._student_predictions) as predictions,
+                self._decoder(self.student) as decoder,
             ):
                 losses = self.student(prepared.inputs)
         finally:
@@ -396,6 +413,10 @@ class Distiller(TrainingTask):
         context = batch_context(prepared.inputs)
         if context.objects is not None:
             context = replace(context, objects=stretched_objects(context.objects, student_taps))
+        if decoder is not None:
+            answers = self.method.ask_student(decoder, prepared.teacher_answers)
+            student_taps = {**student_taps, **answers}
+            teacher_taps = {**teacher_taps, **prepared.teacher_answers}
         compared = self.method(student_taps, teacher_taps, context)
         terms = {f"loss_distill_{name}": value for name, value in compared.items()}
         taken = sorted(set(terms) & set(losses))
@@ -476,6 +497,23 @@ def _check_cacheable(method: Method, teacher: nn.Module | None) -> None:
             f"model.teacher_cache cannot be used with {name}: its teacher normalises by the batch, so what it says "
             "about an image changes with the others; remove it, or the method's batch_statistics_teacher"
         )
+    if method.teacher_draws:
+        raise ConfigError(
+            f"model.teacher_cache cannot be used with {name}: it asks the teacher at random points, new ones in every "
+            "step; remove it, or the random points"
+        )
+
+
+def _with_more_taps(method: Method, model: nn.Module, sources: dict[str, TapSource]) -> dict[str, TapSpec]:
+    """What all taps of a model deliver; those that the method finds itself are added to ``sources``."""
+    more = method.more_taps(model, tap_specs(model, sources))
+    taken = sorted(set(more) & set(sources))
+    if taken:
+        raise ConfigError(
+            f"{type(method).__name__} finds the tap {taken[0]!r} itself; remove it from model.taps"
+        )
+    sources.update(more)
+    return tap_specs(model, sources)
 
 
 def _computing_precision(kind: str, model: nn.Module) -> str:

@@ -12,6 +12,7 @@ from mokd_det.distillation.context import MethodContext, Objects
 from mokd_det.distillation.rows import describe
 from mokd_det.errors import ConfigError, IncompatibleModelsError
 from mokd_det.layers.tap_point import TapSpec
+from mokd_det.modeling.query_decoder import HasQueryDecoder, QueryDecoder
 
 __all__ = [
     "hard_targets",
@@ -20,6 +21,7 @@ __all__ = [
     "require_kind",
     "require_known",
     "require_objects",
+    "require_query_decoder",
     "require_several",
 ]
 
@@ -136,6 +138,26 @@ def hard_targets(method: str, context: MethodContext) -> Tensor:
     if context.targets is None:
         return require_known(method, context, "labels")
     return context.targets if context.targets.ndim == 1 else context.targets.argmax(1)
+
+
+def require_query_decoder(method: str, who: str, model: nn.Module | None) -> QueryDecoder:
+    """What runs a model's decoder with queries of the method's choice.
+
+    Args:
+        method: who asks, for the message.
+        who: "student" or "teacher".
+        model: it.
+
+    Raises:
+        IncompatibleModelsError: the model does not offer that.
+    """
+    decoder = model.query_decoder() if isinstance(model, HasQueryDecoder) else None
+    if decoder is None:
+        raise IncompatibleModelsError(
+            f"{method} runs the {who}'s decoder with queries of its own choice, which {type(model).__name__} does not "
+            f"offer (query_decoder(), see docs/extending.md); a ViDT does"
+        )
+    return decoder
 
 
 def require_several(method: str, values: Tensor) -> None:

@@ -19,6 +19,7 @@ __all__ = [
     "cosine_distance",
     "l1",
     "mean_euclidean",
+    "moments",
     "normalize",
     "smooth_l1",
     "standardize",
@@ -49,6 +50,22 @@ def weighted_mean(values: Tensor, weights: Tensor | None, across_ranks: bool = F
     return (values * weights).sum() / total.clamp_min(torch.finfo(values.dtype).tiny)
 
 
+def moments(rows: Tensor, weights: Tensor | None = None, across_ranks: bool = False) -> tuple[Tensor, Tensor]:
+    """Mean and unbiased variance (C,) of each channel of rows (R, C); arguments as for :func:`standardize`."""
+    if weights is None and not across_ranks:
+        mean = rows.mean(0)
+        return mean, (rows - mean).square().sum(0) / max(rows.shape[0] - 1, 1)
+    weights = rows.new_ones(len(rows)) if weights is None else weights.to(rows.dtype)
+    total, moment = weights.sum(), weights @ rows
+    if across_ranks:
+        total, moment = sum_over_ranks(total), sum_over_ranks(moment)
+    mean = moment / total.clamp_min(1)
+    moment = weights @ (rows - mean).square()
+    if across_ranks:
+        moment = sum_over_ranks(moment)
+    return mean, moment / (total - 1).clamp_min(1)
+
+
 def standardize(
     rows: Tensor, weights: Tensor | None = None, eps: float = 1e-5, across_ranks: bool = False
 ) -> Tensor:
@@ -61,23 +78,8 @@ def standardize(
             then a constant channel gives NaN.
         across_ranks: over the rows of all processes.
     """
-    if across_ranks and weights is None:
-        weights = rows.new_ones(len(rows))
-    if weights is None:
-        count = max(rows.shape[0] - 1, 1)
-        centred = rows - rows.mean(0)
-        variance = centred.square().sum(0) / count
-    else:
-        weights = weights.to(rows.dtype)
-        total, moment = weights.sum(), weights @ rows
-        if across_ranks:
-            total, moment = sum_over_ranks(total), sum_over_ranks(moment)
-        centred = rows - moment / total.clamp_min(1)
-        moment = weights @ centred.square()
-        if across_ranks:
-            moment = sum_over_ranks(moment)
-        variance = moment / (total - 1).clamp_min(1)
-    return centred / (variance + eps).sqrt()
+    mean, variance = moments(rows, weights, across_ranks)
+    return (rows - mean) / (variance + eps).sqrt()
 
 
 def normalize(rows: Tensor, how: Norm, weights: Tensor | None = None, eps: float = 1e-5) -> Tensor:

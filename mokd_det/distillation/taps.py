@@ -6,7 +6,8 @@ modules under ``taps``; of any other model every module can be read:
 * a string is a module path (``"backbone.fpn_output3"``), or the name of an offered tap (``"patch"`` for
   ``"taps.patch"``);
 * a mapping adds what the path does not tell: ``{"path": "backbone.body", "strides": [8, 16], "channels":
-  [128, 256]}`` describes the output of a module, and ``"keep": [16]`` selects levels of it; without
+  [128, 256]}`` describes the output of a module, and ``"keep": [16]`` selects levels of it; ``"per_level": True``:
+  the module runs once per level (the heads of dense detectors); without
   ``channels``, ``strides`` selects levels of an output whose description is known (from a tap point, or from
   the ``output_shape()`` of Detectron2's backbones).
 
@@ -44,11 +45,13 @@ class TapSource:
         path: module path, or the name of a tap point under ``taps``.
         spec: description of the module's whole output; None: taken from the module.
         strides: the levels to keep, in this order; None: all.
+        per_level: the module runs once per map, in the order of the strides, as the heads of dense detectors do.
     """
 
     path: str
     spec: TapSpec | None = None
     strides: tuple[int, ...] | None = None
+    per_level: bool = False
 
     @classmethod
     def parse(cls, value: str | Mapping[str, Any] | TapSource) -> TapSource:
@@ -64,7 +67,7 @@ class TapSource:
         if not isinstance(value, Mapping):
             raise ConfigError(f"a tap is a module path or a mapping with the key 'path', not {value!r}")
         fields = dict(value)
-        known = ("path", "kind", "channels", "strides", "keep", "num_tokens", "num_levels")
+        known = ("path", "kind", "channels", "strides", "keep", "num_tokens", "num_levels", "per_level")
         unknown = sorted(set(fields) - set(known))
         if unknown or "path" not in fields:
             problem = f"unknown key {unknown[0]!r}" if unknown else "no key 'path'"
@@ -89,7 +92,10 @@ class TapSource:
         except ValueError as error:
             raise ConfigError(f"tap {fields['path']!r}: {error}") from error
         keep = tuple(fields["keep"]) if "keep" in fields else None
-        return cls(str(fields["path"]), spec, keep)
+        per_level = bool(fields.get("per_level", False))
+        if per_level and spec.kind != "maps":
+            raise ConfigError(f"tap {fields['path']!r}: per_level=True is for maps, with 'strides'")
+        return cls(str(fields["path"]), spec, keep, per_level)
 
 
 @dataclass(frozen=True)
@@ -102,6 +108,7 @@ class _Reader:
     spec: TapSpec | None  # of the module's whole output; None: unknown
     keys: tuple[str, ...] | None  # names of the levels where the output is a dict
     levels: tuple[int, ...] | None  # positions of the levels to keep
+    per_level: bool = False  # its module runs once per map
 
     @property
     def delivered(self) -> TapSpec | None:
@@ -243,7 +250,7 @@ def _find_tap(model: nn.Module, name: str, value: str | Mapping[str, Any] | TapS
                 f"only {spec.strides}"
             )
         levels = tuple(spec.strides.index(stride) for stride in source.strides)
-    return _Reader(name, path, module, spec, keys, levels)
+    return _Reader(name, path, module, spec, keys, levels, source.per_level)
 
 
 def _no_spec(model: nn.Module, name: str, path: str, module: nn.Module) -> str:
@@ -295,10 +302,11 @@ class TapRecorder:
     def __init__(self, model: nn.Module, taps: Mapping[str, str | Mapping[str, Any] | TapSource]) -> None:
         self._readers = [_find_tap(model, name, value) for name, value in taps.items()]
         self._recorded: dict[str, TapValue] = {}
+        self._runs: dict[str, list[Any]] = {}
         self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> TapRecorder:
-        self._recorded = {}
+        self._recorded, self._runs = {}, {}
         for reader in self._readers:
             self._handles.append(reader.module.register_forward_hook(self._hook(reader)))
         return self
@@ -312,10 +320,14 @@ class TapRecorder:
 
     def _hook(self, reader: _Reader) -> Any:
         def record(module: nn.Module, inputs: Sequence[Any], output: Any) -> None:
+            if reader.per_level:
+                self._runs.setdefault(reader.name, []).append(output)
+                return
             if reader.name in self._recorded:
                 raise IncompatibleModelsError(
                     f"tap {reader.name!r}: module {reader.path!r} runs more than once in a forward pass, so "
-                    f"its value is ambiguous; tap the module that collects the results"
+                    f"its value is ambiguous; tap the module that collects the results, or write per_level=True if it "
+                    f"runs once per map"
                 )
             self._recorded[reader.name] = reader.read(output)
 
@@ -329,6 +341,8 @@ class TapRecorder:
             IncompatibleModelsError: a tapped module did not run.
         """
         for reader in self._readers:
+            if reader.name in self._runs:
+                self._recorded[reader.name] = reader.read(self._runs[reader.name])
             if reader.name not in self._recorded:
                 raise IncompatibleModelsError(
                     f"tap {reader.name!r}: module {reader.path!r} did not run in this forward pass"

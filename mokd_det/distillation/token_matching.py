@@ -11,6 +11,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from mokd_det.distillation.box_losses import with_area
 from mokd_det.distillation.precision import autocast_off, full_precision
 from mokd_det.distillation.taps import TapValue
 from mokd_det.errors import ConfigError, IncompatibleModelsError, InvalidLossError
@@ -148,7 +149,7 @@ class HungarianTokenMatching:
             boxes_s, boxes_t = full_precision(boxes_s), full_precision(boxes_t)
             boxes_t = boxes_t.to(boxes_s.dtype)
             total = self.cost_bbox * torch.cdist(boxes_s, boxes_t, p=1)
-            corners_s, corners_t = (cxcywh_to_xyxy(_with_area(boxes)) for boxes in (boxes_s, boxes_t))
+            corners_s, corners_t = (cxcywh_to_xyxy(with_area(boxes)) for boxes in (boxes_s, boxes_t))
             total -= self.cost_giou * generalized_iou(corners_s[:, :, None], corners_t[:, None])
             if self.cost_class:
                 probabilities = (
@@ -213,8 +214,3 @@ def _tensor(value: TapValue) -> Tensor:
     if isinstance(value, list):
         raise IncompatibleModelsError("hungarian token matching needs predictions per query, not maps")
     return value
-
-
-def _with_area(boxes: Tensor) -> Tensor:
-    # An area of 0 (a size that underflows) would make the GIoU 0/0.
-    return torch.cat((boxes[..., :2], boxes[..., 2:].clamp_min(1e-6)), dim=-1)

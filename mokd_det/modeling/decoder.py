@@ -207,6 +207,7 @@ class DeformableTransformer(nn.Module):
         padding_mask: Tensor | None,
         valid_ratios: Tensor,
         box_heads: Sequence[MLP],
+        reference: Tensor | None = None,
     ) -> DecoderOutput:
         """Decode.
 
@@ -218,8 +219,10 @@ class DeformableTransformer(nn.Module):
             padding_mask: (B, S) bool, True on padding.
             valid_ratios: unpadded share (width, height) of each level, (B, levels, 2).
             box_heads: L + 1 box heads; the one that refines a level's reference is the one that predicts its boxes.
+            reference: initial reference points, (B, N, 2); None: those of the positions.
         """
-        reference = self.initial_reference(pos).sigmoid()
+        if reference is None:
+            reference = self.initial_reference(pos).sigmoid()
         init_reference = reference
         scale = torch.cat((valid_ratios, valid_ratios), -1)[:, None]  # (B, 1, levels, 4)
         states, boxes = [], []

@@ -16,6 +16,8 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from mokd_det.errors import ConfigError
 
+from .dense_head import BoxCoding, DenseHead
+
 __all__ = ["TorchvisionDetector"]
 
 
@@ -86,6 +88,17 @@ class TorchvisionDetector(nn.Module):
             {"instances": self._instances(item, found)}
             for item, found in zip(batched_inputs, self.detector(images), strict=True)
         ]
+
+    def dense_heads(self) -> dict[str, DenseHead]:
+        """Class and box head of RetinaNet and FCOS (see :mod:`mokd_det.modeling.dense_head`)."""
+        if not isinstance(self.detector, (RetinaNet, FCOS)):
+            return {}
+        head = "detector.head"
+        coding: BoxCoding = "distances" if isinstance(self.detector, FCOS) else "deltas"
+        return {
+            "class": DenseHead(f"{head}.classification_head.conv", f"{head}.classification_head.cls_logits"),
+            "box": DenseHead(f"{head}.regression_head.conv", f"{head}.regression_head.bbox_reg", coding),
+        }
 
     def _target(self, instances: Instances, device: torch.device) -> dict[str, Tensor]:
         return {

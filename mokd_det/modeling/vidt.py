@@ -22,6 +22,7 @@ from .criterion import SetCriterion
 from .decoder import DeformableTransformer
 from .neck import EPFF, InputProjection, projection
 from .postprocess import top_predictions
+from .query_decoder import Queries, QueryDecoder
 from .targets import Targets
 
 __all__ = ["ViDT", "ViDTOutput"]
@@ -56,8 +57,8 @@ class ViDT(TrainingTask):
 
     Parameter names are those of the published checkpoints. Tap points (``taps.*``), in MoKD's names: ``patch``, the
     projected feature levels; ``neck``, the projected DET tokens that enter the decoder; ``head``, the DET tokens of
-    every decoder level, the input included; ``head_logits``, the classes that each of these levels predicts; ``logits``
-    and ``boxes``, what the last level predicts.
+    every decoder level, the input included; ``head_logits`` and ``head_boxes``, what each of these levels predicts;
+    ``logits`` and ``boxes``, what the last one does.
 
     Args:
         backbone: any backbone with DET tokens.
@@ -126,6 +127,9 @@ class ViDT(TrainingTask):
                     TapSpec("tokens", (num_classes,), num_tokens=self.num_queries, num_levels=levels)
                 ),
                 "boxes": TapPoint(TapSpec("tokens", (4,), num_tokens=self.num_queries)),
+                "head_boxes": TapPoint(
+                    TapSpec("tokens", (4,), num_tokens=self.num_queries, num_levels=levels)
+                ),
             }
         )
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(3, 1, 1), persistent=False)
@@ -186,12 +190,17 @@ class ViDT(TrainingTask):
         self.taps["head_logits"](logits)
         self.taps["logits"](logits[-1])
         self.taps["boxes"](decoded.boxes[-1])
+        self.taps["head_boxes"](decoded.boxes)
         iou_logits = token_logits = None
         if self.iou_embed is not None:
             iou_logits = torch.stack([head(state) for head, state in zip(self.iou_embed, states)])
         if label_tokens and self.transformer.token_classes is not None:
             token_logits = self.transformer.classify_patches(maps, masks)
         return ViDTOutput(logits, decoded.boxes, iou_logits, token_logits)
+
+    def query_decoder(self) -> QueryDecoder:
+        """For running the decoder with other queries (:class:`~mokd_det.modeling.query_decoder.QueryDecoder`)."""
+        return _ViDTDecoder(self)
 
     # --- Detectron2's formats ----------------------------------------------------------------------------------
 
@@ -283,6 +292,27 @@ class ViDT(TrainingTask):
             instances.pred_boxes, instances.scores, instances.pred_classes = Boxes(box), score, label
             results.append({"instances": instances})
         return results
+
+
+class _ViDTDecoder(QueryDecoder):
+    """References are points; of a box the centre counts."""
+
+    def __init__(self, model: ViDT) -> None:
+        super().__init__(model.transformer, model.transformer.embed_dim, takes_position=True)
+        self._model = model
+
+    @property
+    def queries(self) -> Queries:
+        tokens, pos = self.recorded[0][:2]
+        return Queries(tokens, self._model.transformer.initial_reference(pos).sigmoid(), pos)
+
+    def __call__(self, queries: Queries) -> tuple[Tensor, Tensor]:
+        rest = self.recorded[0][2:]
+        decoded = self._model.transformer(
+            queries.content, queries.position, *rest, reference=queries.reference[..., :2]
+        )
+        heads = zip(self._model.class_embed, decoded.states, strict=True)
+        return torch.stack([head(state) for head, state in heads]), decoded.boxes
 
 
 def _may_pad(mask: Tensor) -> bool:

@@ -12,24 +12,41 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from mokd_det.distillation import FGD, MGD, PKD, FoundationFeatures, Method
+from mokd_det.distillation import FGD, KDDETR, MGD, PKD, CrossKD, DETRDistill, FoundationFeatures, Method
 from mokd_det.distillation.context import MethodContext, Objects
 from mokd_det.distillation.taps import TapValue
 from mokd_det.layers.tap_point import FeatureMap
 from tests.distillation.method_goldens import set_up
+from tests.distillation.test_cross_kd import Dense
 
 SHARES = (slice(0, 1), slice(1, 4))
+
+
+def cross_kd() -> Method:
+    """Heads of two convolutions, cut after the first."""
+    torch.manual_seed(2)
+    dense, method = Dense(channels=4).double(), CrossKD(convolutions=1)
+    method.inspect(dense, dense.requires_grad_(False))
+    return method
+
+
 METHODS: dict[str, Callable[[], Method]] = {
     "pkd": PKD,
     "mgd": lambda: MGD(ratio=0.0),
     "mgd mean": lambda: MGD(ratio=0.0, reduction="mean"),
     "fgd": FGD,
     "foundation": FoundationFeatures,
+    "cross": cross_kd,
+    "points": lambda: KDDETR(general=2),
+    "distill": DETRDistill,
 }
+STACKS = ("head", "head_logits", "head_boxes", "prior_logits", "prior_boxes", "general_logits", "general_boxes",
+          "specific_logits", "specific_boxes")  # fmt: skip
+"""Of the student; what has no level axis in the teacher is marked there."""
 
 
 def whole_batch() -> tuple[dict[str, TapValue], dict[str, TapValue], Objects]:
-    """Four images, padded differently, with 0 to 3 objects."""
+    """Four images, padded differently, with 0 to 3 objects; taps and answers of all methods."""
     generator = torch.Generator().manual_seed(3)
 
     def draw(*shape: int) -> Tensor:
@@ -38,12 +55,29 @@ def whole_batch() -> tuple[dict[str, TapValue], dict[str, TapValue], Objects]:
     padding = torch.zeros(4, 3, 5, dtype=torch.bool)
     for image, columns in enumerate((5, 2, 4, 3)):
         padding[image, :, columns:] = True
-    student: dict[str, TapValue] = {"patch": [FeatureMap(draw(4, 4, 3, 5), padding, 8)]}
-    teacher: dict[str, TapValue] = {"patch": [FeatureMap(draw(4, 4, 3, 5), padding, 8)]}
+    sides: list[dict[str, TapValue]] = []
+    for who in ("student", "teacher"):
+        maps = {
+            "patch": 4,
+            "class_features": 4,
+            "class_predictions": 3,
+            "box_features": 4,
+            "box_predictions": 4,
+        }
+        side: dict[str, TapValue] = {
+            name: [FeatureMap(draw(4, channels, 3, 5), padding, 8)] for name, channels in maps.items()
+        }
+        for name in (*STACKS, "logits", "boxes"):
+            channels = 4 if name == "head" or name.endswith("boxes") else 3
+            leads = (2,) if name in STACKS and (who == "student" or name.startswith("head")) else ()
+            value = draw(*leads, 4, 2, channels)
+            side[name] = value.sigmoid() if name.endswith("boxes") else value
+        sides.append(side)
     corner = torch.rand(6, 2, generator=generator) * 12
     boxes = torch.cat((corner, corner + 9), 1).split([3, 0, 1, 2])
     labels = torch.randint(0, 3, (6,), generator=generator).split([3, 0, 1, 2])
-    return student, teacher, Objects(tuple(boxes), tuple(labels), ((24, 40), (24, 16), (24, 32), (24, 24)))
+    sizes = ((24, 40), (24, 16), (24, 32), (24, 24))
+    return sides[0], sides[1], Objects(tuple(boxes), tuple(labels), sizes)
 
 
 def part(value: TapValue, images: slice) -> TapValue:
@@ -61,7 +95,9 @@ def results(images: slice) -> dict[str, Any]:
     found = {}
     for name, make in METHODS.items():
         student, teacher, objects = whole_batch()
-        method = set_up(make(), student, teacher).double()
+        method = make()
+        read = [*method.required_taps] or ["patch"]
+        set_up(method, {key: student[key] for key in read}, {key: teacher[key] for key in read}).double()
         generator = torch.Generator().manual_seed(5)
         with torch.no_grad():
             for parameter in method.parameters():
@@ -75,7 +111,7 @@ def results(images: slice) -> dict[str, Any]:
         sum(terms.values()).backward()
         found[name] = {
             "terms": {key: value.detach() for key, value in terms.items()},
-            "taps": [tensor.grad for tensor in leaves(student)],
+            "taps": [tensor.grad for tensor in leaves(student) if tensor.grad is not None],
             "weights": [parameter.grad for parameter in method.parameters()],
         }
     return found
@@ -104,7 +140,7 @@ def test_mean_over_processes_is_the_loss_of_one(ranks, name) -> None:
         torch.testing.assert_close(mean, value, rtol=1e-10, atol=0)
     # data-parallel training averages the gradients, so each process has its images' share of the mean
     for i, whole in enumerate(alone["taps"]):
-        of_images = torch.cat([found["taps"][i] / 2 for found in of_ranks])
+        of_images = torch.cat([found["taps"][i] / 2 for found in of_ranks], 1 if len(whole) == 2 else 0)
         torch.testing.assert_close(of_images, whole, rtol=1e-9, atol=1e-12)
     for i, whole in enumerate(alone["weights"]):
         mean = (of_ranks[0]["weights"][i] + of_ranks[1]["weights"][i]) / 2

@@ -17,11 +17,11 @@ from mokd_det.distillation import Distiller, MoKD, ProjectorMatching
 from mokd_det.distillation.methods import Method
 
 
-def retinanet(depth: int, channels: int) -> nn.Module:
+def retinanet(depth: int, channels: int, convolutions: int = 1) -> nn.Module:
     config = model_zoo.get_config("common/models/retinanet.py").model
     config.num_classes = 3
     config.backbone.out_channels = channels
-    config.head.conv_dims = [channels]
+    config.head.conv_dims = [channels] * convolutions
     config.head.input_shape = [ShapeSpec(channels=channels)] * 5
     if depth < 50:
         del config.backbone.bottom_up.stages.stride_in_1x1

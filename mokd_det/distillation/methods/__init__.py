@@ -3,10 +3,13 @@
 from mokd_det.distillation.methods.base import Method
 from mokd_det.distillation.methods.combined import Combined
 from mokd_det.distillation.methods.crd import CRD
+from mokd_det.distillation.methods.cross_kd import CrossKD
+from mokd_det.distillation.methods.detr_distill import DETRDistill
 from mokd_det.distillation.methods.dkd import DKD
 from mokd_det.distillation.methods.fgd import FGD
 from mokd_det.distillation.methods.fitnet import FitNet
 from mokd_det.distillation.methods.foundation_features import FoundationFeatures
+from mokd_det.distillation.methods.kd_detr import KDDETR
 from mokd_det.distillation.methods.logit import HardDistillation, LogitDistillation
 from mokd_det.distillation.methods.manifold import Manifold
 from mokd_det.distillation.methods.masked_kd import MaskedKD
@@ -30,6 +33,9 @@ __all__ = [
     "CRD",
     "Combined",
     "DKD",
+    "CrossKD",
+    "DETRDistill",
+    "KDDETR",
     "FGD",
     "FitNet",
     "FoundationFeatures",

@@ -12,9 +12,10 @@ from mokd_det.distillation.context import MethodContext
 from mokd_det.distillation.precision import autocast_off
 from mokd_det.distillation.rows import RowPair, check_comparable, pair_rows, row_channels
 from mokd_det.distillation.stiefel import StiefelLinear, retract_
-from mokd_det.distillation.taps import TapValue
+from mokd_det.distillation.taps import TapSource, TapValue
 from mokd_det.errors import IncompatibleModelsError
 from mokd_det.layers.tap_point import TapSpec
+from mokd_det.modeling.query_decoder import QueryDecoder
 
 __all__ = ["Method"]
 
@@ -50,8 +51,14 @@ class Method(nn.Module):
     """The teacher runs within the student's forward, after it, since :meth:`teacher_pass` depends on it."""
     teacher_sees_batch: bool = False
     """:meth:`teacher_pass` makes the teacher's outputs for an image depend on the others of its batch."""
+    pairs_queries: bool = False
+    """The method decides itself which queries are compared, so the Distiller's ``token_matching`` is refused."""
+    teacher_draws: bool = False
+    """:meth:`ask_teacher` draws random numbers, so that its answers about an image change from step to step."""
     signed_terms: frozenset[str] = frozenset()
     """Terms that can be 0 or negative by construction; a balancer that takes logarithms refuses them."""
+    asks_decoders: bool = False
+    """The method runs the models' decoders with queries of its choice: :meth:`ask_teacher`, :meth:`ask_student`."""
     needs_preparation: bool = False
     """The method wants :meth:`prepare` before the first step."""
 
@@ -111,6 +118,27 @@ class Method(nn.Module):
             student: the student.
             teacher: the frozen teacher; None where the method needs none.
         """
+
+    def more_taps(self, model: nn.Module, taps: Mapping[str, TapSpec]) -> dict[str, TapSource]:
+        """Taps that the method finds itself, in each model apart: name → where; they join those of the configuration.
+
+        Args:
+            model: the student or the teacher.
+            taps: what the configuration's taps deliver in it.
+        """
+        return {}
+
+    def ask_teacher(self, decoder: QueryDecoder) -> dict[str, TapValue]:
+        """Questions to the teacher's decoder, after each run of the teacher: name → answer.
+
+        Answers are kept beside the teacher's taps, for all forwards of the batch, and :meth:`compare_taps` gets them
+        among these. Called with ``asks_decoders``, without a graph.
+        """
+        return {}
+
+    def ask_student(self, decoder: QueryDecoder, teacher: Mapping[str, TapValue]) -> dict[str, TapValue]:
+        """The same to the student's, in each forward of it, with its graph; ``teacher``: the teacher's answers."""
+        return {}
 
     def teacher_pass(
         self, teacher: nn.Module, student: Mapping[str, TapValue]

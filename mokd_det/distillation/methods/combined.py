@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from mokd_det.distillation.context import MethodContext
 from mokd_det.distillation.methods.base import Method
-from mokd_det.distillation.taps import TapValue
+from mokd_det.distillation.taps import TapSource, TapValue
 from mokd_det.errors import ConfigError, IncompatibleModelsError
 from mokd_det.layers.tap_point import TapSpec
+from mokd_det.modeling.query_decoder import QueryDecoder
 
 __all__ = ["Combined"]
 
@@ -54,6 +55,9 @@ class Combined(Method):
         self.needs_teacher = any(part.needs_teacher for part in members)
         self.teacher_after_student = any(part.teacher_after_student for part in members)
         self.teacher_sees_batch = any(part.teacher_sees_batch for part in members)
+        self.pairs_queries = any(part.pairs_queries for part in members)
+        self.teacher_draws = any(part.teacher_draws for part in members)
+        self.asks_decoders = any(part.asks_decoders for part in members)
         self.needs_preparation = any(part.needs_preparation for part in members)
         self.student_only_taps = tuple(
             dict.fromkeys(
@@ -84,6 +88,32 @@ class Combined(Method):
         for part in self.parts.values():
             part.inspect(student, teacher)
 
+    def more_taps(self, model: nn.Module, taps: Mapping[str, TapSpec]) -> dict[str, TapSource]:
+        """Those of every part, as ``<part>/<tap>``."""
+        return {
+            f"{name}/{tap}": source
+            for name, part in self.parts.items()
+            for tap, source in part.more_taps(model, self._own(name, taps)).items()
+        }
+
+    def ask_teacher(self, decoder: QueryDecoder) -> dict[str, TapValue]:
+        """The answers to every part, as ``<part>/<answer>``."""
+        return {
+            f"{name}/{answer}": value
+            for name, part in self.parts.items()
+            if part.asks_decoders
+            for answer, value in part.ask_teacher(decoder).items()
+        }
+
+    def ask_student(self, decoder: QueryDecoder, teacher: Mapping[str, TapValue]) -> dict[str, TapValue]:
+        """The same of the student."""
+        return {
+            f"{name}/{answer}": value
+            for name, part in self.parts.items()
+            if part.asks_decoders
+            for answer, value in part.ask_student(decoder, self._own(name, teacher)).items()
+        }
+
     def check(self, student: Mapping[str, TapSpec], teacher: Mapping[str, TapSpec]) -> None:
         """Whether each part's taps are there, and none is for nobody; the parts check the rest.
 
@@ -98,7 +128,7 @@ class Combined(Method):
                     f"names {', '.join(map(repr, student))}"
                 )
         read = {tap for name in self.parts for tap in self.part_taps.get(name, student)}
-        unread = [tap for tap in student if tap not in read]
+        unread = [tap for tap in student if tap not in read and "/" not in tap]
         if unread:
             raise IncompatibleModelsError(f"no part of Combined reads the tap {unread[0]!r}")
 
@@ -143,5 +173,8 @@ class Combined(Method):
         }
 
     def _own(self, name: str, taps: Mapping) -> dict:
-        # The teacher has no tap that is read from the student alone.
-        return {tap: taps[tap] for tap in self.part_taps.get(name, taps) if tap in taps}
+        # The teacher has no tap that is read from the student alone; "<part>/<tap>" is that part's.
+        listed = self.part_taps.get(name, [tap for tap in taps if "/" not in tap])
+        own = {tap: taps[tap] for tap in listed if tap in taps}
+        prefix = f"{name}/"
+        return {**own, **{tap.removeprefix(prefix): v for tap, v in taps.items() if tap.startswith(prefix)}}
