@@ -24,7 +24,7 @@ TAPS = ("patch", "neck", "head")
 def ran() -> dict[str, Any]:
     """What the page's code leaves behind, all of its blocks run in one namespace."""
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
-    assert len(blocks) == 7
+    assert len(blocks) == 8
     torch.manual_seed(0)
     namespace: dict[str, Any] = {}
     for number, block in enumerate(blocks):

@@ -22,6 +22,7 @@ from mokd_det.distillation.requirements import (
     require_query_decoder,
 )
 from mokd_det.distillation.rows import check_comparable, pair_rows, row_channels
+from mokd_det.distillation.tap_pairing import teacher_levels
 from mokd_det.distillation.taps import TapValue
 from mokd_det.distillation.token_matching import HungarianTokenMatching
 from mokd_det.errors import ConfigError
@@ -43,8 +44,8 @@ class DETRDistill(Method):
 
         class = Σ_pairs Σ_c BCE(z_s, σ(z_t)) / P,    bbox = Σ_pairs |b_s − b_t|₁ / P,    giou = Σ_pairs (1 − GIoU) / P
 
-    Levels are paired from the last one; a student that has more repeats the teacher's first. The cross-entropy of soft
-    targets has a floor above 0, which ``balancer.min_losses`` can take off.
+    Levels of unequal numbers are paired by depth (:func:`~mokd_det.distillation.tap_pairing.teacher_levels`). The
+    cross-entropy of soft targets has a floor above 0, which ``balancer.min_losses`` can take off.
 
     **Features** (``features``). With F the cells of all levels of the tap "patch" (a 1 × 1 map before the student's
     where channels differ; the paper has equal ones), q the teacher's last decoder states and s_q = max_c σ(z_q),
@@ -170,8 +171,7 @@ class DETRDistill(Method):
     ) -> dict[str, Tensor]:
         found: dict[str, list[Tensor]] = {"class": [], "bbox": [], "giou": []}
         count = 0
-        for level in range(len(logits_s)):
-            partner = max(0, level + len(logits_t) - len(logits_s))
+        for level, partner in enumerate(teacher_levels(len(logits_s), len(logits_t))):
             own, others = (logits_s[level], boxes_s[level]), (logits_t[partner], boxes_t[partner])
             queries = self.matching.assign(
                 {"logits": own[0], "boxes": own[1]}, {"logits": others[0], "boxes": others[1]}
