@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Sequence
 
+from mokd_det.tools import start
+
 # Name on the command line → module of mokd_det.tools. The files of the same names in tools/ start the same.
 COMMANDS = {
+    "analyze": "analyze_model",
+    "attention": "visualize_attention",
+    "check": "check_dataset",
     "compare": "compare_methods",
+    "convert": "convert_checkpoint",
+    "demo": "demo",
+    "dynamics": "plot_dynamics",
+    "export": "export",
     "quickstart": "quickstart",
+    "replay": "replay_batch",
+    "report": "report",
+    "submit": "submit",
+    "tide": "eval_tide",
     "train": "train_net",
 }
 
@@ -25,8 +37,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"error: unknown command '{name}'; there are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     sys.argv[0] = f"mokd_det {name}"
-    status: int = importlib.import_module(f"mokd_det.tools.{COMMANDS[name]}").main(arguments[1:])
-    return status
+    return start(COMMANDS[name], arguments[1:])
 
 
 if __name__ == "__main__":

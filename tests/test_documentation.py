@@ -82,7 +82,6 @@ def test_programs_configs_and_make_targets_of_a_page_are_there(page: Path) -> No
 def test_help_of_a_tool_has_an_example(
     tool: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.syspath_prepend(ROOT / "tools")
     monkeypatch.setattr(sys, "argv", [f"tools/{tool}", "--help"])
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(ROOT / "tools" / tool), run_name="__main__")

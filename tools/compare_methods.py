@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""Compare distillation methods fairly; see mokd_det/tools/compare_methods.py."""
+"""See mokd_det/tools/compare_methods.py and parsers/compare_methods.py there."""
 
 import sys
 
-from mokd_det.tools.compare_methods import main
+from mokd_det.tools import start
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(start("compare_methods"))

@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""The quick start on bundled data; see mokd_det/tools/quickstart.py."""
+"""See mokd_det/tools/quickstart.py and parsers/quickstart.py there."""
 
 import sys
 
-from mokd_det.tools.quickstart import main
+from mokd_det.tools import start
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(start("quickstart"))

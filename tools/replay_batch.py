@@ -1,40 +1,9 @@
 #!/usr/bin/env python
-"""Run a step again that was refused for NaN or infinity, and say where they begin.
+"""See mokd_det/tools/replay_batch.py and parsers/replay_batch.py there."""
 
-    python tools/replay_batch.py output/demo/runs/mokd/bad_batches/iteration_0000042_rank0.pth
-    python tools/replay_batch.py FILE --config-file output/other/config.yaml train.device=cpu
-
-It prints the images, which of the numbers that entered are not finite, the first module whose output is not, every
-loss, and whether its gradient is finite. The configuration is the run's own config.yaml unless another one is
-given; like every config file it is a program: use those that you trust.
-
-Exit status: 0; 2 for a file that cannot be replayed, with one line on stderr.
-"""
-
-import argparse
 import sys
-from collections.abc import Sequence
-from pathlib import Path
 
-from mokd_det.config import load_config
-from mokd_det.engine.replay import replay_step
-from mokd_det.exit_status import exit_status
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("file", metavar="FILE", help="from the folder bad_batches of a run")
-    parser.add_argument(
-        "--config-file", metavar="FILE", help="default: config.yaml of the run that FILE is in"
-    )
-    parser.add_argument("opts", nargs="*", metavar="key=value", help="overrides of the config file")
-    options = parser.parse_intermixed_args(arguments)
-    config = options.config_file or str(Path(options.file).absolute().parent.parent / "config.yaml")
-    return exit_status(lambda: print(replay_step(load_config(config, options.opts), options.file)))
-
+from mokd_det.tools import start
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(start("replay_batch"))

@@ -1,92 +1,9 @@
 #!/usr/bin/env python
-"""Queue a training on a SLURM cluster, on one or several machines; it is queued again when its time is up.
+"""See mokd_det/tools/submit.py and parsers/submit.py there."""
 
-    python tools/submit.py --nodes 2 --gpus 8 --hours 24 --slurm partition=gpu cpus_per_task=12 -- \\
-        --config-file configs/COCO/mokd_vidt_nano.py train.output_dir=output/mokd_vidt_nano
-    python tools/submit.py --local --gpus 2 --wait -- --config-file configs/quickstart/student.py
-
-What stands behind -- are arguments of train_net.py; --resume is added. The configuration is read before anything is
-queued. Needs the package submitit. Exit status: 0; 2 for a mistake in the input, or with --wait a training that failed.
-"""
-
-from __future__ import annotations
-
-import argparse
 import sys
-from collections.abc import Sequence
-from pathlib import Path
 
-from mokd_det.config import load_config
-from mokd_det.engine import argument_parser
-from mokd_det.engine.submission import SubmittedTraining, submit, wait_for
-from mokd_det.errors import ConfigError
-from mokd_det.exit_status import exit_status
-
-TRAIN_NET = Path(__file__).resolve().with_name("train_net.py")
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("--nodes", type=int, default=1, metavar="N", help="machines (%(default)s)")
-    parser.add_argument(
-        "--gpus", type=int, default=1, metavar="N", help="processes on each, with a GPU each (%(default)s)"
-    )
-    parser.add_argument("--hours", type=float, default=24.0, metavar="H", help="time limit (%(default)s)")
-    parser.add_argument(
-        "--notice",
-        type=int,
-        default=120,
-        metavar="S",
-        help="seconds before the end at which the training finishes its step and saves (%(default)s)",
-    )
-    parser.add_argument(
-        "--requeues", type=int, default=10, metavar="N", help="that the time limit may cause (%(default)s)"
-    )
-    parser.add_argument(
-        "--slurm", nargs="+", default=[], metavar="KEY=VALUE", help="arguments of sbatch, e.g. partition=gpu"
-    )
-    parser.add_argument("--logs", type=Path, default=Path("output/jobs"), metavar="DIR", help="(%(default)s)")
-    parser.add_argument("--local", action="store_true", help="run on this machine, to try it")
-    parser.add_argument("--wait", action="store_true", help="until the job has ended")
-    parser.add_argument("training", nargs="+", metavar="-- ARGUMENT", help="of train_net.py")
-    options = parser.parse_args(arguments)
-    return exit_status(lambda: run(options))
-
-
-def run(options: argparse.Namespace) -> int:
-    """Check, queue, and wait if told so."""
-    training = argument_parser("arguments of train_net.py").parse_intermixed_args(options.training)
-    if (training.num_gpus, training.num_machines, training.dist_url) != (1, 1, "auto"):
-        raise ConfigError(
-            "--num-gpus, --num-machines and --dist-url are the job's: take --gpus and --nodes before --"
-        )
-    load_config(training.config_file, training.opts, training=not training.eval_only)
-    slurm = {}
-    for setting in options.slurm:
-        key, separator, value = setting.partition("=")
-        if not separator:
-            raise ConfigError(f"--slurm {setting}: must be KEY=VALUE")
-        slurm[key] = int(value) if value.isdigit() else value
-    command = [sys.executable, str(TRAIN_NET), *options.training]
-    job = submit(
-        SubmittedTraining(command if training.resume else [*command, "--resume"], Path.cwd()),
-        options.logs,
-        cluster="local" if options.local else "slurm",
-        nodes=options.nodes,
-        tasks_per_node=options.gpus,
-        minutes=max(1, round(60 * options.hours)),
-        notice_seconds=options.notice,
-        requeues=options.requeues,
-        slurm=slurm,
-    )
-    print(f"job {job.job_id}; output in {options.logs}/{job.job_id}_*_log.out and .err", flush=True)
-    if options.wait:
-        wait_for(job, options.logs)
-    return 0
-
+from mokd_det.tools import start
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(start("submit"))

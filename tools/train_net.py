@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""Train or evaluate what a LazyConfig file describes: see mokd_det/tools/train_net.py."""
+"""See mokd_det/tools/train_net.py and parsers/train_net.py there."""
 
 import sys
 
-from mokd_det.tools.train_net import main
+from mokd_det.tools import start
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(start("train_net"))

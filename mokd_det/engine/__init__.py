@@ -7,8 +7,9 @@ from mokd_det.engine.checkpointing import AtomicCheckpointer
 from mokd_det.engine.launch import launch
 from mokd_det.engine.lr_schedule import EpochCosineParamScheduler
 from mokd_det.engine.optimizer import get_timm_param_groups, get_vidt_param_groups
-from mokd_det.engine.setup import argument_parser, default_setup
+from mokd_det.engine.setup import default_setup
 from mokd_det.engine.trainer import MoKDTrainer
+from mokd_det.training_arguments import argument_parser
 
 __all__ = [
     "AtomicCheckpointer",

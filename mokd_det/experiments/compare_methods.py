@@ -301,7 +301,7 @@ def notes(
     said = [
         f"Equal for all methods: student, first weights, order of the images per seed, optimiser, schedule and "
         f"{train.max_iter} iterations. Only method and balancer differ{own_settings(runs)}.",
-        f"Tuning: {options.tuning}.",
+        f"Tuning: {options.tuning or NOT_TUNED}.",
         f"{options.metric}: {KINDS[METRICS[options.metric].partition('/')[0]]} in percent of the last weights on "
         + (
             f"{options.test_dataset}, evaluated once, after the training"

@@ -1,11 +1,6 @@
 """Train or evaluate what a LazyConfig file describes.
 
-    python tools/train_net.py --config-file configs/quickstart/student.py train.max_iter=100
-    python tools/train_net.py --config-file configs/COCO/mokd_vidt_nano.py --num-gpus 4
-    python tools/train_net.py --config-file FILE --resume
-    python tools/train_net.py --config-file FILE --eval-only train.init_checkpoint=student_final.pth
-
-Exit status: 0; 2 for a mistake in the input, with one line on stderr; 1 for anything else.
+The command line: :mod:`mokd_det.tools.parsers.train_net`.
 """
 
 from __future__ import annotations
@@ -14,7 +9,9 @@ import argparse
 from collections.abc import Sequence
 
 from mokd_det.config import load_config
-from mokd_det.engine import argument_parser, default_setup, do_test, do_train, launch
+from mokd_det.engine import default_setup, do_test, do_train, launch
+from mokd_det.engine.preflight import check_run
+from mokd_det.tools.parsers.train_net import parse
 
 
 def train(args: argparse.Namespace) -> None:
@@ -33,7 +30,7 @@ def train(args: argparse.Namespace) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
-    args = argument_parser(__doc__).parse_intermixed_args(arguments)
+    args = parse(arguments)
     return launch(
         train,
         args.num_gpus,
@@ -41,4 +38,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
         machine_rank=args.machine_rank,
         dist_url=args.dist_url,
         args=(args,),
+        check=check_run,
     )

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -13,18 +11,13 @@ import torch
 
 from mokd_det.checkpoint import export_student, identify, load_file, load_into, official_weights, write_file
 from mokd_det.errors import CheckpointError
+from mokd_det.tools import convert_checkpoint
 from tests.checkpoint.published import NANO, detector, official_state, swin_state
-
-TOOL = Path(__file__).parents[2] / "tools" / "convert_checkpoint.py"
 
 
 @pytest.fixture(scope="module")
 def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("convert_checkpoint", TOOL)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return convert_checkpoint
 
 
 def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:

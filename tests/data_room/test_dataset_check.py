@@ -14,7 +14,7 @@ from PIL import Image
 from mokd_det.data import check_dataset, coco_source, register_coco_format, report_as_json, report_as_text
 from mokd_det.data.findings import CollectFindings, RaiseFirst
 from mokd_det.errors import ConfigError, DatasetError
-from tests.tool_module import tool_module
+from mokd_det.tools import check_dataset as check_dataset_tool
 
 ROOT = Path(__file__).parents[2]
 
@@ -317,7 +317,7 @@ def test_the_tool_writes_everything(coco_files, tmp_path, capsys):
     (files.image_root / "im30.png").write_bytes(b"broken")
     output = tmp_path / "report"
     arguments = [str(files.json_file), str(files.image_root), "--output", str(output), "--json"]
-    assert tool_module("check_dataset").main(arguments) == 1
+    assert check_dataset_tool.main(arguments) == 1
     content = json.loads(capsys.readouterr().out)
     assert content["errors"] == 1 and content["problems"][0]["kind"] == "file-undecodable"
     assert json.loads((output / "report.json").read_text()) == content
@@ -325,7 +325,7 @@ def test_the_tool_writes_everything(coco_files, tmp_path, capsys):
     with Image.open(output / "contact_sheet.png") as sheet:
         assert sheet.width > 1000
         pixels = np.asarray(sheet.convert("RGB"))
-    first = tool_module("check_dataset").main([*arguments, "--seed", "0"])
+    first = check_dataset_tool.main([*arguments, "--seed", "0"])
     with Image.open(output / "contact_sheet.png") as sheet:
         assert first == 1 and np.array_equal(pixels, np.asarray(sheet.convert("RGB")))
 
@@ -333,7 +333,7 @@ def test_the_tool_writes_everything(coco_files, tmp_path, capsys):
 def test_the_exit_status(coco_files, capsys):
     files = coco_files(WARNINGS["repeated-box"][0])
     paths = [str(files.json_file), str(files.image_root)]
-    tool = tool_module("check_dataset")
+    tool = check_dataset_tool
     assert tool.main(paths) == 0
     text = capsys.readouterr().out
     assert "3 images (1 without boxes), 4 boxes, 1 crowd, 2 classes" in text and "1 warnings" in text
@@ -355,5 +355,5 @@ def test_the_exit_status(coco_files, capsys):
 def test_bad_boxes_can_be_announced(coco_files, capsys):
     files = coco_files(ANNOTATIONS["box-outside"][0])
     paths = [str(files.json_file), str(files.image_root)]
-    assert tool_module("check_dataset").main(paths) == 1
-    assert tool_module("check_dataset").main([*paths, "--drop-bad-boxes"]) == 0
+    assert check_dataset_tool.main(paths) == 1
+    assert check_dataset_tool.main([*paths, "--drop-bad-boxes"]) == 0

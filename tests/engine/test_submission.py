@@ -14,8 +14,8 @@ import pytest
 
 from mokd_det.engine.submission import SubmittedTraining, submit
 from mokd_det.errors import ConfigError
+from mokd_det.tools import submit as submit_tool
 from tests.engine.test_train_net import CONFIG, ROOT
-from tests.tool_module import tool_module
 
 # Ends with status 143 on SIGTERM, as a training that was stopped in order.
 STOPPABLE = """
@@ -65,7 +65,7 @@ def test_a_task_can_be_sent_while_it_runs(tmp_path):
 )
 def test_what_is_refused(arguments, message, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
-    assert tool_module("submit").main(["--logs", str(tmp_path / "logs"), *arguments]) == 2
+    assert submit_tool.main(["--logs", str(tmp_path / "logs"), *arguments]) == 2
     assert re.match(f"error: .*{message}", capsys.readouterr().err)
 
 

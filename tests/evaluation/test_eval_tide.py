@@ -10,12 +10,10 @@ from matplotlib.image import imread
 from mokd_det.data.truth import file_truth
 from mokd_det.evaluation.detection_file import read_detections
 from mokd_det.evaluation.tide import TideErrors, TideReport, run_tide
+from mokd_det.tools import eval_tide
 from mokd_det.visualization.tide_bars import tide_figure
 from tests.evaluation.detection_samples import crowded, noisy, write_results
 from tests.report.tiny_run import tiny_run
-from tests.tool_module import tool_module
-
-eval_tide = tool_module("eval_tide")
 
 
 def test_two_result_files_side_by_side(tmp_path, capsys):

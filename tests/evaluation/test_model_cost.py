@@ -18,13 +18,13 @@ from mokd_det.evaluation.parameter_count import count_parameters
 from mokd_det.evaluation.peak_memory import cpu_peak_memory, cuda_peak_memory
 from mokd_det.evaluation.published_sizes import TABLE_1, size_remark
 from mokd_det.layers import MultiScaleDeformableAttention, ReconfiguredAttention
+from mokd_det.tools import analyze_model as analyze_model_tool
 from tests.evaluation.memory_probe import Allocation, build_a_mistake, build_allocation
-from tests.tool_module import tool_module
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 
-analyze = tool_module("analyze_model")
+analyze = analyze_model_tool
 
 
 # Multiply-adds

@@ -120,7 +120,7 @@ def test_a_grid_of_classifiers(tmp_path, capsys):
 
 
 def test_the_quick_start_trains_five_models_from_one_teacher(tmp_path):
-    options = quickstart_tool.parse([f"--output={tmp_path}", "--task=classification", "--seeds", "0", "1"])
+    options = quickstart_tool.chosen([f"--output={tmp_path}", "--task=classification", "--seeds", "0", "1"])
     runs = quickstart.plan(options)
     names = [(run.model, run.seed) for run in runs]
     students = ["student", "kd", "vkd", "mokd"]
@@ -130,7 +130,7 @@ def test_the_quick_start_trains_five_models_from_one_teacher(tmp_path):
     for run in runs:
         assert run.config.dataloader.train.dataset.per_class == 30
         assert run.config.train.seed == run.config.dataloader.train.seed == run.seed
-    less = quickstart_tool.parse([f"--output={tmp_path}", "--task=classification", "--images=100"])
+    less = quickstart_tool.chosen([f"--output={tmp_path}", "--task=classification", "--images=100"])
     assert {run.config.dataloader.train.dataset.per_class for run in quickstart.plan(less)} == {10}
 
 
@@ -148,7 +148,7 @@ def test_every_distilled_student_is_compared_with_the_one_alone(tmp_path, monkey
             return {"top1": value, "top5": 100.0, "ece": 5.0}
 
     monkeypatch.setattr(quickstart, "Run", FakeRun)
-    options = quickstart_tool.parse([f"--output={tmp_path}", "--task=classification", "--seeds", "0", "1"])
+    options = quickstart_tool.chosen([f"--output={tmp_path}", "--task=classification", "--seeds", "0", "1"])
     numbers = dict.fromkeys(options.task.models, 1)
     quickstart.write_results(options, quickstart.plan(options), numbers, numbers, 599)
     text = (tmp_path / "results.md").read_text()

@@ -86,7 +86,7 @@ def test_a_second_quickstart_repeats_no_training(demo, capsys, monkeypatch):
 
 
 def plans(arguments: list[str]):
-    options = tool.parse(arguments)
+    options = tool.chosen(arguments)
     data = options.output / "datasets" / "digits"
     runs = quickstart.plan(options)
     return runs, [quickstart.training(run, runs[0], data) for run in runs]
@@ -181,7 +181,7 @@ def test_several_seeds_are_reported_one_by_one_and_without_flattery(tmp_path, mo
             return {"AP": value, "AP50": value + 10, "AP75": value}
 
     monkeypatch.setattr(quickstart, "Run", FakeRun)
-    options = tool.parse([f"--output={tmp_path}", "--seeds", "0", "1", "2"])
+    options = tool.chosen([f"--output={tmp_path}", "--seeds", "0", "1", "2"])
     numbers = dict.fromkeys(options.task.models, 1)
     quickstart.write_results(options, quickstart.plan(options), numbers, numbers, 300)
     text = (tmp_path / "results.md").read_text()
@@ -195,7 +195,7 @@ def test_several_seeds_are_reported_one_by_one_and_without_flattery(tmp_path, mo
 
 
 def test_both_students_differ_in_nothing_but_the_method(tmp_path):
-    _, student, mokd = quickstart.plan(tool.parse([f"--output={tmp_path}", "--seeds", "5"]))
+    _, student, mokd = quickstart.plan(tool.chosen([f"--output={tmp_path}", "--seeds", "5"]))
     assert student.config.model == mokd.config.model.student
     for section in ("dataloader", "optimizer", "lr_multiplier"):
         assert student.config[section] == mokd.config[section]

@@ -32,10 +32,8 @@ from mokd_det.export import (
     torchscript_runner,
 )
 from mokd_det.layers import MultiScaleDeformableAttention
+from mokd_det.tools import export
 from tests.export.small_models import MOKD, ROOT, STUDENT, digit_images, from_config, vidt_plus
-from tests.tool_module import tool_module
-
-export = tool_module("export")
 
 # alone, two of the same size, padded and odd, smaller than any stride, five at once
 SIZES = (

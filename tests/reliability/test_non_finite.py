@@ -23,11 +23,11 @@ from mokd_det.engine.non_finite import NonFinitePolicy, kept_file
 from mokd_det.engine.plain_batch import from_plain, to_plain
 from mokd_det.errors import CheckpointError, InvalidLossError, InvalidNumberError
 from mokd_det.layers.tap_point import FeatureMap
+from mokd_det.tools import replay_batch as replay_batch_tool
 from tests.engine.helpers import differences, make_trainer, run_one_step, snapshot
 from tests.engine.test_train_net import ROOT, metrics, run_here
 from tests.engine.toy import ToyDetector, ToyLoader, toy_item
 from tests.reliability.toys import BadForward, BadGradient, Blind, PixelSum, Poisoned
-from tests.tool_module import tool_module
 
 
 def distiller(student: nn.Module) -> Distiller:
@@ -229,7 +229,7 @@ def test_the_tool_replays_a_refused_step(tmp_path, capsys):
         run_here(tmp_path, *arguments)
     file = tmp_path / "bad_batches" / "iteration_0000001_rank0.pth"
     assert str(caught.value).endswith(f"To look into it: python tools/replay_batch.py {file}")
-    tool = tool_module("replay_batch")
+    tool = replay_batch_tool
     assert tool.main([str(file)]) == 0
     shown = capsys.readouterr().out
     assert "iteration 1, rank 0: loss 'loss_bbox' is inf at iteration 1" in shown
@@ -249,7 +249,7 @@ def test_the_tool_replays_a_refused_step(tmp_path, capsys):
 
 
 def test_the_replay_names_the_module_and_the_operation(tmp_path, capsys):
-    tool = tool_module("replay_batch")
+    tool = replay_batch_tool
     for name, file, wanted in (
         (
             "BadForward",

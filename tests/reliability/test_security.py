@@ -16,9 +16,9 @@ from PIL import Image
 
 from mokd_det.checkpoint import load_file
 from mokd_det.errors import CheckpointError, DatasetError
+from mokd_det.tools import convert_checkpoint as convert_checkpoint_tool
 from tests.data_room.conftest import coco_files  # noqa: F401
 from tests.engine.test_train_net import CONFIG, ROOT, run_here
-from tests.tool_module import tool_module
 
 SOURCES = [
     path
@@ -100,7 +100,7 @@ class Trap:
 
 
 def test_a_pickle_that_runs_code_is_refused_unless_it_is_trusted(tmp_path, capsys):
-    tool = tool_module("convert_checkpoint")
+    tool = convert_checkpoint_tool
     weights = {"layer.weight": torch.arange(3.0)}
     source, copy, proof = tmp_path / "old.pth", tmp_path / "copy.pth", tmp_path / "proof"
     torch.save({"model": weights, "args": Trap(proof)}, source)
@@ -208,9 +208,7 @@ def test_no_network_in_training_evaluation_and_import(tmp_path, then_connect):
         [*train, "--eval-only", f"train.output_dir={tmp_path / 'eval'}", f"train.init_checkpoint={student}"],
         [str(ROOT / "tools" / "convert_checkpoint.py"), str(student), str(tmp_path / "copy.pth")],
     ]
-    # run_path adds no folder to the path, as Python itself would.
-    paths = os.pathsep.join((str(ROOT), str(ROOT / "tools")))
-    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     environment.pop("HF_HUB_OFFLINE", None)
     done = subprocess.run(
         [sys.executable, "-c", BLOCKED % ([] if then_connect else commands, then_connect)],

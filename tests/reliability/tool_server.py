@@ -24,9 +24,7 @@ class ToolServer:
     """The other end of the pipe."""
 
     def __init__(self) -> None:
-        # run_path adds no folder to the path, as Python itself would.
-        paths = os.pathsep.join((str(ROOT), str(ROOT / "tools")))
-        environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
             [sys.executable, str(Path(__file__))],
             stdin=subprocess.PIPE,

@@ -20,10 +20,9 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from mokd_det.tools import report
 from tests.report.tiny_run import tiny_run
-from tests.tool_module import tool_module
 
-report = tool_module("report")
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 SCRIPT = "<script>document.title='ran'<"
 

@@ -10,11 +10,10 @@ from xml.etree.ElementTree import ParseError
 import pytest
 
 from mokd_det.report import group_runs, read_record, report_page
+from mokd_det.tools import report
 from tests.report.page_check import parse, section, words
 from tests.report.tiny_run import tiny_run, write_metrics
-from tests.tool_module import tool_module
 
-report = tool_module("report")
 SCRIPT = "<script>alert(1)<"
 
 

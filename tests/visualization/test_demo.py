@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import os
@@ -21,6 +20,7 @@ from pycocotools.coco import COCO
 from mokd_det.config import load_config
 from mokd_det.data import digits
 from mokd_det.data.frames import VideoWriter, open_video
+from mokd_det.tools import demo as demo_tool
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / "configs" / "quickstart"
@@ -58,15 +58,7 @@ model.test_score_thresh, model.max_detections_per_image = 0.0, 5
 
 @pytest.fixture(scope="module")
 def demo():
-    sys.path.insert(0, str(ROOT / "tools"))
-    try:
-        specification = importlib.util.spec_from_file_location("demo", ROOT / "tools" / "demo.py")
-        module = importlib.util.module_from_spec(specification)
-        sys.modules["demo"] = module
-        specification.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(ROOT / "tools"))
-    return module
+    return demo_tool
 
 
 @pytest.fixture(scope="module")

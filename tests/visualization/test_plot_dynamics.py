@@ -8,9 +8,7 @@ from pathlib import Path
 import pytest
 from matplotlib.image import imread
 
-from tests.tool_module import tool_module
-
-plot_dynamics = tool_module("plot_dynamics")
+from mokd_det.tools import plot_dynamics
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from PIL import Image
 
 from mokd_det.config import load_config
 from mokd_det.data import digits, register_coco_format
-from tests.tool_module import tool_module
+from mokd_det.tools import visualize_attention as visualize_attention_tool
 
 ROOT = Path(__file__).parents[2]
 TOOL = ROOT / "tools" / "visualize_attention.py"
@@ -128,7 +128,7 @@ def test_two_detectors_on_images_of_a_data_set_by_id(data, detectors, tmp_path):
 
 
 def in_process(*arguments: object) -> int:
-    return tool_module("visualize_attention").main([*map(str, arguments)])
+    return visualize_attention_tool.main([*map(str, arguments)])
 
 
 @pytest.fixture
@@ -219,7 +219,7 @@ def test_classifiers(run_of, detectors, folder, tmp_path, capsys):
 def test_a_classifiers_part_of_an_image_is_shown_in_its_own_colours():
     from torchvision.transforms import v2
 
-    module = tool_module("visualize_attention")
+    module = visualize_attention_tool
     pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
     transform = v2.Compose(
         [

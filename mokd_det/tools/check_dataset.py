@@ -1,0 +1,112 @@
+"""Check a data set in COCO format: what is in it, and everything that is wrong with it.
+
+The command line: :mod:`mokd_det.tools.parsers.check_dataset`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from mokd_det.data import (
+    CocoFormatSource,
+    DatasetReport,
+    check_dataset,
+    coco_source,
+    report_as_json,
+    report_as_text,
+    sample_images,
+)
+from mokd_det.errors import ConfigError
+from mokd_det.exit_status import exit_status
+from mokd_det.tools.parsers.check_dataset import parse
+from mokd_det.visualization import save_png
+from mokd_det.visualization.contact_sheet import contact_sheet
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
+    options = parse(arguments)
+    return exit_status(lambda: run(options))
+
+
+def run(options: argparse.Namespace) -> int:
+    """Check and report.
+
+    Raises:
+        MoKDError: the data set cannot be checked, or the report cannot be written.
+    """
+    for name, least in (("workers", 0), ("examples", 0), ("samples", 1), ("seed", 0)):
+        if getattr(options, name) < least:
+            raise ConfigError(f"--{name} is {getattr(options, name)}; it must be {least} or more")
+    source = find_source(options.source, options.drop_bad_boxes)
+    report = check_dataset(
+        source,
+        image_check=options.images,
+        num_workers=options.workers,
+        max_examples=options.examples,
+    )
+    content = report_as_json(report)
+    text = report_as_text(report)
+    if options.output is not None:
+        write(report, text, content, options)
+    print(json.dumps(content, indent=2, ensure_ascii=False) if options.json else text)
+    return 1 if report.errors or (options.strict and report.warnings) else 0
+
+
+def find_source(given: Sequence[str], drop_bad_boxes: bool) -> CocoFormatSource:
+    """The data set that the command line names.
+
+    Raises:
+        ConfigError: not two paths and no name of a COCO-format data set.
+        DatasetError: unknown name.
+    """
+    if len(given) == 2:
+        json_file, image_root = given
+        if not os.path.isdir(image_root):
+            raise ConfigError(f"there is no image folder '{image_root}'")
+        return CocoFormatSource(None, json_file, image_root, "drop" if drop_bad_boxes else "error")
+    if len(given) > 2 or given[0].endswith(".json"):
+        raise ConfigError("give an annotation file and the folder of its images, or one registered name")
+    source = coco_source(given[0])
+    if source is None:
+        raise ConfigError(f"data set '{given[0]}' is not read from a COCO-format file; its loader checks it")
+    return source
+
+
+def write(report: DatasetReport, text: str, content: dict, options: argparse.Namespace) -> None:
+    """Write report.txt, report.json and contact_sheet.png.
+
+    Raises:
+        ConfigError: the folder cannot be written.
+    """
+    try:
+        options.output.mkdir(parents=True, exist_ok=True)
+        (options.output / "report.txt").write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
+        (options.output / "report.json").write_text(
+            json.dumps(content, indent=2, ensure_ascii=False) + "\n",
+            encoding="utf-8",
+            errors="backslashreplace",
+        )
+        root = report.source.image_root
+        drawn = (
+            () if root is None else sample_images(report.columns, root, options.samples, seed=options.seed)
+        )
+        images = list(drawn)
+        if images:
+            numbers = report.statistics
+            sheet = contact_sheet(
+                images,
+                report.columns.category_names,
+                title=Path(report.source.json_file).name,
+                subtitle=(
+                    f"{len(images)} of {numbers.images:,} images, drawn at random with seed {options.seed}; "
+                    f"the set has {numbers.boxes:,} boxes of {len(numbers.classes)} classes"
+                ),
+            )
+            save_png(sheet, options.output / "contact_sheet.png")
+    except OSError as error:
+        raise ConfigError(f"--output {options.output} cannot be written: {error}") from error

@@ -1,0 +1,42 @@
+"""Check a data set in COCO format: what is in it, and everything that is wrong with it.
+
+    python tools/check_dataset.py train.json images/
+    python tools/check_dataset.py train.json images/ --images decode --workers 8 --output report/
+    python tools/check_dataset.py digits_train --json
+
+--output writes report.txt, report.json and contact_sheet.png. Exit status: 0 without errors; 1 with errors, which
+training would refuse (with --strict: with warnings too); 2 if the data set cannot be checked at all.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+__all__ = ["parse"]
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument(
+        "source", nargs="+", metavar="SOURCE", help="annotation file and image folder, or a registered name"
+    )
+    parser.add_argument(
+        "--images",
+        choices=("list", "header", "decode"),
+        default="header",
+        help="look at image files: that they exist, at their headers (default), at every pixel and for equal contents",
+    )
+    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read images")
+    parser.add_argument("--drop-bad-boxes", action="store_true", help="boxes without area are no errors")
+    parser.add_argument("--strict", action="store_true", help="warnings count as errors for the exit status")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    parser.add_argument("--examples", type=int, default=5, metavar="N", help="messages per kind of problem")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="write report and contact sheet there")
+    parser.add_argument("--samples", type=int, default=24, metavar="N", help="images on the contact sheet")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of these images")
+    return parser.parse_args(arguments)

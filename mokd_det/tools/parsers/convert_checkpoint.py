@@ -1,0 +1,53 @@
+"""Convert a checkpoint between this package's layout, the published ones, and safetensors.
+
+    python tools/convert_checkpoint.py vidt_tiny_150.pth vidt_tiny.pth
+    python tools/convert_checkpoint.py vidt_tiny_150.pth vidt_tiny_91.pth --keep-rows all
+    python tools/convert_checkpoint.py output/model_final.pth student.safetensors --to safetensors
+    python tools/convert_checkpoint.py output/model_final.pth for_vidt.pth --to official
+
+Training and evaluation read published files directly (train.init_checkpoint=FILE).
+
+Exit status: 0; 2 for a file that cannot be converted, with one line on stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+__all__ = ["parse"]
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    summary, examples, rest = __doc__.split("\n\n", 2)
+    parser = argparse.ArgumentParser(
+        description=summary,
+        epilog=f"examples:\n{examples}\n\n{rest}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "input", help="checkpoint of ViDT, ViDT+, Swin (Microsoft, timm) or of a training with this package"
+    )
+    parser.add_argument("output", help="file to write; it is replaced if it exists")
+    parser.add_argument(
+        "--to",
+        choices=("student", "official", "safetensors"),
+        default="student",
+        help="student (default): {'model': weights} in this package's names; official: in the names of the "
+        "published ViDT (or Microsoft's Swin); safetensors: like student, in that format",
+    )
+    parser.add_argument(
+        "--keep-rows",
+        choices=("coco80", "all"),
+        default="coco80",
+        help="coco80 (default): published class heads of 91 rows become COCO's 80 classes, and back with "
+        "--to official; all: class heads keep their rows",
+    )
+    parser.add_argument(
+        "--trust-pickle",
+        action="store_true",
+        help="let the input run code while it is read, as old files with Python objects in them need; only for files "
+        "whose origin is beyond doubt. The output holds no objects",
+    )
+    return parser.parse_args(arguments)

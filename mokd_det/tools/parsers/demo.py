@@ -1,0 +1,56 @@
+"""Find objects in images, folders, videos or a camera's pictures: drawn, and as JSON.
+
+    python tools/demo.py datasets/digits/test --run output/demo/runs/mokd_seed0 --output output/found
+    python tools/demo.py photo.jpg clip.mp4 --model configs/COCO/vidt_nano.py vidt_nano.pth --output found
+    python tools/demo.py --camera 0 --model configs/COCO/vidt_nano.py vidt_nano.pth --output found
+
+Writes <name>.png for every image, <name>.mp4 for every video, detections.json in COCO's result format, and images.json,
+which tells what its image ids and category ids stand for. A camera runs until Ctrl-C or --max-frames.
+
+Exit status: 0; 1 if something could not be read (it is named, also in images.json; the rest is done); 2 for a mistake
+in the input.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from mokd_det.tools.parsers.model_arguments import add_model_arguments
+
+__all__ = ["parse"]
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("inputs", nargs="*", metavar="INPUT", help="image, video, or folder of these")
+    add("--camera", metavar="C", help="number of a camera, or a device or stream that OpenCV opens")
+    add_model_arguments(parser, several=False)
+    add("--output", required=True, type=Path, metavar="DIR", help="folder of the results")
+    add("--threshold", type=float, default=0.5, metavar="P", help="least score (default: 0.5; 0: everything)")
+    add(
+        "--annotations",
+        metavar="FILE.json",
+        help="COCO-format file with the class names (default: of the data set that the configuration evaluates on) and "
+        "with ids of images",
+    )
+    add("--max-frames", type=int, metavar="N", help="stop a video or camera after N frames")
+    add(
+        "--video",
+        choices=("mp4", "webm", "avi"),
+        default="mp4",
+        help="kind of the written videos (default: mp4)",
+    )
+    add(
+        "--scale",
+        type=int,
+        metavar="N",
+        help="enlarge what is drawn N times (default: small images, to 480 pixels)",
+    )
+    add("--no-drawing", action="store_true", help="write the JSON files only")
+    return parser.parse_args(arguments)

@@ -1,0 +1,60 @@
+"""What detectors lose AP to: TIDE's six error types, false positives and negatives, class against place.
+
+    python tools/eval_tide.py RESULT.json --annotations instances_val.json
+    python tools/eval_tide.py a.json b.json --labels "student alone" MoKD --dataset digits_test --output output/tide
+    python tools/eval_tide.py --run output/demo/runs/student_seed0 --run output/demo/runs/mokd_seed0 \\
+        --dataset digits_test --output output/tide
+    python tools/eval_tide.py --model configs/quickstart/student.py student_final.pth --thresholds 0.5 0.75
+
+A RESULT is a file in COCO's result format; --run and --model run a detector themselves. Prints the tables; --output
+writes tide.md, tide.json, tide.png and the detections of the models it ran. Exit status: 0; 2 for a mistake in the
+input.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from mokd_det.tools.parsers.model_arguments import add_model_arguments
+
+__all__ = ["parse"]
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("results", nargs="*", type=Path, metavar="RESULT", help="file in COCO's result format")
+    add_model_arguments(parser, several=True)
+    add("--annotations", type=Path, metavar="FILE.json", help="the truth of result files, in COCO format")
+    add("--dataset", metavar="NAME", help="the truth by its registered name; models: instead of the config's")
+    add(
+        "--thresholds",
+        nargs="+",
+        type=float,
+        default=[0.5],
+        metavar="IOU",
+        help="from which a detection is right (0.5)",
+    )
+    add("--background", type=float, default=0.1, metavar="IOU", help="below it nothing is hit (%(default)s)")
+    add(
+        "--max-dets",
+        type=int,
+        metavar="N",
+        help="the best N detections of an image count (default: all; tidecv by itself: 100)",
+    )
+    add(
+        "--drop-bad-boxes",
+        action="store_true",
+        help="--annotations: boxes without area in their image are left out",
+    )
+    add("--drop-unknown", action="store_true", help="leave out detections of unknown images and categories")
+    add("--output", type=Path, metavar="DIR", help="write tables, JSON, picture and detections there")
+    options = parser.parse_args(arguments)
+    if not options.results and not options.models:
+        parser.error("give a RESULT, a --run or a --model")
+    return options

@@ -1,0 +1,47 @@
+"""Write a trained student for use elsewhere: as ONNX, as TorchScript, as plain weights.
+
+    python tools/export.py --config-file configs/quickstart/student.py \\
+        --weights output/demo/runs/student_seed0/student_final.pth output/export/student.onnx
+    python tools/export.py --config-file FILE --weights FILE student.onnx student.torchscript student.safetensors
+    python tools/export.py --config-file FILE --weights FILE student.onnx --deformable-attention gather --opset 16
+
+The name's ending chooses the form: .onnx, .torchscript or .safetensors. Of a distillation's configuration the student
+is taken; nothing of its teacher is needed. A graph is run on photographs of several sizes and compared with the model
+before it is written. Exit status: 0; 2 for a mistake in the input or a model that cannot be exported.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+__all__ = ["parse"]
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("outputs", nargs="+", type=Path, metavar="OUTPUT", help="file to write; replaced if it exists")
+    add("--config-file", required=True, metavar="FILE", help="LazyConfig file, or config.yaml of a run")
+    add("--weights", required=True, metavar="FILE", help="checkpoint of the model")
+    add("--set", nargs="+", default=[], metavar="key=value", help="overrides of the config file")
+    add(
+        "--opset",
+        type=int,
+        default=17,
+        metavar="N",
+        help="of ONNX, 16 to 20 (%(default)s)",
+    )
+    add(
+        "--deformable-attention",
+        choices=("grid_sample", "gather"),
+        default="grid_sample",
+        help="by ONNX's GridSample (default), or by Gather, for runtimes that fuse GridSample wrongly",
+    )
+    add("--tolerance", type=float, default=1e-4, metavar="X", help="of the comparison (%(default)s)")
+    add("--no-check", action="store_true", help="write without comparing")
+    return parser.parse_args(arguments)

@@ -1,0 +1,59 @@
+"""The main job on bundled data: a teacher, a student alone, the same student with MoKD; minutes on two cores.
+
+    python tools/quickstart.py --output output/demo
+    python tools/quickstart.py --output output/demo --seeds 0 1 2
+    python tools/quickstart.py --task classification --output output/demo_classification
+
+Generates the digits, trains by tools/train_net.py with configs/quickstart/*.py, evaluates on images that took
+no part in any choice, and writes results.md, results.json, predictions.png and curves.png. What is finished
+is not done again: after an interruption the same command continues. The classification of single digits, with
+configs/quickstart_classification/*.py, also trains the student with plain distillation and with VkD.
+
+Exit status: 0; 2 for a mistake in the input; 130 after an interruption; a failed training's own.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+__all__ = ["parse"]
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="DIR", help="everything is written below it"
+    )
+    parser.add_argument(
+        "--task",
+        choices=("detection", "classification"),
+        default="detection",
+        help="of the models (%(default)s)",
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="S", help="of the students (0)")
+    parser.add_argument(
+        "--jobs", type=int, default=2, metavar="N", help="trainings at a time, one thread each (%(default)s)"
+    )
+    parser.add_argument("--iterations", type=int, metavar="N", help="of each student instead of the config's")
+    parser.add_argument(
+        "--teacher-iterations", type=int, metavar="N", help="of the teacher instead of the config's"
+    )
+    parser.add_argument(
+        "--images",
+        type=int,
+        metavar="N",
+        help="training images (detection: 2000, classification: 300)",
+    )
+    options = parser.parse_args(arguments)
+    for name in ("jobs", "iterations", "teacher_iterations", "images"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name.replace('_', '-')} {value}: must be 1 or more")
+    if min(options.seeds) < 0 or len(set(options.seeds)) != len(options.seeds):
+        parser.error(f"--seeds {' '.join(map(str, options.seeds))}: must be different numbers from 0 up")
+    return options

@@ -1,0 +1,31 @@
+"""Run a step again that was refused for NaN or infinity, and say where they begin.
+
+    python tools/replay_batch.py output/demo/runs/mokd/bad_batches/iteration_0000042_rank0.pth
+    python tools/replay_batch.py FILE --config-file output/other/config.yaml train.device=cpu
+
+It prints the images, which of the numbers that entered are not finite, the first module whose output is not, every
+loss, and whether its gradient is finite. The configuration is the run's own config.yaml unless another one is
+given; like every config file it is a program: use those that you trust.
+
+Exit status: 0; 2 for a file that cannot be replayed, with one line on stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+__all__ = ["parse"]
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("file", metavar="FILE", help="from the folder bad_batches of a run")
+    parser.add_argument(
+        "--config-file", metavar="FILE", help="default: config.yaml of the run that FILE is in"
+    )
+    parser.add_argument("opts", nargs="*", metavar="key=value", help="overrides of the config file")
+    return parser.parse_intermixed_args(arguments)

@@ -1,0 +1,47 @@
+"""Queue a training on a SLURM cluster, on one or several machines; it is queued again when its time is up.
+
+    python tools/submit.py --nodes 2 --gpus 8 --hours 24 --slurm partition=gpu cpus_per_task=12 -- \\
+        --config-file configs/COCO/mokd_vidt_nano.py train.output_dir=output/mokd_vidt_nano
+    python tools/submit.py --local --gpus 2 --wait -- --config-file configs/quickstart/student.py
+
+What stands behind -- are arguments of train_net.py; --resume is added. The configuration is read before anything is
+queued. Needs the package submitit. Exit status: 0; 2 for a mistake in the input, or with --wait a training that failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+__all__ = ["parse"]
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--nodes", type=int, default=1, metavar="N", help="machines (%(default)s)")
+    parser.add_argument(
+        "--gpus", type=int, default=1, metavar="N", help="processes on each, with a GPU each (%(default)s)"
+    )
+    parser.add_argument("--hours", type=float, default=24.0, metavar="H", help="time limit (%(default)s)")
+    parser.add_argument(
+        "--notice",
+        type=int,
+        default=120,
+        metavar="S",
+        help="seconds before the end at which the training finishes its step and saves (%(default)s)",
+    )
+    parser.add_argument(
+        "--requeues", type=int, default=10, metavar="N", help="that the time limit may cause (%(default)s)"
+    )
+    parser.add_argument(
+        "--slurm", nargs="+", default=[], metavar="KEY=VALUE", help="arguments of sbatch, e.g. partition=gpu"
+    )
+    parser.add_argument("--logs", type=Path, default=Path("output/jobs"), metavar="DIR", help="(%(default)s)")
+    parser.add_argument("--local", action="store_true", help="run on this machine, to try it")
+    parser.add_argument("--wait", action="store_true", help="until the job has ended")
+    parser.add_argument("training", nargs="+", metavar="-- ARGUMENT", help="of train_net.py")
+    return parser.parse_args(arguments)

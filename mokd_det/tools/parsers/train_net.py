@@ -1,0 +1,23 @@
+"""Train or evaluate what a LazyConfig file describes.
+
+    python tools/train_net.py --config-file configs/quickstart/student.py train.max_iter=100
+    python tools/train_net.py --config-file configs/COCO/mokd_vidt_nano.py --num-gpus 4
+    python tools/train_net.py --config-file FILE --resume
+    python tools/train_net.py --config-file FILE --eval-only train.init_checkpoint=student_final.pth
+
+Exit status: 0; 2 for a mistake in the input, with one line on stderr; 1 for anything else.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from mokd_det.training_arguments import argument_parser
+
+__all__ = ["parse"]
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    return argument_parser(__doc__ or "").parse_intermixed_args(arguments)

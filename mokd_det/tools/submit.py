@@ -1,0 +1,56 @@
+"""Queue a training on a SLURM cluster, on one or several machines; it is queued again when its time is up.
+
+The command line: :mod:`mokd_det.tools.parsers.submit`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mokd_det.config import load_config
+from mokd_det.engine import argument_parser
+from mokd_det.engine.submission import SubmittedTraining, submit, wait_for
+from mokd_det.errors import ConfigError
+from mokd_det.exit_status import exit_status
+from mokd_det.tools.parsers.submit import parse
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
+    options = parse(arguments)
+    return exit_status(lambda: run(options))
+
+
+def run(options: argparse.Namespace) -> int:
+    """Check, queue, and wait if told so."""
+    training = argument_parser("arguments of train_net.py").parse_intermixed_args(options.training)
+    if (training.num_gpus, training.num_machines, training.dist_url) != (1, 1, "auto"):
+        raise ConfigError(
+            "--num-gpus, --num-machines and --dist-url are the job's: take --gpus and --nodes before --"
+        )
+    load_config(training.config_file, training.opts, training=not training.eval_only)
+    slurm = {}
+    for setting in options.slurm:
+        key, separator, value = setting.partition("=")
+        if not separator:
+            raise ConfigError(f"--slurm {setting}: must be KEY=VALUE")
+        slurm[key] = int(value) if value.isdigit() else value
+    command = [sys.executable, "-m", "mokd_det", "train", *options.training]
+    job = submit(
+        SubmittedTraining(command if training.resume else [*command, "--resume"], Path.cwd()),
+        options.logs,
+        cluster="local" if options.local else "slurm",
+        nodes=options.nodes,
+        tasks_per_node=options.gpus,
+        minutes=max(1, round(60 * options.hours)),
+        notice_seconds=options.notice,
+        requeues=options.requeues,
+        slurm=slurm,
+    )
+    print(f"job {job.job_id}; output in {options.logs}/{job.job_id}_*_log.out and .err", flush=True)
+    if options.wait:
+        wait_for(job, options.logs)
+    return 0

@@ -1,0 +1,80 @@
+"""Commands answer --help and refuse wrong arguments before anything is imported that takes seconds."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mokd_det.__main__ import COMMANDS
+
+ROOT = Path(__file__).parents[1]
+HEAVY = ("torch", "torchvision", "detectron2", "timm", "matplotlib", "numpy", "cv2", "omegaconf", "PIL")
+PROGRAM = """
+import contextlib, io, json, sys
+from mokd_det.__main__ import main
+answers = {{}}
+for name, arguments in {cases!r}:
+    output, errors = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+        try:
+            status = main([name, *arguments])
+        except SystemExit as ended:
+            status = ended.code
+    answers[f"{{name}} {{' '.join(arguments)}}"] = (status, output.getvalue(), errors.getvalue())
+print(json.dumps(dict(answers=answers, heavy=[name for name in {heavy!r} if name in sys.modules])))
+"""
+
+
+def test_help_and_refusals_import_nothing_heavy() -> None:
+    cases = [(name, [argument]) for name in COMMANDS for argument in ("--help", "--no-such-option")]
+    program = PROGRAM.format(cases=cases, heavy=HEAVY)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert len(found["answers"]) == 2 * len(COMMANDS)
+    for case, (status, output, errors) in found["answers"].items():
+        if case.endswith("--help"):
+            assert status == 0 and "usage: " in output and not errors
+        else:
+            assert status == 2 and not output and "error: " in errors
+    assert found["heavy"] == []
+
+
+def test_every_file_in_tools_is_a_command() -> None:
+    assert {path.stem for path in (ROOT / "tools").glob("*.py")} == set(COMMANDS.values())
+
+
+def test_choices_on_the_command_line_are_those_of_the_library(capsys: pytest.CaptureFixture[str]) -> None:
+    """The parsers name them themselves: the modules that define them take seconds to import."""
+    from mokd_det.checkpoint import KEEP_ROWS
+    from mokd_det.data import IMAGE_CHECKS
+    from mokd_det.data.frames import VIDEO_CODECS
+    from mokd_det.evaluation.latency import PRECISIONS
+    from mokd_det.experiments.compare_methods import METRICS
+    from mokd_det.experiments.quickstart_tasks import TASKS
+    from mokd_det.export import DEFAULT_OPSET, OPSETS
+
+    def help_of(command: str) -> str:
+        with pytest.raises(SystemExit):
+            importlib.import_module(f"mokd_det.tools.parsers.{command}").parse(["--help"])
+        return " ".join(capsys.readouterr().out.split())
+
+    def choices(command: str, option: str) -> list[str]:
+        return help_of(command).split(f"{option} {{", 1)[1].split("}", 1)[0].split(",")
+
+    assert choices("convert_checkpoint", "--keep-rows") == list(KEEP_ROWS)
+    assert choices("check_dataset", "--images") == list(IMAGE_CHECKS)
+    assert choices("demo", "--video") == list(VIDEO_CODECS)
+    assert choices("analyze_model", "--precision") == list(PRECISIONS)
+    assert choices("compare_methods", "--metric") == list(METRICS)
+    assert choices("quickstart", "--task") == list(TASKS)
+    assert f"of ONNX, {OPSETS.start} to {OPSETS.stop - 1} ({DEFAULT_OPSET})" in help_of("export")
