@@ -26,7 +26,7 @@ digest = $(shell { $(1); } | sha256sum | cut -c1-16)
 PACKAGES_STAMP := $(VENV)/.packages-$(call digest,cat $(PINS); echo '$(PY) $(SYSTEM_SITE)')
 CHECKOUT_STAMP := $(VENV)/.checkout-$(call digest,cat setup.py pyproject.toml mokd_det/__init__.py; pwd)
 
-.PHONY: help setup demo demo-classification compare-quick docs-pictures test test-slow test-gpu test-browser mutation \
+.PHONY: help setup demo demo-classification compare-quick docs docs-pictures test test-slow test-gpu test-browser mutation \
   lint format print-pins clean distclean
 
 help: ## show this list
@@ -58,6 +58,9 @@ compare-quick: setup ## student alone, token matching, VkD and MoKD on bundled d
 	  --set train.eval_period=50 \
 	  --teacher output/demo/runs/teacher/student_final.pth --teacher-config configs/quickstart/teacher.py \
 	  --test-dataset digits_test --output output/compare
+
+docs: setup ## the documentation site, strictly, into output/site
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict --quiet
 
 docs-pictures: setup ## make the pictures of docs/tools.md anew, from what the demo has left; needs Chromium
 	$(PYTHON) docs/make_pictures.py
