@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 
 from detectron2.config import instantiate
 from omegaconf import DictConfig
@@ -81,7 +82,9 @@ def own_data_summary(cfg: DictConfig) -> list[str]:
 
 def _teacher_classes(cfg: DictConfig, default: int) -> int:
     path = cfg.model.get("teacher_checkpoint")
-    if not path:
+    # One that is not there yet: a comparison reads the configurations before it trains the teacher. A training refuses
+    # a missing file before it begins.
+    if not path or ("://" not in path and not Path(path).exists()):
         return default
     weights = load_file(path, what="model.teacher_checkpoint")
     # A file that is no detector's is the Distiller's error, which names the teacher it does not fit.

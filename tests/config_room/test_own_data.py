@@ -16,6 +16,7 @@ from PIL import Image
 from mokd_det.checkpoint import load_file
 from mokd_det.config import load_config
 from mokd_det.engine import argument_parser
+from mokd_det.engine.preflight import check_run
 from mokd_det.errors import CheckpointError, ConfigError
 from mokd_det.tools.train_net import train
 from tests.engine.helpers import loggers_restored
@@ -195,5 +196,13 @@ def test_mistakes_about_the_models(folder: Path) -> None:
         ConfigError, match=r"^model\.num_classes is 5, but the data has 3 classes: screw, nut, bolt"
     ):
         load_config(ALONE, [*paths(folder), "data.total_batch_size=2", "model.num_classes=5"])
-    with pytest.raises(CheckpointError, match=r"^model\.teacher_checkpoint 'none\.pth' does not exist"):
-        load_config(MOKD, [*paths(folder), "data.total_batch_size=2", "model.teacher_checkpoint=none.pth"])
+
+
+def test_a_teacher_that_is_trained_later_is_taken_to_have_the_datas_classes(folder: Path) -> None:
+    given = [*paths(folder), "data.total_batch_size=2", "model.teacher_checkpoint=none.pth"]
+    config = load_config(MOKD, given)
+    assert config.from_data.teacher_classes == config.from_data.num_classes == 3
+    # A training with it is refused.
+    with pytest.raises(CheckpointError, match=r"none\.pth.* does not exist"):
+        arguments = ["--config-file", str(MOKD), *given, "train.init_checkpoint="]
+        check_run(argument_parser("test").parse_args(arguments))
