@@ -11,6 +11,9 @@ from mokd_det.errors import MoKDError
 
 __all__ = ["exit_status"]
 
+INTERRUPTED = 130
+"""What a shell reports of a program that Ctrl-C ended: 128 + 2."""
+
 NOBODY_READS = 141
 """What a shell reports of a program that SIGPIPE ended: 128 + 13."""
 
@@ -22,8 +25,8 @@ def exit_status(work: Callable[[], int | None]) -> int:
         work: returns an exit status, or None for 0.
 
     Returns:
-        That status; 2 for a mistake in the input, which becomes one line on stderr; 141 where the reader of the output
-        has left early, as ``head`` does.
+        That status; 2 for a mistake in the input, which becomes one line on stderr; 130 after Ctrl-C; 141 where the
+        reader of the output has left early, as ``head`` does.
     """
     try:
         status = work()
@@ -31,6 +34,9 @@ def exit_status(work: Callable[[], int | None]) -> int:
     except MoKDError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
     except BrokenPipeError:
         if not _output_is_closed():
             raise

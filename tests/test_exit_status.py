@@ -33,6 +33,7 @@ def _run(work: str, stdout: int) -> subprocess.Popen[str]:
     [
         ("pass", 0, ""),
         ("return 1", 1, ""),
+        ("raise KeyboardInterrupt", 130, "interrupted\n"),
         ("raise ConfigError('seed=-1: must be 0 or more')", 2, "error: seed=-1: must be 0 or more\n"),
     ],
 )

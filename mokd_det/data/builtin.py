@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from mokd_det.command_hint import command
 from mokd_det.data.coco_format import register_coco_format
 from mokd_det.data.digits import KINDS, SPLITS, annotation_file, class_names, image_folder
 
@@ -27,7 +28,7 @@ def register_digits(root: str | os.PathLike[str]) -> None:
                 annotation_file(folder, split),
                 image_folder(folder, split),
                 thing_classes=class_names(kind),
-                hint=f"generate it with: python datasets/make_digits.py {kind}",
+                hint=f"generate it with: {command('datasets/make_digits.py')} {kind}",
             )
 
 

@@ -109,7 +109,7 @@ class EndlessLoader(TrainingLoader[Batch]):
             batch_sampler=self.batches.starting_at(self._start),
             num_workers=self.num_workers,
             collate_fn=self._collate,
-            worker_init_fn=_outlive_sigterm,
+            worker_init_fn=_outlive_signals,
             # An own generator: else creating the workers would draw a number from torch's global one.
             generator=torch.Generator().manual_seed(self.batches.seed),
         )
@@ -142,7 +142,7 @@ def build_share_loader(
         sampler=InferenceSampler(len(cast(Sized, samples))),
         num_workers=num_workers,
         collate_fn=_CollateSamples(collate),
-        worker_init_fn=_outlive_sigterm,
+        worker_init_fn=_outlive_signals,
         generator=torch.Generator().manual_seed(0),
     )
 
@@ -178,10 +178,11 @@ def _raise_failure(batch: Any) -> Any:
     return batch
 
 
-def _outlive_sigterm(worker: int) -> None:
-    """Let a worker ignore SIGTERM, which a whole group of processes may get: the main process, which finishes its step
-    and saves, ends its workers itself, and they end by themselves when it is gone."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def _outlive_signals(worker: int) -> None:
+    """Let a worker ignore SIGTERM and Ctrl-C, which a whole group of processes may get: the main process, which
+    finishes its step and saves, ends its workers itself, and they end by themselves when it is gone."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 _WORKERS: weakref.WeakSet[Any] = weakref.WeakSet()

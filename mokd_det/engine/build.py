@@ -44,6 +44,7 @@ from mokd_det.engine.testing import evaluate, write_results
 from mokd_det.engine.trackers import Tracker, flat_settings
 from mokd_det.engine.trainer import MoKDTrainer
 from mokd_det.errors import ConfigError
+from mokd_det.folder_lock import unlock_folder
 
 __all__ = ["build_trainer", "do_test", "do_train"]
 
@@ -88,6 +89,11 @@ def build_trainer(cfg: DictConfig, settings: TrainSettings) -> MoKDTrainer:
             **dataclasses.asdict(settings.non_finite), directory=str(Path(settings.output_dir) / BATCH_FOLDER)
         ),
     )
+    images = cfg.dataloader.train.get("total_batch_size")
+    trainer.run_facts = {
+        "train.max_iter": settings.max_iter,
+        **({} if images is None else {"dataloader.train.total_batch_size": images}),
+    }
     _open_teacher_cache(cfg, trainer)
     return trainer
 
@@ -167,6 +173,13 @@ def do_train(cfg: DictConfig, settings: TrainSettings, *, resume: bool = False) 
     Returns:
         The trainer, after the training.
     """
+    try:
+        return _train(cfg, settings, resume)
+    finally:
+        unlock_folder(settings.output_dir)
+
+
+def _train(cfg: DictConfig, settings: TrainSettings, resume: bool) -> MoKDTrainer:
     trackers: list[Tracker] = [instantiate(call) for call in cfg.trackers.values()]
     trainer = build_trainer(cfg, settings)
     student = trainer.task.eval_model
@@ -226,6 +239,13 @@ def do_test(cfg: DictConfig, settings: TrainSettings, *, resume: bool = False) -
         ConfigError: there is nothing to evaluate or nothing to evaluate with.
         CheckpointError: the weights cannot be used.
     """
+    try:
+        return _test(cfg, settings, resume)
+    finally:
+        unlock_folder(settings.output_dir)
+
+
+def _test(cfg: DictConfig, settings: TrainSettings, resume: bool) -> dict[str, Any]:
     if not _can_evaluate(cfg):
         raise ConfigError("--eval-only needs dataloader.test and dataloader.evaluator in the config file")
     node = cfg.model.student if "student" in cfg.model else cfg.model
@@ -278,6 +298,13 @@ def _restore(
     if resume and checkpointer.resume() is not None:
         start = trainer.iter + 1
         logger.info("Resuming at iteration %d", start)
+        if start > settings.max_iter:
+            logger.warning(
+                "%s has done %d iterations, more than train.max_iter=%d: nothing is left to train",
+                Path(settings.output_dir) / checkpointer.resumed_from,
+                start,
+                settings.max_iter,
+            )
         if comm.is_main_process():
             drop_metrics_from(settings.output_dir, start)
         comm.synchronize()

@@ -76,7 +76,7 @@ class PeriodicCheckpointer(hooks.PeriodicCheckpointer):
 
 
 class SaveWhenStopping(HookBase):
-    """Writes a checkpoint when the trainer is about to stop early (SIGTERM).
+    """Writes a checkpoint when the trainer is about to stop early (SIGTERM, Ctrl-C).
 
     To be registered after the hooks whose state a step changes (learning rate, averages) and before those that take
     long (evaluation), which the system may not wait for.

@@ -26,20 +26,25 @@ from detectron2.utils import comm
 from torch.distributed.rendezvous import rendezvous
 
 from mokd_det.checkpoint.atomic_file import atomic_write
-from mokd_det.engine.termination import TrainingStopped
+from mokd_det.engine.termination import (
+    EXIT_INTERRUPTED,
+    EXIT_STOPPED,
+    FIRST_INTERRUPT,
+    INTERRUPTED,
+    TrainingStopped,
+    interrupts_stop,
+    status_and_name,
+)
 from mokd_det.engine.torchrun import Place, place_of_this_process
 from mokd_det.errors import ConfigError, MoKDError
 
-__all__ = ["EXIT_BUG", "EXIT_STOPPED", "EXIT_USER_ERROR", "launch"]
+__all__ = ["EXIT_BUG", "EXIT_INTERRUPTED", "EXIT_STOPPED", "EXIT_USER_ERROR", "launch"]
 
 EXIT_BUG = 1
 """Exit status of a failure that is not the input's."""
 
 EXIT_USER_ERROR = 2
 """Exit status of a :class:`MoKDError`."""
-
-EXIT_STOPPED = 128 + signal.SIGTERM
-"""Exit status (143) of a training that SIGTERM ended in order: saved, and ready for --resume."""
 
 
 def launch(
@@ -60,7 +65,8 @@ def launch(
     Like Detectron2's ``launch``, and further: a machine without GPUs shares its cores between the processes
     (unless OMP_NUM_THREADS is set); when one process fails, the others get ``grace_seconds`` to report and
     are then ended, whatever they are doing; the first report is printed once; when this process disappears,
-    so do its children. SIGTERM to this process is handed on to them.
+    so do its children. SIGTERM to this process is handed on to them. Ctrl-C stops a training in order, as SIGTERM
+    does; a second one ends everything at once.
 
     Where torchrun (or another program that sets its variables, see :mod:`mokd_det.engine.torchrun`) has started the
     processes, this one joins them as the rank that it is, and leaves their end to that program.
@@ -79,8 +85,8 @@ def launch(
 
     Returns:
         Exit status for ``sys.exit``: 0, or ``EXIT_USER_ERROR`` for a :class:`MoKDError`, whose message goes
-        to stderr as "error: …", or ``EXIT_STOPPED`` for a training that SIGTERM ended in order, or ``EXIT_BUG`` for
-        anything else, with its traceback.
+        to stderr as "error: …", or ``EXIT_STOPPED`` (``EXIT_INTERRUPTED``) for a training that SIGTERM (Ctrl-C) ended,
+        or ``EXIT_BUG`` for anything else, with its traceback.
     """
     try:
         place = place_of_this_process()
@@ -100,13 +106,16 @@ def launch(
             main, num_processes, num_machines, machine_rank, dist_url, args, timeout, grace_seconds
         )
     try:
-        main(*args)
+        with interrupts_stop():
+            main(*args)
     except MoKDError as error:
         _print_error(str(error))
         return EXIT_USER_ERROR
     except TrainingStopped as stop:
-        print(stop, file=sys.stderr, flush=True)
-        return EXIT_STOPPED
+        return _print_stop(str(stop), stop.number)
+    except KeyboardInterrupt:
+        print(INTERRUPTED, file=sys.stderr, flush=True)
+        return EXIT_INTERRUPTED
     except Exception:
         traceback.print_exc()
         return EXIT_BUG
@@ -142,9 +151,14 @@ def _run_joined(main: Callable[..., Any], place: Place, args: Sequence[Any], tim
     """Run as one rank among processes that others have started, which also end them when one fails."""
     store: dist.Store | None = None
     try:
-        store = next(rendezvous("env://", timeout=timeout))[0]
+        try:
+            store = next(rendezvous("env://", timeout=timeout))[0]
+        except (RuntimeError, ValueError) as error:
+            address = f"MASTER_ADDR={os.environ['MASTER_ADDR']} MASTER_PORT={os.environ['MASTER_PORT']}"
+            raise _meeting_error(address, error) from error
         _enter_group(place, store, timeout)
-        main(*args)
+        with interrupts_stop():
+            main(*args)
         _leave_group()
         return 0
     except MoKDError as error:
@@ -152,9 +166,13 @@ def _run_joined(main: Callable[..., Any], place: Place, args: Sequence[Any], tim
             _print_error(str(error))
         status = EXIT_USER_ERROR
     except TrainingStopped as stop:
+        status, _ = status_and_name(stop.number)
         if _is_first(store, "stop"):
-            print(stop, file=sys.stderr, flush=True)
-        status = EXIT_STOPPED
+            _print_stop(str(stop), stop.number)
+    except KeyboardInterrupt:
+        if _is_first(store, "stop"):
+            print(INTERRUPTED, file=sys.stderr, flush=True)
+        status = EXIT_INTERRUPTED
     except Exception:
         failure = traceback.format_exc()
         # When one rank fails, its partners often fail at the broken connection: the user's error is the cause.
@@ -213,10 +231,12 @@ def _launch_many(
             )
             for local_rank in range(num_processes)
         ]
-        stack.enter_context(_handing_on(signal.SIGTERM, workers))
+        stack.enter_context(_handing_on(workers))
         try:
-            for worker in workers:
-                worker.start()
+            with _ignoring_interrupts():
+                for worker in workers:
+                    worker.start()
+            interrupts = stack.enter_context(_Interrupts(workers))
             failed = _first_failure(workers)
             if failed is None:
                 return 0
@@ -225,32 +245,72 @@ def _launch_many(
                 worker.join(max(0.0, deadline - time.monotonic()))
             # A partner may notice the broken connection before this process sees that the other one is gone.
             failed = next((w for w in workers if _died_silently(w, Path(reports))), failed)
+        except KeyboardInterrupt:
+            print(INTERRUPTED, file=sys.stderr, flush=True)
+            return EXIT_INTERRUPTED
         finally:
             _end(workers)
-        return _report(failed, Path(reports))
+        return _report(failed, Path(reports), signal.SIGINT if interrupts.count else None)
+
+
+def _send(workers: Sequence[multiprocessing.process.BaseProcess], number: signal.Signals) -> None:
+    for worker in workers:
+        # A process that has ended may be unknown to the system by now.
+        with contextlib.suppress(ProcessLookupError):
+            if worker.pid is not None and worker.exitcode is None:
+                os.kill(worker.pid, number)
 
 
 @contextlib.contextmanager
-def _handing_on(
-    number: signal.Signals, workers: Sequence[multiprocessing.process.BaseProcess]
-) -> Iterator[None]:
-    """Pass a signal that this process gets on to the others, which know what to do about it."""
+def _handler(number: signal.Signals, handler: Any) -> Iterator[None]:
+    """Install a handler; elsewhere than in the main thread, which alone gets signals, none."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-
-    def hand_on(*_: Any) -> None:
-        for worker in workers:
-            # A process that has ended may be unknown to the system by now.
-            with contextlib.suppress(ProcessLookupError):
-                if worker.pid is not None and worker.exitcode is None:
-                    os.kill(worker.pid, number)
-
-    before = signal.signal(number, hand_on)
+    before = signal.signal(number, handler)
     try:
         yield
     finally:
         signal.signal(number, signal.SIG_DFL if before is None else before)
+
+
+def _handing_on(
+    workers: Sequence[multiprocessing.process.BaseProcess],
+) -> contextlib.AbstractContextManager[None]:
+    """Pass SIGTERM that this process gets on to the others, which know what to do about it."""
+    return _handler(signal.SIGTERM, lambda *_: _send(workers, signal.SIGTERM))
+
+
+def _ignoring_interrupts() -> contextlib.AbstractContextManager[None]:
+    """Processes started inside never see a Ctrl-C, which a terminal sends to all: they are told by this one."""
+    return _handler(signal.SIGINT, signal.SIG_IGN)
+
+
+class _Interrupts(contextlib.ExitStack):
+    """What Ctrl-C does to the ranks: the first asks them to stop in order, the second ends them.
+
+    Attributes:
+        count: how many there were.
+    """
+
+    def __init__(self, workers: Sequence[multiprocessing.process.BaseProcess]) -> None:
+        super().__init__()
+        self.count = 0
+        self._workers = workers
+
+    def __enter__(self) -> _Interrupts:
+        super().__enter__()
+        self.enter_context(_handler(signal.SIGINT, self._interrupted))
+        return self
+
+    def _interrupted(self, *_: Any) -> None:
+        self.count += 1
+        if self.count == 1:
+            os.write(2, f"{FIRST_INTERRUPT}\n".encode())
+            _send(self._workers, signal.SIGTERM)
+            return
+        _send(self._workers, signal.SIGKILL)
+        raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
@@ -306,20 +366,18 @@ def _died_silently(worker: multiprocessing.process.BaseProcess, reports: Path) -
     return worker.exitcode not in (None, 0, EXIT_STOPPED) and not (reports / f"{rank}.json").exists()
 
 
-def _report(failed: Any, reports: Path) -> int:
+def _report(failed: Any, reports: Path, number: signal.Signals | None = None) -> int:
     found = sorted(
         (json.loads(file.read_text()) for file in reports.glob("*.json")), key=lambda report: report["time"]
     )
     stopped = reports / "stopped"
     if stopped.exists() and not found:
-        print(stopped.read_text(), file=sys.stderr, flush=True)
-        return EXIT_STOPPED
+        return _print_stop(stopped.read_text(), number)
     is_user_error = any(report["is_user_error"] for report in found)
     was_killed = failed.exitcode is not None and failed.exitcode < 0
     if not found or (_died_silently(failed, reports) and not is_user_error):
         if failed.exitcode == -signal.SIGTERM:
-            print("SIGTERM: stopped outside of a training step; nothing to save", file=sys.stderr, flush=True)
-            return EXIT_STOPPED
+            return _print_stop("stopped outside of a training step; nothing to save", number)
         how = f"with status {failed.exitcode}"
         if was_killed:
             how = f"by signal {signal.Signals(-failed.exitcode).name}"
@@ -373,15 +431,32 @@ def _enter_group(place: Place, meeting: str | dist.Store, timeout: timedelta) ->
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(place.local_rank)
-    dist.init_process_group(
-        "nccl" if on_gpu else "gloo",
-        **({"init_method": meeting} if isinstance(meeting, str) else {"store": meeting}),
-        world_size=place.world_size,
-        rank=place.rank,
-        timeout=timeout,
-    )
+    try:
+        dist.init_process_group(
+            "nccl" if on_gpu else "gloo",
+            **({"init_method": meeting} if isinstance(meeting, str) else {"store": meeting}),
+            world_size=place.world_size,
+            rank=place.rank,
+            timeout=timeout,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise _meeting_error(f"--dist-url {meeting}", error) from error
     comm.create_local_process_group(place.local_world_size)
     comm.synchronize()
+
+
+def _meeting_error(address: str, error: Exception) -> Exception:
+    """What to raise where the processes could not meet: a mistake in the address becomes one line."""
+    text = str(error)
+    if "EADDRINUSE" in text or "address already in use" in text.lower():
+        return ConfigError(f"{address}: another program uses this port on this machine; give another one")
+    if (
+        isinstance(error, ValueError)
+        or "client socket has failed to connect" in text
+        or "getaddrinfo" in text
+    ):
+        return ConfigError(f"{address}: the processes cannot meet there ({text.splitlines()[0][:200]})")
+    return error
 
 
 def _leave_group() -> None:
@@ -407,6 +482,13 @@ def _die_with_parent() -> None:
         os._exit(EXIT_BUG)
 
     threading.Thread(target=watch, daemon=True, name="parent watch").start()
+
+
+def _print_stop(message: str, number: signal.Signals | None) -> int:
+    """Say what was stopped, and by what; returns the exit status."""
+    status, name = status_and_name(number)
+    print(f"{name}: {message}", file=sys.stderr, flush=True)
+    return status
 
 
 def _print_error(message: str) -> None:

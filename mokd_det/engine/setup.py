@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 from mokd_det.config import TrainSettings
 from mokd_det.config.own_data import own_data_summary
 from mokd_det.errors import ConfigError
+from mokd_det.folder_lock import lock_folder
 
 __all__ = ["default_setup", "pick_device"]
 
@@ -46,7 +47,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def default_setup(cfg: DictConfig, args: argparse.Namespace) -> TrainSettings:
-    """Make the output directory, start the loggers, log the environment, save the resolved configuration,
+    """Make the output directory and lock it, start the loggers, log the environment, save the resolved configuration,
     seed.
 
     All ranks get the same seed: they build equal models (a teacher without a checkpoint too), and per-rank
@@ -61,7 +62,8 @@ def default_setup(cfg: DictConfig, args: argparse.Namespace) -> TrainSettings:
         The checked ``train`` section.
 
     Raises:
-        ConfigError: the output directory cannot be made, or see :meth:`TrainSettings.from_config`.
+        ConfigError: the output directory cannot be made, another process has it, or see
+            :meth:`TrainSettings.from_config`.
     """
     settings = TrainSettings.from_config(cfg.train)
     output_dir = Path(settings.output_dir)
@@ -71,6 +73,7 @@ def default_setup(cfg: DictConfig, args: argparse.Namespace) -> TrainSettings:
         raise ConfigError(f"train.output_dir '{output_dir}' cannot be made: {error}") from error
     if not os.access(output_dir, os.W_OK):
         raise ConfigError(f"train.output_dir '{output_dir}' is not writable")
+    _lock(output_dir)
     rank = comm.get_rank()
     for name in ("fvcore", "detectron2", "mokd_det"):
         setup_logger(str(output_dir), distributed_rank=rank, name=name, abbrev_name=name)
@@ -84,6 +87,19 @@ def default_setup(cfg: DictConfig, args: argparse.Namespace) -> TrainSettings:
         logger.info("%s", line)
     seed_all_rng(settings.seed)
     return settings
+
+
+def _lock(output_dir: Path) -> None:
+    """Take the output directory for this run, on all ranks or on none."""
+    refusal = ""
+    if comm.is_main_process():
+        try:
+            lock_folder(output_dir, "train.output_dir")
+        except ConfigError as error:
+            refusal = str(error)
+    refusal = comm.all_gather(refusal)[0]
+    if refusal:
+        raise ConfigError(refusal)
 
 
 def _hardware() -> str:

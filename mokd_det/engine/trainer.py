@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mokd_det.balancing.base import Balancer, StepContext
 from mokd_det.balancing.objectives import Objectives
+from mokd_det.command_hint import command
 from mokd_det.contract import PreparedBatch, as_task, as_training_loader
 from mokd_det.engine.batch_numbers import bad_positions, describe_images, number_sums
 from mokd_det.engine.host_copy import HostCopy
@@ -76,7 +77,7 @@ class MoKDTrainer(SimpleTrainer):
 
     Negative losses stop the training only where the balancer ``requires_positive``.
 
-    SIGTERM lets all ranks finish the step they are in; hooks see ``stopping`` and save, then
+    SIGTERM or Ctrl-C lets all ranks finish the step they are in; hooks see ``stopping`` and save, then
     :class:`~mokd_det.engine.termination.TrainingStopped` ends the training.
 
     Scalars, per iteration: every loss (mean over ranks and micro-batches), ``total_loss``, what the balancer
@@ -141,6 +142,7 @@ class MoKDTrainer(SimpleTrainer):
         self.completed = False
         self.stopping = False
         self.skipped_steps = 0
+        self.run_facts: dict[str, Any] = {}
         self._kept_batches = 0
         self._stop_signal = StopSignal()
         self._parameter_names: dict[int, tuple[str, str]] = {}
@@ -172,7 +174,7 @@ class MoKDTrainer(SimpleTrainer):
         False.
 
         Raises:
-            TrainingStopped: SIGTERM came, and the hooks of the step it came in have run.
+            TrainingStopped: SIGTERM or SIGINT came, and the hooks of the step it came in have run.
             MachineError: a process that loads data is gone, or the disk is full.
         """
         logger.info("Training iterations %d to %d", start_iter, max_iter - 1)
@@ -370,13 +372,14 @@ class MoKDTrainer(SimpleTrainer):
         if reasons:
             return f" The batch could not be kept ({reasons[0]})."
         file = kept_file(directory, self.iter, bad_ranks[0] if bad_ranks else rank)
-        return f" To look into it: python tools/replay_batch.py {file}"
+        return f" To look into it: {command('tools/replay_batch.py')} {file}"
 
     def _leave(self) -> None:
         self.flush_scalars()
         # No rank may end before the checkpoint is written: the launcher ends the others soon after the first.
         comm.synchronize()
-        raise TrainingStopped(f"SIGTERM: stopped after iteration {self.iter}; --resume continues")
+        message = f"stopped after iteration {self.iter}; --resume continues"
+        raise TrainingStopped(message, self._stop_signal.number)
 
     def _same_teacher_everywhere(self) -> str | None:
         digest = self.task.teacher_digest()
@@ -518,7 +521,8 @@ class MoKDTrainer(SimpleTrainer):
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
             self._grad_scale = None
         for name, value in self._run_identity().items():
-            if state_dict["run"].get(name) != value:
+            # What older versions did not write cannot have changed.
+            if state_dict["run"].get(name, value) != value:
                 logger.warning(
                     "%s was %s and is now %s: this run goes on, but differs from an uninterrupted one",
                     name,
@@ -535,6 +539,7 @@ class MoKDTrainer(SimpleTrainer):
             "accumulate": self.accumulate,
             "world_size": comm.get_world_size(),
             "precision": precision,
+            **self.run_facts,
         }
 
 

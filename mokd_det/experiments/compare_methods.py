@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import mokd_det
 from mokd_det.checkpoint.atomic_file import atomic_write
+from mokd_det.command_hint import command
 from mokd_det.config import as_override, load_config
 from mokd_det.errors import ConfigError
 from mokd_det.evaluation.method_comparison import (
@@ -264,7 +265,7 @@ def write_results(
         parts.append("\n".join(f"- {sentence}" for sentence in verdicts(rows, metric)))
     parts += ["![curves and final values](comparison.png)", "## How to read this"]
     parts.append("\n".join(f"- {note}" for note in notes(options, runs, base, teacher, workers)))
-    parts += ["## Command", f"    python tools/compare_methods.py {shlex.join(arguments)}"]
+    parts += ["## Command", f"    {command('tools/compare_methods.py')} {shlex.join(arguments)}"]
     with atomic_write(options.output / "comparison.md", "w") as file:
         file.write("\n\n".join(part for part in parts if part) + "\n")
     with atomic_write(options.output / "comparison.csv", "w") as file:

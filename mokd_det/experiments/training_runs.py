@@ -4,7 +4,6 @@ when they are not, set aside when something they depend on has changed.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -12,8 +11,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,10 +22,10 @@ import mokd_det
 from mokd_det.checkpoint.atomic_file import atomic_write
 from mokd_det.config import as_override
 from mokd_det.engine.run_directory import set_aside_previous_run
-from mokd_det.errors import ConfigError
 from mokd_det.evaluation.main_metric import main_metric
 from mokd_det.exit_status import exit_status
 from mokd_det.experiments.run_queue import ChildFailed, Job, clock, interrupt_on_signals, last_lines
+from mokd_det.folder_lock import locked_folder
 from mokd_det.visualization import read_run
 
 __all__ = [
@@ -38,7 +36,6 @@ __all__ = [
     "config_digest",
     "evaluation_job",
     "file_digest",
-    "locked",
     "report_failure",
     "run_command",
     "training_job",
@@ -207,32 +204,6 @@ def child_environment(changes: Mapping[str, str] | None = None) -> dict[str, str
     }
 
 
-@contextmanager
-def locked(output: Path) -> Iterator[int]:
-    """Make the output directory and keep others out of it.
-
-    Yields:
-        A file descriptor: the lock lasts as long as any process has it open, so also while a training runs on
-        whose parent was killed.
-
-    Raises:
-        ConfigError: the directory cannot be written to, or is in use.
-    """
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        file = open(output / ".lock", "w")  # noqa: SIM115 (closed below)
-    except OSError as error:
-        raise ConfigError(f"--output {output} cannot be used: {error}") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                f"--output {output} is in use by another quick start or comparison, or by a training it left"
-            ) from None
-        yield file.fileno()
-
-
 def run_command(work: Callable[[int], None], output: Path, arguments: Sequence[str]) -> int:
     """Do a tool's work with its output directory locked, and turn what goes wrong into an exit status.
 
@@ -250,7 +221,7 @@ def run_command(work: Callable[[int], None], output: Path, arguments: Sequence[s
 
     def run() -> int:
         try:
-            with interrupt_on_signals(), locked(output) as lock:
+            with interrupt_on_signals(), locked_folder(output, "--output") as lock:
                 work(lock)
         except ChildFailed as failure:
             return report_failure(failure)

@@ -21,6 +21,7 @@ from mokd_det.data import (
     sample_images,
 )
 from mokd_det.errors import ConfigError
+from mokd_det.folder_lock import locked_folder
 from mokd_det.exit_status import exit_status
 from mokd_det.tools.parsers.check_dataset import parse
 from mokd_det.visualization import save_png
@@ -52,7 +53,8 @@ def run(options: argparse.Namespace) -> int:
     content = report_as_json(report)
     text = report_as_text(report)
     if options.output is not None:
-        write(report, text, content, options)
+        with locked_folder(options.output, "--output"):
+            write(report, text, content, options)
     print(json.dumps(content, indent=2, ensure_ascii=False) if options.json else text)
     return 1 if report.errors or (options.strict and report.warnings) else 0
 
@@ -84,7 +86,6 @@ def write(report: DatasetReport, text: str, content: dict, options: argparse.Nam
         ConfigError: the folder cannot be written.
     """
     try:
-        options.output.mkdir(parents=True, exist_ok=True)
         (options.output / "report.txt").write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
         (options.output / "report.json").write_text(
             json.dumps(content, indent=2, ensure_ascii=False) + "\n",

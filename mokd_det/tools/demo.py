@@ -30,6 +30,7 @@ from mokd_det.data.image_file import read_image
 from mokd_det.data.input_files import InputFile, find_input_files
 from mokd_det.engine.inference_model import InferenceModel, load_inference_model
 from mokd_det.errors import ConfigError, DatasetError
+from mokd_det.folder_lock import locked_folder
 from mokd_det.evaluation.result_writer import ResultWriter, result_file
 from mokd_det.exit_status import exit_status
 from mokd_det.progress import progress
@@ -63,8 +64,8 @@ def run(options: argparse.Namespace) -> int:
     camera = open_camera(options.camera) if options.camera is not None else None
     detector = Detector(load_inference_model(files.config, files.weights, options.overrides), options)
     try:
-        options.output.mkdir(parents=True, exist_ok=True)
-        unread = look(inputs, camera, detector, options)
+        with locked_folder(options.output, "--output"):
+            unread = look(inputs, camera, detector, options)
     except OSError as error:
         raise ConfigError(f"--output {options.output} cannot be written: {error}") from error
     for message in unread:

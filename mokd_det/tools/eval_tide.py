@@ -22,6 +22,7 @@ from mokd_det.config import TrainSettings, as_override, load_config
 from mokd_det.data.truth import Truth, dataset_truth, file_truth
 from mokd_det.engine import do_test
 from mokd_det.errors import ConfigError
+from mokd_det.folder_lock import locked_folder
 from mokd_det.evaluation.detection_file import Detections, match_ids, read_detections
 from mokd_det.evaluation.tide import TideReport, run_tide
 from mokd_det.evaluation.tide_tables import tide_json, tide_markdown
@@ -55,19 +56,14 @@ def evaluate_all(options: argparse.Namespace) -> None:
         raise ConfigError("--annotations is for result files; a model needs images: give --dataset NAME")
     if not models and not options.annotations and not options.dataset:
         raise ConfigError("result files need their truth: give --annotations FILE.json or --dataset NAME")
-    if options.output is not None:
-        try:
-            options.output.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"--output {options.output} cannot be made: {error}") from error
     if options.drop_bad_boxes and not options.annotations:
         raise ConfigError("--drop-bad-boxes is for --annotations; a data set says itself what is dropped")
-    # Mistakes in files show before models have run for minutes.
-    found = {name: read_detections(path, name) for name, path in zip(names, options.results)}
-    truth = given_truth(options)
-    if truth is not None:
-        found = {name: judged(detections, truth, options) for name, detections in found.items()}
     with output_directory(options.output) as directory:
+        # Mistakes in files show before models have run for minutes.
+        found = {name: read_detections(path, name) for name, path in zip(names, options.results)}
+        truth = given_truth(options)
+        if truth is not None:
+            found = {name: judged(detections, truth, options) for name, detections in found.items()}
         for number, (name, model) in enumerate(zip(names[len(options.results) :], models)):
             file, dataset = detect(model, directory / "detections" / f"{number}", options)
             if truth is None:
@@ -78,20 +74,20 @@ def evaluate_all(options: argparse.Namespace) -> None:
                     f"{name} is evaluated on {other}, the others on {truth.name}; give --dataset NAME for all"
                 )
             found[name] = judged(read_detections(file, name), truth, options)
-    assert truth is not None
-    reports = [
-        run_tide(
-            truth,
-            found[name],
-            thresholds=options.thresholds,
-            background=options.background,
-            limit=options.max_dets,
-        )
-        for name in progress(names, what="detectors")
-    ]
-    print(tide_markdown(reports))
-    if options.output is not None:
-        write(reports, truth, options)
+        assert truth is not None
+        reports = [
+            run_tide(
+                truth,
+                found[name],
+                thresholds=options.thresholds,
+                background=options.background,
+                limit=options.max_dets,
+            )
+            for name in progress(names, what="detectors")
+        ]
+        print(tide_markdown(reports))
+        if options.output is not None:
+            write(reports, truth, options)
 
 
 def detectors(options: argparse.Namespace) -> list[ModelFiles]:
@@ -194,9 +190,10 @@ def progress_of_inference() -> Iterator[None]:
 
 @contextlib.contextmanager
 def output_directory(given: Path | None) -> Iterator[Path]:
-    """The output directory; without one a temporary one."""
+    """The output directory, for this process alone; without one a temporary one."""
     if given is not None:
-        yield given
+        with locked_folder(given, "--output"):
+            yield given
     else:
         with tempfile.TemporaryDirectory() as directory:
             yield Path(directory)

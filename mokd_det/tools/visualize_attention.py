@@ -27,6 +27,7 @@ from mokd_det.data.image_file import read_image, read_image_of
 from mokd_det.data.input_files import find_input_files
 from mokd_det.engine.inference_model import InferenceModel, load_inference_model
 from mokd_det.errors import ConfigError, DatasetError
+from mokd_det.folder_lock import locked_folder
 from mokd_det.exit_status import exit_status
 from mokd_det.progress import progress
 from mokd_det.tools.parsers.model_arguments import ModelFiles, model_files
@@ -88,9 +89,9 @@ def run(options: argparse.Namespace) -> int:
     if any(classify) and not all(classify):
         raise ConfigError("detectors and classifiers cannot be drawn side by side; give one kind")
     try:
-        options.output.mkdir(parents=True, exist_ok=True)
         draw = draw_classifiers if classify[0] else draw_detectors
-        unread = draw(options, files, models, pictures)
+        with locked_folder(options.output, "--output"):
+            unread = draw(options, files, models, pictures)
     except OSError as error:
         raise ConfigError(f"--output {options.output} cannot be written: {error}") from error
     for message in unread:

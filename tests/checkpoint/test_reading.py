@@ -169,3 +169,62 @@ def test_files_without_weights_are_named(content, message, tmp_path):
 def test_a_directory_is_no_checkpoint(tmp_path):
     with pytest.raises(CheckpointError, match="is a directory"):
         load_file(tmp_path)
+
+
+AVERAGED = {key: value + 1.0 for key, value in WEIGHTS.items()}
+SEVERAL = {
+    "timm": ({"state_dict": WEIGHTS, "state_dict_ema": AVERAGED, "optimizer": {}}, "state_dict", "state_dict_ema"),
+    "DeiT": ({"model": WEIGHTS, "model_ema": AVERAGED, "epoch": 3}, "model", "model_ema"),
+    "wrapped": ({"model": WEIGHTS, "ema": {"module": AVERAGED, "updates": 7}}, "model", "ema"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", SEVERAL)
+def test_of_several_sets_of_weights_it_is_said_which_is_taken(kind, tmp_path, caplog):
+    content, taken, other = SEVERAL[kind]
+    path = tmp_path / "x.pth"
+    torch.save(content, path)
+    with caplog.at_level("WARNING", logger="mokd_det"):
+        weights_of(path)
+    assert (
+        f"x.pth': the weights under '{taken}' are taken; it has others, which '{path}#{other}' takes"
+        in caplog.text
+    )
+    found = load_file(f"{path}#{other}")["model"]
+    assert all(torch.equal(found[key], value) for key, value in AVERAGED.items())
+    with pytest.raises(
+        CheckpointError, match=rf"has no weights under 'best'; keys with weights: '{taken}', '{other}'"
+    ):
+        load_file(f"{path}#best")
+
+
+def test_a_file_of_averaged_weights_alone_and_a_name_with_the_mark(tmp_path, caplog):
+    path = tmp_path / "a#b.pth"
+    torch.save({"ema": WEIGHTS, "epoch": 1}, path)
+    with caplog.at_level("WARNING", logger="mokd_det"):
+        weights_of(path)
+    assert "the weights under 'ema' are taken" in caplog.text
+
+
+def test_what_wrappers_put_into_names_is_gone(tmp_path):
+    model = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 3))
+    for number, prefix in enumerate(
+        ("_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "module.module.")
+    ):
+        torch.save(
+            {"model": {prefix + k: v for k, v in model.state_dict().items()}}, tmp_path / f"{number}.pth"
+        )
+        assert list(load_file(tmp_path / f"{number}.pth")["model"]) == list(model.state_dict())
+    inner = {k.replace("1.", "1._orig_mod."): v for k, v in model.state_dict().items()}
+    torch.save(inner, tmp_path / "inner.pth")
+    assert list(load_file(tmp_path / "inner.pth")["model"]) == list(model.state_dict())
+    # Versions of modules move with the names: BatchNorm's tells that the number of batches is there.
+    wrapped = nn.Module()
+    wrapped.net = model
+    state = {"state_dict": wrapped.state_dict(), "pytorch-lightning_version": "2.4.0"}
+    state["state_dict"]["metric.total"] = torch.ones(1)
+    torch.save(state, tmp_path / "lightning.ckpt")
+    found = load_file(tmp_path / "lightning.ckpt")["model"]
+    assert list(found) == list(model.state_dict())
+    assert found._metadata["0"] == {"version": 2}
+    model.load_state_dict(found)

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -105,8 +107,26 @@ def test_a_rank_that_leaves_without_a_word_is_named_even_if_its_partner_reported
     )
 
 
+def test_a_busy_address_is_one_line(capfd):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+        # One machine of one process would not meet anybody, so two, of which the other never comes.
+        assert (
+            launch_function(
+                print, 1, num_machines=2, machine_rank=0, dist_url=url, timeout=timedelta(seconds=20)
+            )
+            == 2
+        )
+    said = capfd.readouterr().err.splitlines()
+    errors = [line for line in said if line.startswith("error: ")]
+    assert errors == [
+        f"error: --dist-url {url}: another program uses this port on this machine; give another one"
+    ]
+    assert not any("Traceback" in line for line in said)
+
+
 def test_the_end_that_sigterm_asked_for_is_no_failure(tmp_path, capsys):
-    _write_stop(str(tmp_path), "SIGTERM: stopped after iteration 7; --resume continues")
+    _write_stop(str(tmp_path), "stopped after iteration 7; --resume continues")
     assert _report(SimpleNamespace(name="rank 0", exitcode=EXIT_STOPPED), tmp_path) == EXIT_STOPPED
     assert capsys.readouterr().err == "SIGTERM: stopped after iteration 7; --resume continues\n"
     _write_report(str(tmp_path), 1, True, "image 7 cannot be decoded")

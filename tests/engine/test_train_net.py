@@ -201,6 +201,23 @@ def test_a_finished_run_can_be_resumed_and_evaluated(whole_run, tmp_path):
     assert json.loads((tmp_path / "results.json").read_text())["bbox"]["AP"] is not None
 
 
+def test_a_resume_with_other_settings_says_so(tmp_path, caplog):
+    run_here(tmp_path, "train.max_iter=3", "train.eval_period=0")
+    run_here(
+        tmp_path, "--resume", "train.max_iter=5", "train.eval_period=0", "dataloader.train.total_batch_size=2"
+    )
+    log = (tmp_path / "log.txt").read_text()
+    assert "train.max_iter was 3 and is now 5: this run goes on, but differs" in log
+    assert "dataloader.train.total_batch_size was 4 and is now 2: this run goes on" in log
+    run_here(
+        tmp_path, "--resume", "train.max_iter=2", "train.eval_period=0", "dataloader.train.total_batch_size=2"
+    )
+    log = (tmp_path / "log.txt").read_text()
+    assert (
+        "model_final.pth has done 5 iterations, more than train.max_iter=2: nothing is left to train" in log
+    )
+
+
 def test_a_new_run_does_not_mix_with_an_old_one(tmp_path):
     run_here(tmp_path, "train.max_iter=4", "train.eval_period=0")
     run_here(tmp_path, "train.max_iter=2", "train.eval_period=0")

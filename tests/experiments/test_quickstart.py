@@ -11,8 +11,9 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from mokd_det.experiments import quickstart, training_runs
+from mokd_det.experiments import quickstart
 from mokd_det.experiments.run_queue import Job
+from mokd_det.folder_lock import locked_folder
 from mokd_det.tools import quickstart as tool
 
 
@@ -147,12 +148,12 @@ def test_a_failed_training_ends_everything_with_its_last_lines(demo, job, capsys
 
 
 def test_two_quickstarts_do_not_share_a_directory(tmp_path, capsys):
-    with training_runs.locked(tmp_path):
+    with locked_folder(tmp_path, "--output"):
         assert tool.main([f"--output={tmp_path}"]) == 2
-    assert "is in use by another quick start" in capsys.readouterr().err
+    assert "is in use by process" in capsys.readouterr().err
     (tmp_path / "file").write_text("")
     assert tool.main([f"--output={tmp_path / 'file'}"]) == 2
-    assert "cannot be used" in capsys.readouterr().err
+    assert "cannot be made" in capsys.readouterr().err
 
 
 def test_an_interruption_says_how_to_continue(tmp_path, capsys, monkeypatch):

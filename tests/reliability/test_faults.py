@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -15,8 +16,9 @@ import pytest
 import torch
 
 from mokd_det.checkpoint import load_file
-from mokd_det.engine.launch import EXIT_STOPPED, EXIT_USER_ERROR
+from mokd_det.engine.launch import EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USER_ERROR
 from mokd_det.engine.machine_error import is_lost_worker
+from mokd_det.engine.termination import FIRST_INTERRUPT
 from tests.engine.helpers import differences
 from tests.engine.test_train_net import metrics
 from tests.reliability.tool_server import ToolServer
@@ -196,7 +198,7 @@ def test_sigterm_under_several_processes(tools, tmp_path, to_all):
         f"dataloader.train.signal_file={tmp_path}/go",
     )
     pid = run.start("--num-gpus", "2", "dataloader.train.wait_at=2")
-    run.wait_for("../go.waiting", timeout=120)
+    run.wait_for("../go.waiting", timeout=300)
     if to_all:
         # As systems do that end a whole group: the launcher hands it on besides.
         os.killpg(pid, signal.SIGTERM)
@@ -212,6 +214,80 @@ def test_sigterm_under_several_processes(tools, tmp_path, to_all):
     content = load_file(run.directory / f"model_{iteration:07d}.pth")
     assert content["iteration"] == iteration and content["trainer"]["run"]["world_size"] == 2
     assert not run.errors and "Traceback" not in run.said
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_ctrl_c_finishes_the_step_saves_and_says_so(tools, tmp_path, ranks):
+    run = Run(
+        tools,
+        tmp_path / "run",
+        "train.checkpointer.period=1000",
+        f"dataloader.train.signal_file={tmp_path}/go",
+    )
+    pid = run.start("--num-gpus", str(ranks), "dataloader.train.wait_at=2")
+    run.wait_for("../go.waiting", timeout=300)
+    # As a terminal does: to all processes.
+    os.killpg(pid, signal.SIGINT)
+    time.sleep(0.2)
+    (tmp_path / "go").touch()
+    assert tools.wait(pid, timeout=60) == EXIT_INTERRUPTED == 130, run.said
+    said = [line for line in run.said.splitlines() if "Ctrl-C" in line]
+    assert said[0] == "Ctrl-C: finishing this step, then saving; once more ends at once" and len(said) == 2
+    stopped = re.fullmatch(r"Ctrl-C: stopped after iteration (\d+); --resume continues", said[1])
+    assert stopped, said
+    assert (run.directory / "last_checkpoint").read_text() == f"model_{int(stopped[1]):07d}.pth"
+    assert "Traceback" not in run.said and "KeyboardInterrupt" not in run.said and not run.errors
+    assert run.run("--num-gpus", str(ranks), "--resume") == 0, run.said
+    assert f"Resuming at iteration {int(stopped[1]) + 1}" in run.said
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_second_ctrl_c_ends_at_once(tools, tmp_path, ranks):
+    """The loader waits for ever, so the step that the first one waits for has no end."""
+    run = Run(tools, tmp_path / "run", f"dataloader.train.signal_file={tmp_path}/never")
+    pid = run.start("--num-gpus", str(ranks), "dataloader.train.wait_at=2")
+    run.wait_for("../never.waiting", timeout=300)
+    os.killpg(pid, signal.SIGINT)
+    time.sleep(0.5)
+    children = child_ranks(pid)
+    os.killpg(pid, signal.SIGINT)
+    assert tools.wait(pid, timeout=15) == EXIT_INTERRUPTED, run.said
+    lines = run.said.splitlines()
+    assert lines.count(FIRST_INTERRUPT) == 1 and lines[-1] == "interrupted", run.said
+    assert "Traceback" not in run.said
+    assert len(children) == (ranks if ranks > 1 else 0)
+    assert not any(Path(f"/proc/{child}").exists() for child in children)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_ctrl_c_before_the_first_step_is_one_word(tools, tmp_path, ranks):
+    run = Run(tools, tmp_path / "run")
+    pid = run.start("--num-gpus", str(ranks))
+    run.wait_for("log.txt", timeout=300)
+    os.killpg(pid, signal.SIGINT)
+    assert tools.wait(pid, timeout=60) in (EXIT_INTERRUPTED, 0), run.said
+    assert "Traceback" not in run.said
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_two_trainings_do_not_share_a_directory(tools, tmp_path, ranks):
+    run = Run(tools, tmp_path / "run", f"dataloader.train.signal_file={tmp_path}/go")
+    pid = run.start("dataloader.train.wait_at=2")
+    run.wait_for("../go.waiting", timeout=300)
+    before = {item.name: item.read_bytes() for item in run.directory.iterdir() if item.is_file()}
+    other = Run(tools, tmp_path / "run")
+    other.log = tmp_path / "other.log"
+    assert other.run("--num-gpus", str(ranks)) == EXIT_USER_ERROR, other.said
+    (error,) = other.errors
+    assert f"train.output_dir '{run.directory}' is in use by process {pid} on " in error
+    assert "Traceback" not in other.said
+    assert {item.name: item.read_bytes() for item in run.directory.iterdir() if item.is_file()} == before
+    # The lock of a process that is gone blocks nobody.
+    os.kill(pid, signal.SIGKILL)
+    tools.wait(pid)
+    (tmp_path / "go").touch()
+    assert other.run("--num-gpus", str(ranks), "--resume") == 0, other.said
+    assert not (run.directory / ".lock").exists()
 
 
 def child_ranks(pid: int) -> list[int]:
@@ -287,7 +363,7 @@ def test_a_data_loading_process_that_dies_is_named(tools, tmp_path):
 def test_a_rank_that_dies_ends_all_in_bounded_time(tools, tmp_path):
     run = Run(tools, tmp_path / "run", "--num-gpus", "2")
     pid = run.start("dataloader.train.crash_at=[1,2]")
-    run.wait_for("model_0000000.pth", timeout=120)
+    run.wait_for("model_0000000.pth", timeout=300)
     start = time.monotonic()
     assert tools.wait(pid) == 1
     assert time.monotonic() - start < 30
