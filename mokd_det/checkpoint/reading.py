@@ -77,12 +77,12 @@ def load_file(
 
 
 def require_file(path: str | os.PathLike[str], what: str = "checkpoint") -> str:
-    """The local path of a file that must exist; an address is fetched.
+    """The local path of a file (``FILE`` or ``FILE#KEY``) that must exist; an address is fetched.
 
     Raises:
         CheckpointError: it does not exist, with where it comes from if that is known, or cannot be fetched.
     """
-    name = os.fspath(path)
+    name, _ = _split_key(os.fspath(path))
     try:
         local = str(PathManager.get_local_path(name)) if "://" in name else name
     except (OSError, ValueError) as error:

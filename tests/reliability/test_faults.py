@@ -277,7 +277,7 @@ def test_two_trainings_do_not_share_a_directory(tools, tmp_path, ranks):
     before = {item.name: item.read_bytes() for item in run.directory.iterdir() if item.is_file()}
     other = Run(tools, tmp_path / "run")
     other.log = tmp_path / "other.log"
-    assert other.run("--num-gpus", str(ranks)) == EXIT_USER_ERROR, other.said
+    assert tools.wait(other.start("--num-gpus", str(ranks)), timeout=300) == EXIT_USER_ERROR, other.said
     (error,) = other.errors
     assert f"train.output_dir '{run.directory}' is in use by process {pid} on " in error
     assert "Traceback" not in other.said
