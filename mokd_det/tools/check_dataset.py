@@ -21,8 +21,8 @@ from mokd_det.data import (
     sample_images,
 )
 from mokd_det.errors import ConfigError
-from mokd_det.folder_lock import locked_folder
 from mokd_det.exit_status import exit_status
+from mokd_det.folder_lock import locked_folder
 from mokd_det.tools.parsers.check_dataset import parse
 from mokd_det.visualization import save_png
 from mokd_det.visualization.contact_sheet import contact_sheet

@@ -22,11 +22,11 @@ from mokd_det.config import TrainSettings, as_override, load_config
 from mokd_det.data.truth import Truth, dataset_truth, file_truth
 from mokd_det.engine import do_test
 from mokd_det.errors import ConfigError
-from mokd_det.folder_lock import locked_folder
 from mokd_det.evaluation.detection_file import Detections, match_ids, read_detections
 from mokd_det.evaluation.tide import TideReport, run_tide
 from mokd_det.evaluation.tide_tables import tide_json, tide_markdown
 from mokd_det.exit_status import exit_status
+from mokd_det.folder_lock import locked_folder
 from mokd_det.progress import progress
 from mokd_det.tools.parsers.eval_tide import parse
 from mokd_det.tools.parsers.model_arguments import ModelFiles, model_files

@@ -27,8 +27,8 @@ from mokd_det.data.image_file import read_image, read_image_of
 from mokd_det.data.input_files import find_input_files
 from mokd_det.engine.inference_model import InferenceModel, load_inference_model
 from mokd_det.errors import ConfigError, DatasetError
-from mokd_det.folder_lock import locked_folder
 from mokd_det.exit_status import exit_status
+from mokd_det.folder_lock import locked_folder
 from mokd_det.progress import progress
 from mokd_det.tools.parsers.model_arguments import ModelFiles, model_files
 from mokd_det.tools.parsers.visualize_attention import parse
