@@ -19,6 +19,15 @@ published = dict(
     balancer=L(FixedWeights)(weights=dict(distill=4.0, task=1.0)),
 )
 
+# MoKD for Hugging Face's detectors: classes (focal, varifocal, matchability-aware), boxes and their distributions
+mokd_transformers = dict(
+    objectives=dict(
+        distill=distillation,
+        task=[f"loss_{part}*" for part in ("ce", "vfl", "mal", "bbox", "giou", "fgl", "ddf")],
+    ),
+    balancer=amortized,
+)
+
 # MoKD for the convolutional detectors of Detectron2 and torchvision: all their losses are the task
 mokd_convolutional = dict(
     objectives=dict(

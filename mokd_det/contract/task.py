@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -58,6 +59,10 @@ class TrainingTask(nn.Module):
     def no_weight_decay_parameters(self) -> list[nn.Parameter]:
         """Those outside of :attr:`eval_model` that take no weight decay."""
         return []
+
+    def save_pretrained(self, folder: str | Path) -> bool:
+        """Write the model to a folder as the library it comes from loads it; False: there is no such form."""
+        return False
 
     def missing_tap_hint(self, name: str) -> str:
         """Why a tap that others offer is not here; "" if there is no more to say than that."""

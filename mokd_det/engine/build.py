@@ -224,6 +224,8 @@ def _train(cfg: DictConfig, settings: TrainSettings, resume: bool) -> MoKDTraine
 def _export(student: nn.Module, file: Path, what: str) -> None:
     write_file(export_student({"model": student.state_dict()})["model"], file)
     logger.info("The %s weights are in %s", what, file)
+    if as_task(student).save_pretrained(file.with_suffix("")):
+        logger.info("The %s model, as its own library loads it, is in %s", what, file.with_suffix(""))
 
 
 def do_test(cfg: DictConfig, settings: TrainSettings, *, resume: bool = False) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
+from mokd_det.contract import TrainingTask
 from mokd_det.errors import ConfigError, IncompatibleModelsError
 from mokd_det.layers import TapPoint, cxcywh_to_xyxy, xyxy_to_cxcywh
 from mokd_det.modeling.postprocess import top_predictions
@@ -27,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 @META_ARCH_REGISTRY.register()
-class TransformersDetector(nn.Module):
+class TransformersDetector(TrainingTask):
     """Any detector of ``transformers.AutoModelForObjectDetection`` as a Detectron2 model.
 
     The detector itself is ``detector``: its ``state_dict()`` is transformers' own. Losses are the weighted ones, whose
@@ -122,13 +123,27 @@ class TransformersDetector(nn.Module):
                 parameter.requires_grad_(False)
                 logger.info("%s: no loss reaches %s; it is frozen", type(self.detector).__name__, name)
 
-    def missing_tap_hint(self, path: str) -> str:
+    def parameter_parts(self) -> Mapping[str, Sequence[str]]:
+        """Backbone, head (what predicts classes and boxes) and neck (encoder, decoder and all between)."""
+        return {
+            "backbone": ("*.backbone.*", "*.conv_encoder.*", "detector.vit.*"),
+            "head": (
+                "*class_embed*",
+                "*bbox_embed*",
+                "*_head.*",
+                "*class_labels_classifier*",
+                "*bbox_predictor*",
+            ),
+            "neck": ("*",),
+        }
+
+    def missing_tap_hint(self, name: str) -> str:
         """Where a wrong path was probably meant to point."""
         try:
-            self.detector.get_submodule(path)
+            self.detector.get_submodule(name)
         except AttributeError:
             return ""
-        return f"the detector's own modules are under 'detector.', so 'detector.{path}'"
+        return f"the detector's own modules are under 'detector.', so 'detector.{name}'"
 
     # --- Detectron2's formats ----------------------------------------------------------------------------------
 
@@ -296,7 +311,7 @@ class TransformersDetector(nn.Module):
 
     # --- transformers' formats ---------------------------------------------------------------------------------
 
-    def save_pretrained(self, folder: str | Path) -> None:
+    def save_pretrained(self, folder: str | Path) -> bool:
         """Write configuration, weights (safetensors) and image processor, as transformers loads them.
 
         Args:
@@ -307,6 +322,7 @@ class TransformersDetector(nn.Module):
         Path(folder, "preprocessor_config.json").write_text(
             json.dumps(self.processor_settings(), indent=2) + "\n", encoding="utf-8"
         )
+        return True
 
     def processor_settings(self) -> dict[str, Any]:
         """What transformers' image processor needs to do as this model does."""

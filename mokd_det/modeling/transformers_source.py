@@ -94,6 +94,10 @@ def load_source(source: Source, allow_download: bool, auto: str) -> tuple[Any, s
         with _one_line(f"source of model_type {kind!r}"):
             return transformers.AutoConfig.for_model(kind, **settings), None, f"model_type {kind!r}"
     name = os.fspath(source)
+    if not name:
+        raise ConfigError(
+            "source is empty; give a folder with a model of transformers, for instance model.student.source=DIR"
+        )
     offline = not allow_download or os.environ.get("HF_HUB_OFFLINE", "0").upper() in {
         "1",
         "ON",
