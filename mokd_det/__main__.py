@@ -17,6 +17,7 @@ COMMANDS = {
     "demo": "demo",
     "dynamics": "plot_dynamics",
     "export": "export",
+    "paper": "paper",
     "quickstart": "quickstart",
     "replay": "replay_batch",
     "report": "report",

@@ -3,8 +3,8 @@
 They fit any config with a ``choice.method``: those of CIFAR100/ and fashion_pairs/.
 """
 
+from .cifar_methods import amortized
 from .cifar_methods import methods as entries
-from .classification import mokd
 
 # What a method takes from a pair of networks is the config's to say: here these references stay what they are.
 pair = {key: "\\${pair." + key + "}" for key in ("num_classes", "train_images")}
@@ -25,7 +25,7 @@ methods = {name: row(name, entry.label, entry.balancer) for name, entry in entri
 # SRD's logarithm has none of its own; NoDistillation has nothing to balance; MoKD is amortised already
 methods.update(
     {
-        f"{name}_amortized": row(name, f"{entry.label}, amortised", mokd.balancer)
+        f"{name}_amortized": row(name, f"{entry.label}, amortised", amortized)
         for name, entry in entries.items()
         if name not in ("none", "srd", "mokd", "mokd_fixed")
     }

@@ -6,7 +6,7 @@ As in configs/common/methods.py, with the taps, which differ from method to meth
 from detectron2.config import LazyCall as L
 
 from mokd_det.balancing import FixedWeights
-from mokd_det.distillation import Combined, LogitDistillation, MoKD, NoDistillation, VkD
+from mokd_det.distillation import Combined, LogitDistillation, MoKD, NoDistillation, ProjectorMatching, VkD
 
 from .classification import alone, mokd, mokd_three_objectives
 
@@ -42,6 +42,13 @@ methods = dict(
     vkd_amortized=dict(label="VkD, amortised", method=vkd, balancer=amortized, settings=on_both),
     mokd_fixed=dict(label="MoKD, fixed weights", method=subspaces, balancer=fixed, settings=on_both),
     mokd=dict(label="MoKD", method=subspaces, balancer=amortized, settings=on_both),
+    # read from public summaries, without the clipping, which is the config's: docs/readings.md
+    dto_kd=dict(
+        label="DTO-KD (reading)",
+        method=with_logits(L(ProjectorMatching)(projector="orthogonal", options=dict(affine=False))),
+        balancer=amortized,
+        settings=on_both,
+    ),
     mokd_three_objectives=dict(
         label="MoKD, three objectives",
         method=subspaces,

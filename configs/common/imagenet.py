@@ -1,4 +1,6 @@
-"""ImageNet-1k with DeiT's augmentation, under $DETECTRON2_DATASETS/imagenet (default: datasets/imagenet)."""
+"""ImageNet-1k with the augmentation that VkD's code uses and MoKD's text refers to.
+
+Under $DETECTRON2_DATASETS/imagenet (default: datasets/imagenet)."""
 
 import os
 
@@ -20,9 +22,11 @@ dataloader = dict(
         transform=L(create_transform)(
             input_size=224,
             is_training=True,
-            auto_augment="rand-m9-mstd0.5-inc1",  # "3a" is the 3-Augment of VkD and MoKD
+            # 3-Augment: grey, solarise or blur, then jitter. DeiT's own: docs/classification.md.
+            auto_augment="3a",
+            color_jitter=0.3,
             interpolation="bicubic",
-            re_prob=0.25,  # random erasing
+            re_prob=0.0,  # random erasing
             re_mode="pixel",
         ),
         total_batch_size=1024,  # over all GPUs
@@ -30,7 +34,7 @@ dataloader = dict(
         seed=42,
         mixup=dict(mixup_alpha=0.8, cutmix_alpha=1.0, prob=1.0, switch_prob=0.5),
         label_smoothing=0.1,
-        repeated_augmentation=3,
+        repeated_augmentation=1,
     ),
     test=L(build_classification_test_loader)(
         dataset=L(ImageFolder)(root=os.path.join(root, "val")),

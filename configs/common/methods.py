@@ -6,7 +6,7 @@ weight of ``task`` is that of every objective but ``distill``.
 
 from detectron2.config import LazyCall as L
 
-from mokd_det.distillation import MoKD, NoDistillation, TokenMatching, VkD
+from mokd_det.distillation import MoKD, NoDistillation, ProjectorMatching, TokenMatching, VkD
 
 from .objectives import alone, mokd, published
 
@@ -22,4 +22,10 @@ methods = dict(
     vkd_amortized=dict(label="VkD, amortised", method=L(VkD)(), balancer=amortized),
     mokd_fixed=dict(label="MoKD, fixed weights", method=L(MoKD)(), balancer=fixed),
     mokd=dict(label="MoKD", method=L(MoKD)(), balancer=amortized),
+    # read from public summaries, without the clipping, which is the config's: docs/readings.md
+    dto_kd=dict(
+        label="DTO-KD (reading)",
+        method=L(ProjectorMatching)(projector="orthogonal", norm="standardize", student_norm="after"),
+        balancer=amortized,
+    ),
 )

@@ -55,11 +55,12 @@ class OrthogonalProjector(Projector):
     Args:
         affine: the gain (starts at 1) and the bias (starts at 0); VkD has them for detection, not for
             classification.
+        trainable: False: the matrix stays the random one it starts with.
     """
 
-    def __init__(self, n_s: int, n_t: int, affine: bool = True) -> None:
+    def __init__(self, n_s: int, n_t: int, affine: bool = True, trainable: bool = True) -> None:
         super().__init__()
-        self.linear = StiefelLinear(n_s, n_t)
+        self.linear = StiefelLinear(n_s, n_t, trainable=trainable)
         self.gain = nn.Parameter(torch.ones(n_t)) if affine else None
         self.bias = nn.Parameter(torch.zeros(n_t)) if affine else None
 

@@ -14,10 +14,11 @@ from mokd_det.distillation.row_losses import Norm, cosine_distance, l1, normaliz
 from mokd_det.distillation.stiefel import StiefelLinear
 from mokd_det.errors import ConfigError, IncompatibleModelsError
 
-__all__ = ["StudentNorm", "SubspaceHead", "SubspaceLoss", "common_dimension"]
+__all__ = ["MetricInit", "StudentNorm", "SubspaceHead", "SubspaceLoss", "common_dimension"]
 
 SubspaceLoss = Literal["similarity", "regression", "l1", "normalized_l1"]
 StudentNorm = Literal["none", "before", "after"]
+MetricInit = Literal["ones", "random_signs"]
 
 
 def common_dimension(n_s: int, n_t: int) -> int:
@@ -68,7 +69,9 @@ class SubspaceHead(nn.Module):
         subspace: False: no projection, no D, no b; the rows are compared as they are and need n_s = n_t.
         learn_teacher_subspace: False: P_t is fixed, the identity if n = n_t and else the random matrix it
             starts with.
-        metric: learn D (starts at 1); False: D = I.
+        metric: learn D; False: D = I.
+        metric_init: D at the start: "ones", or "random_signs", each ±1 with equal chances (an indefinite metric from
+            the first step).
         bias: learn b (starts at 0), which Eq. 16 does not have.
 
     Raises:
@@ -89,12 +92,14 @@ class SubspaceHead(nn.Module):
         subspace: bool = True,
         learn_teacher_subspace: bool = True,
         metric: bool = True,
+        metric_init: MetricInit = "ones",
         bias: bool = False,
     ) -> None:
         super().__init__()
         require_choice("loss", loss, SubspaceLoss)
         require_choice("norm", norm, Norm)
         require_choice("student_norm", student_norm, StudentNorm)
+        require_choice("metric_init", metric_init, MetricInit)
         if not subspace and n_s != n_t:
             raise IncompatibleModelsError(
                 f"without a subspace the rows are compared as they are, but the student's have {n_s} "
@@ -118,7 +123,8 @@ class SubspaceHead(nn.Module):
         self.teacher_projection: nn.Module = nn.Identity()
         if subspace and (learn_teacher_subspace or n != n_t):
             self.teacher_projection = StiefelLinear(n_t, n, trainable=learn_teacher_subspace)
-        self.metric = nn.Parameter(torch.ones(n)) if subspace and metric else None
+        signs = torch.ones(n) if metric_init == "ones" else torch.randint(0, 2, (n,)) * 2.0 - 1
+        self.metric = nn.Parameter(signs) if subspace and metric else None
         self.bias = nn.Parameter(torch.zeros(n)) if subspace and bias else None
         self._target_sample: tuple[Tensor, Tensor | None] | None = None
 

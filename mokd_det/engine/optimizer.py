@@ -40,6 +40,7 @@ def get_vidt_param_groups(
     weight_decay: float = 1e-4,
     lr: float | None = None,
     backbone_lr: float | None = None,
+    method_lr: float | None = None,
 ) -> list[dict[str, Any]]:
     """Groups of the trainable parameters with ViDT's weight decay, each tensor once.
 
@@ -52,6 +53,7 @@ def get_vidt_param_groups(
         weight_decay: of the decayed groups.
         lr: learning rate of all groups but the backbone's; None: the optimiser's own.
         backbone_lr: learning rate of the backbone's groups; None: as ``lr``.
+        method_lr: learning rate of the method's own parameters (projections); None: as ``lr``.
 
     Returns:
         Groups for a torch optimiser, with their ``name``; empty groups are left out.
@@ -61,7 +63,7 @@ def get_vidt_param_groups(
     """
     task = _task(model)
     members = {name: vidt_param_group(name, parameter) for name, parameter in _trainable(task)}
-    return _groups(task, members, weight_decay, lr, backbone_lr)
+    return _groups(task, members, weight_decay, lr, backbone_lr, method_lr)
 
 
 def get_timm_param_groups(
@@ -69,6 +71,7 @@ def get_timm_param_groups(
     weight_decay: float = 0.05,
     lr: float | None = None,
     decay_vectors: bool = False,
+    method_lr: float | None = None,
 ) -> list[dict[str, Any]]:
     """Groups of a classifier's trainable parameters with timm's weight decay, each tensor once.
 
@@ -80,6 +83,7 @@ def get_timm_param_groups(
         weight_decay: of the decayed groups.
         lr: learning rate; None: the optimiser's own.
         decay_vectors: decay every parameter of the student, as recipes with SGD for CIFAR do.
+        method_lr: learning rate of the method's own parameters (projections); None: as ``lr``.
 
     Returns:
         Groups for a torch optimiser, with their ``name``; empty groups are left out.
@@ -93,7 +97,7 @@ def get_timm_param_groups(
     for name, parameter in _trainable(task):
         undecayed = not decay_vectors and (parameter.ndim <= 1 or name.endswith(".bias") or name in listed)
         members[name] = "no_decay" if undecayed else "decay"
-    return _groups(task, members, weight_decay, lr)
+    return _groups(task, members, weight_decay, lr, method_lr=method_lr)
 
 
 def with_fast_kernel(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
@@ -184,6 +188,7 @@ def _groups(
     weight_decay: float,
     lr: float | None,
     backbone_lr: float | None = None,
+    method_lr: float | None = None,
 ) -> list[dict[str, Any]]:
     """The optimiser's groups from the student's, by parameter name, and the method's own."""
     members: dict[str, list[nn.Parameter]] = defaultdict(list)
@@ -205,7 +210,8 @@ def _groups(
             "params": parameters,
             "weight_decay": 0.0 if name.endswith("no_decay") else weight_decay,
         }
-        rate = backbone_lr if name.startswith("backbone") and backbone_lr is not None else lr
+        own = {"backbone": backbone_lr, "method": method_lr}.get(name.split("_")[0])
+        rate = lr if own is None else own
         if rate is not None:
             group["lr"] = rate
         groups.append(group)

@@ -114,11 +114,14 @@ def test_published_weights(name: str) -> None:
         assert found.get("distill", {}) == {f"loss_distill_{term}": value for term, value in terms.items()}
         assert type(instantiate(cfg.balancer)) is FixedWeights
     cfg.choice.method = "mokd"
-    assert type(instantiate(cfg.balancer)) is Amortized
+    balancer = instantiate(cfg.balancer)
+    assert type(balancer) is Amortized
+    assert balancer.total == 2, "SGD feels the length of a step"
+    assert cfg.model.method.parts.kl.temperature == 4
 
 
 def test_the_recipes() -> None:
-    first, second = load("wrn_40_2_wrn_40_1"), load("wrn_40_2_wrn_40_1", "choice.recipe=ReviewKD")
+    first, second = load("wrn_40_2_wrn_40_1", "choice.recipe=RepDistiller"), load("wrn_40_2_wrn_40_1")
     for cfg, batch, rate, nesterov, drop in ((first, 64, 0.05, False, 150), (second, 128, 0.1, True, 151)):
         per_epoch = 50000 // batch
         optimizer = cfg.optimizer
@@ -149,7 +152,7 @@ def test_the_recipes() -> None:
 def test_a_network_alone(network: str) -> None:
     cfg = load("alone", f"choice.network={network}")
     model = instantiate(cfg.model)
-    assert set(weights(cfg)) == {"task"} and cfg.optimizer.lr == (0.05 if network == "resnet56" else 0.01)
+    assert set(weights(cfg)) == {"task"} and cfg.optimizer.lr == (0.1 if network == "resnet56" else 0.02)
     assert model.network.get_classifier().out_features == 100
     assert cfg.train.output_dir == f"output/cifar100/{network}"
 

@@ -22,6 +22,22 @@ DELTAS = {
     "COCO/mokd_vidt_nano_three_objectives": ("COCO/mokd_vidt_nano", {"objectives"}),
     "COCO/vkd_vidt_nano": ("COCO/token_matching_vidt_nano", {"model.method"}),
     "COCO/token_matching_vidt_nano": ("COCO/mokd_vidt_nano", {"model.method", "balancer"}),
+    **{
+        f"COCO/{method}_vidt_{size}": (f"COCO/{method}_vidt_nano", {f"model.{BACKBONE}", CHECKPOINT})
+        for method in ("token_matching", "vkd")
+        for size in ("tiny", "small")
+    },
+    **{
+        f"COCO/{method}_vidt_{size}_from_small": (
+            f"COCO/mokd_vidt_{size}_from_small",
+            {"model.method", "balancer"},
+        )
+        for method in ("token_matching", "vkd")
+        for size in ("nano", "tiny")
+    },
+    "COCO/dto_kd_vidt_nano": ("COCO/mokd_vidt_nano", {"model.method"}),
+    "ImageNet/dto_kd_deit_tiny": ("ImageNet/mokd_deit_tiny", {"model.method.parts.kd", "train.clip_grad"}),
+    "ImageNet/projector_deit_tiny": ("ImageNet/vkd_deit_tiny", {"model.method.parts.kd"}),
     "COCO/dkd_vidt_nano": ("COCO/vkd_vidt_nano", {"model.method", "model.taps"}),
     "COCO/table3/row2_subspace": ("COCO/table3/row1_token_matching", {"model.method"}),
     "COCO/table3/row3_multi_task": ("COCO/table3/row2_subspace", {"balancer"}),

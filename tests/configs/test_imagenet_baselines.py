@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 from detectron2.config import LazyCall as L
+from detectron2.config import instantiate
 from omegaconf import OmegaConf
 
 from mokd_det.balancing import Amortized
 from mokd_det.config import load_config
+from mokd_det.distillation import MaskedKD
 from mokd_det.errors import ConfigError
 from tests.configs.test_imagenet_configs import IMAGENET, random_batches, step
 
@@ -30,6 +33,7 @@ CONFIGS: dict[str, tuple[set[str], dict[str, object]]] = {
     "masked_kd_deit_tiny": (
         {"kl"},
         {
+            "teacher.network.name": "cait_xxs24_224",
             "teacher.network.depth": 1,
             "teacher.network.img_size": 32,
             "method.keep": 2,
@@ -42,6 +46,13 @@ CONFIGS: dict[str, tuple[set[str], dict[str, object]]] = {
         {"taps.middle.path": "network.blocks.0", "taps.middle.num_tokens": 5},
     ),
 }
+
+
+CONFIGS |= {name.replace("tiny", "small"): value for name, value in CONFIGS.items()}
+CONFIGS["masked_kd_deit_small"] = (
+    {"kl"},
+    {**CONFIGS["masked_kd_deit_tiny"][1], "teacher.network.name": "deit3_small_patch16_224"},
+)
 
 
 def small(name: str) -> OmegaConf:
@@ -70,6 +81,27 @@ def test_a_step(name: str) -> None:
     losses = {key: value for key, value in latest.items() if key.startswith("loss_")}
     assert set(losses) == {"loss_cls", *(f"loss_distill_{term}" for term in CONFIGS[name][0])}
     assert all(math.isfinite(value) for value in losses.values())
+
+
+def test_the_teachers_of_masked_kd_are_those_of_table_2() -> None:
+    """CaiT-S24 and DeiT3-B, whose patches can be dropped: the real networks, on no memory."""
+    for size, name, prefix in (("tiny", "Cait", 0), ("small", "VisionTransformer", 1)):
+        cfg = load_config(str(BASELINES / f"masked_kd_deit_{size}.py"))
+        with torch.device("meta"):
+            teacher, student = instantiate(cfg.model.teacher), instantiate(cfg.model.student)
+        assert type(teacher.network).__name__ == name
+        method = MaskedKD(keep=98)
+        method.inspect(student, teacher)
+        assert method.num_patches == 196
+        seen = []
+        teacher.network.blocks[0].register_forward_pre_hook(
+            lambda _, inputs, seen=seen: seen.append(inputs[0].shape[1])
+        )
+        heads = student.network.blocks[-1].attn.qkv.out_features
+        attention = torch.zeros(1, 197, heads, device="meta")
+        with method.teacher_pass(teacher, {"attention": attention}), torch.no_grad():
+            teacher.network(torch.zeros(1, 3, 224, 224, device="meta"))
+        assert seen == [98 + prefix]
 
 
 @pytest.mark.parametrize("name", ["srd_deit_tiny", "uskd_deit_tiny"])

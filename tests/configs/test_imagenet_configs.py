@@ -30,6 +30,7 @@ METHODS: dict[str, tuple[set[str], tuple[str, ...], bool]] = {
     "vkd_": ({KD, KL}, ("distill", "task"), True),
     "mokd_": ({KD, KL}, ("distill", "task"), True),
     "mokd_three_objectives": ({KD, KL}, ("kl", "kd", "cls"), True),
+    "dto_kd_": ({KD, KL}, ("distill", "task"), True),
 }
 # published: DeiT's and RegNetY-160's millions of parameters
 PARAMETERS = {
@@ -87,7 +88,7 @@ def step(cfg: DictConfig) -> tuple[torch.nn.Module, dict[str, float]]:
 
 
 def test_every_config_is_listed() -> None:
-    assert {path.stem for path in IMAGENET.glob("*.py")} == {*NAMES, "timm_pair"}
+    assert {path.stem for path in IMAGENET.glob("*.py")} == {*NAMES, "timm_pair", "projector_deit_tiny"}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -100,7 +101,7 @@ def test_a_step(name: str) -> None:
     model, latest = step(shrink(cfg))
     assert {key for key in latest if key.startswith("loss_")} == {"loss_cls", *losses}
     assert isinstance(model, Distiller) is bool(losses)
-    if name.startswith("mokd"):
+    if name.startswith(("mokd", "dto_kd")):
         assert sum(latest[f"pi/{objective}"] for objective in objectives) == pytest.approx(1.0)
     elif losses:
         assert dict(cfg.balancer.get("weights", {})) == (
@@ -152,23 +153,31 @@ def test_any_two_of_timms_models() -> None:
     assert model.method.parts["kd"].heads["pooled"].n == -(-(96 + 64) // 64) * 64
 
 
-def test_the_augmentation_is_deits() -> None:
+def test_the_augmentation_is_vkds_and_deits_is_a_documented_switch() -> None:
     cfg = load_config(str(IMAGENET / "deit_tiny.py"))
     train, test = (instantiate(node.transform) for node in (cfg.dataloader.train, cfg.dataloader.test))
     kinds = [type(part).__name__ for part in train.transforms]
-    assert (
-        kinds[0] == "RandomResizedCropAndInterpolation"
-        and "RandAugment" in kinds
-        and "RandomErasing" in kinds
-    )
+    assert kinds[0] == "RandomResizedCropAndInterpolation" and "ColorJitter" in kinds
+    assert "RandAugment" not in kinds and "RandomErasing" not in kinds
+    (jitter,) = (part for part in train.transforms if type(part).__name__ == "ColorJitter")
+    assert jitter.brightness == jitter.contrast == jitter.saturation == (0.7, 1.3)
+    assert cfg.dataloader.train.repeated_augmentation == 1
     assert [type(part).__name__ for part in test.transforms][:2] == ["Resize", "CenterCrop"]
     assert test.transforms[0].size == 256
-    three = load_config(
-        str(IMAGENET / "vkd_deit_tiny.py"),
-        ["dataloader.train.transform.auto_augment=3a", "dataloader.train.transform.re_prob=0.0"],
+    (switch,) = (cell for cell in documented_overrides() if "rand-m9" in cell)
+    deit = load_config(str(IMAGENET / "vkd_deit_tiny.py"), shlex.split(switch)).dataloader.train
+    kinds = [type(part).__name__ for part in instantiate(deit.transform).transforms]
+    assert "RandAugment" in kinds and "RandomErasing" in kinds and deit.repeated_augmentation == 3
+
+
+@pytest.mark.parametrize("projector", ["linear", "orthogonal", "mlp", "ensemble"])
+def test_the_projectors_of_figure_6(projector: str) -> None:
+    cfg = load_config(
+        str(IMAGENET / "projector_deit_tiny.py"), [f"model.method.parts.kd.projector={projector}"]
     )
-    kinds = [type(part).__name__ for part in instantiate(three.dataloader.train.transform).transforms]
-    assert "RandAugment" not in kinds and "RandomErasing" not in kinds
+    model, latest = step(shrink(cfg))
+    assert type(model.method.parts["kd"].projectors["pooled"]).__name__.lower() == f"{projector}projector"
+    assert {"loss_cls", KD, KL} <= set(latest)
 
 
 def test_a_config_is_a_few_lines() -> None:
@@ -195,4 +204,7 @@ def test_the_documented_overrides_are_accepted() -> None:
 def test_the_documented_files_exist() -> None:
     page = (IMAGENET.parents[1] / "docs" / "classification.md").read_text(encoding="utf-8")
     listed = re.findall(r"^\| `(\w*deit_tiny\w*\.py)`", page, flags=re.MULTILINE)
-    assert {Path(name).stem for name in listed} == {name for name in NAMES if "tiny" in name}
+    assert {Path(name).stem for name in listed} == {
+        "projector_deit_tiny",
+        *(name for name in NAMES if "tiny" in name),
+    }

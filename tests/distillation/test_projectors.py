@@ -45,6 +45,11 @@ def test_orthogonal_with_gain_and_bias() -> None:
     ]
 
 
+def test_an_orthogonal_projector_may_be_fixed() -> None:
+    projector = build_projector("orthogonal", 4, 6, affine=False, trainable=False)
+    assert not list(projector.parameters()) and "linear.weight" in projector.state_dict()
+
+
 def test_the_ensembles_relu_is_a_switch() -> None:
     rows = torch.randn(50, 4)
     assert (build_projector("ensemble", 4, 6)(rows) >= 0).all()

@@ -99,6 +99,14 @@ def test_switches_decide_what_is_learned() -> None:
     assert names(subspace=False) == set()
 
 
+def test_the_metric_may_start_indefinite() -> None:
+    metric = SubspaceHead(6, 10, 400, metric_init="random_signs").metric
+    assert set(metric.tolist()) == {-1.0, 1.0} and 150 < (metric < 0).sum() < 250
+    assert set(SubspaceHead(6, 10).metric.tolist()) == {1.0}
+    with pytest.raises(ConfigError, match=r"metric_init='zeros'.*'random_signs'"):
+        SubspaceHead(6, 10, metric_init="zeros")  # type: ignore[arg-type]
+
+
 def test_a_fixed_teacher_projection_is_the_identity_or_a_stored_random_matrix(rows) -> None:
     student, teacher = rows
     square = SubspaceHead(6, 10, 10, learn_teacher_subspace=False, norm="none")

@@ -65,13 +65,16 @@ def test_a_methods_projections_are_not_decayed():
     model.projection = nn.Linear(2, 2, bias=False)
     groups = {
         group["name"]: group
-        for group in get_vidt_param_groups(model, weight_decay=0.1, lr=1e-3, backbone_lr=1e-4)
+        for group in get_vidt_param_groups(model, weight_decay=0.1, lr=1e-3, backbone_lr=1e-4, method_lr=5e-3)
     }
     assert groups["method_no_decay"]["weight_decay"] == 0.0
     assert groups["method_no_decay"]["params"] == list(model.method.parameters())
     assert groups["method"]["params"] == [model.projection.weight]
     assert groups["method"]["weight_decay"] == 0.1
     assert groups["backbone_decay"]["lr"] == 1e-4
+    assert groups["method"]["lr"] == groups["method_no_decay"]["lr"] == 5e-3
+    own = {group["name"]: group.get("lr") for group in get_timm_param_groups(model, method_lr=5e-3)}
+    assert own["method"] == 5e-3 and own["decay"] is None
     assert groups["head"]["lr"] == 1e-3
     every = [parameter for group in groups.values() for parameter in group["params"]]
     assert len(every) == len(set(every)) == len(list(model.parameters()))

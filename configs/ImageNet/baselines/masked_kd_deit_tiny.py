@@ -1,4 +1,4 @@
-"""MaskedKD: DeiT-Ti from DeiT-S, which sees half of the patches, on ImageNet-1k, 300 epochs, batch 1024."""
+"""MaskedKD: DeiT-Ti from CaiT-S24, which sees half of the patches, on ImageNet-1k, 300 epochs, batch 1024."""
 
 from detectron2.config import LazyCall as L
 
@@ -12,8 +12,8 @@ from ...common.timm_classifiers import tiny as student
 
 model = L(Distiller)(
     student=student,
-    teacher=timm_classifier("deit_small_patch16_224.fb_in1k"),
-    teacher_checkpoint="checkpoints/deit_small_patch16_224.fb_in1k.safetensors",
+    teacher=timm_classifier("cait_s24_224.fb_dist_in1k"),
+    teacher_checkpoint="checkpoints/cait_s24_224.fb_dist_in1k.safetensors",
     method=L(MaskedKD)(keep=98),
     taps=dict(
         logits="logits",

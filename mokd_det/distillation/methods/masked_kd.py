@@ -26,8 +26,8 @@ class MaskedKD(Method):
 
     Kept are the patches with the largest attention of the student's CLS token in its last layer (mean over heads), with
     their position embeddings. So the teacher runs after the student, once per batch: the second forward of the
-    amortised balancer reuses its output. Both models are timm ViTs with equal numbers of patches. Published: 98 of 196
-    patches, weight 0.5 beside 0.5 of the cross-entropy.
+    amortised balancer reuses its output. The student is a timm ViT, the teacher one or a CaiT, with equal numbers of
+    patches. Published: 98 of 196 patches, weight 0.5 beside 0.5 of the cross-entropy.
 
     The tap "attention" is the student's alone, in one of two forms: its last ``attn.qkv`` layer as tokens (B, N, 3 C),
     from which the one row of attention is computed here, or, where attention is not fused, its ``attn.attn_drop`` as
@@ -50,7 +50,6 @@ class MaskedKD(Method):
             raise ConfigError(f"MaskedKD: keep={keep} leaves the teacher no patch; use at least 1")
         self.keep = keep
         self.num_patches = 0
-        self._prefix = 0
         # In a tuple: the student's own module must not become the method's.
         self._attention: tuple[Any] = (None,)
         self._class_names: tuple[tuple[str, ...] | None, tuple[str, ...] | None] = (None, None)
@@ -59,17 +58,18 @@ class MaskedKD(Method):
         """Find both transformers.
 
         Raises:
-            IncompatibleModelsError: a model that is no timm ViT, or different numbers of patches.
+            IncompatibleModelsError: a model that is none of timm's, or different numbers of patches.
         """
         assert teacher is not None  # the Distiller refuses a method that needs one without
         vit_s, vit_t = _vit("student", student), _vit("teacher", teacher)
+        _droppable("student", vit_s, cait=False), _droppable("teacher", vit_t)
         patches = [int(vit.patch_embed.num_patches) for vit in (vit_s, vit_t)]
         if patches[0] != patches[1]:
             raise IncompatibleModelsError(
                 f"MaskedKD: the student has {patches[0]} patches and the teacher {patches[1]}; a patch "
                 f"of one must be a patch of the other"
             )
-        self.num_patches, self._prefix = patches[1], int(vit_t.num_prefix_tokens)
+        self.num_patches = patches[1]
         if self.keep > self.num_patches:
             raise ConfigError(f"MaskedKD: keep={self.keep} of {self.num_patches} patches")
         self._attention = (vit_s.blocks[-1].attn,)
@@ -87,7 +87,7 @@ class MaskedKD(Method):
             return nullcontext()
         attention = class_attention(student["attention"], self._attention[0])
         kept = most_attended(attention[..., -self.num_patches :], self.keep)
-        return _token_dropping(_vit("teacher", teacher), self._prefix, kept)
+        return _token_dropping(_vit("teacher", teacher), kept)
 
     def compare_taps(
         self, student: Mapping[str, TapValue], teacher: Mapping[str, TapValue], context: MethodContext
@@ -129,15 +129,15 @@ def class_attention(value: TapValue, module: Any) -> Tensor:
 
 
 @contextmanager
-def _token_dropping(vit: Any, prefix: int, kept: Tensor) -> Iterator[None]:
+def _token_dropping(vit: Any, kept: Tensor) -> Iterator[None]:
     """Let the transformer go on with its prefix tokens and the patches ``kept`` (B, keep) only."""
 
     def drop(module: nn.Module, inputs: Any, tokens: Tensor) -> Tensor:
         places = kept[..., None].expand(-1, -1, tokens.shape[-1])
         return torch.cat((tokens[:, :prefix], tokens[:, prefix:].gather(1, places)), 1)
 
-    # timm adds the position embedding just before this module and runs the blocks after it.
-    handle = vit.patch_drop.register_forward_hook(drop)
+    place, prefix = _droppable("teacher", vit)
+    handle = place.register_forward_hook(drop)
     try:
         yield
     finally:
@@ -145,12 +145,24 @@ def _token_dropping(vit: Any, prefix: int, kept: Tensor) -> Iterator[None]:
 
 
 def _vit(who: str, model: nn.Module) -> Any:
-    """The timm VisionTransformer that a model is, or has as its ``network``."""
+    """The timm transformer that a model is, or has as its ``network``."""
     vit = getattr(model, "network", model)
-    parts = ("patch_embed", "patch_drop", "blocks", "num_prefix_tokens")
-    if not all(hasattr(vit, part) for part in parts) or not hasattr(vit.patch_embed, "num_patches"):
-        raise IncompatibleModelsError(
-            f"MaskedKD needs timm ViTs, whose patches can be dropped one by one, but the {who} is a "
-            f"{type(vit).__name__}"
-        )
+    if not hasattr(vit, "blocks") or not hasattr(getattr(vit, "patch_embed", None), "num_patches"):
+        raise _no_vit(who, vit)
     return vit
+
+
+def _droppable(who: str, vit: Any, cait: bool = True) -> tuple[nn.Module, int]:
+    """The module between position embedding and blocks, and how many tokens come before the patches there."""
+    if hasattr(vit, "patch_drop") and hasattr(vit, "num_prefix_tokens"):
+        return vit.patch_drop, int(vit.num_prefix_tokens)
+    if cait and hasattr(vit, "blocks_token_only") and hasattr(vit, "pos_drop"):
+        return vit.pos_drop, 0  # CaiT's class token joins after the blocks
+    raise _no_vit(who, vit)
+
+
+def _no_vit(who: str, vit: Any) -> IncompatibleModelsError:
+    return IncompatibleModelsError(
+        f"MaskedKD needs timm ViTs (its teacher may be a CaiT), whose patches can be dropped one by one, but the {who} "
+        f"is a {type(vit).__name__}"
+    )

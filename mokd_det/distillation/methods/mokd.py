@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mokd_det.distillation.methods.base import Method
 from mokd_det.distillation.row_losses import Norm
 from mokd_det.distillation.rows import RowPair
-from mokd_det.distillation.subspace import StudentNorm, SubspaceHead, SubspaceLoss, require_choice
+from mokd_det.distillation.subspace import MetricInit, StudentNorm, SubspaceHead, SubspaceLoss, require_choice
 from mokd_det.errors import ConfigError
 
 __all__ = ["MoKD"]
@@ -37,7 +37,7 @@ class MoKD(Method):
         n: the common dimension; None: n_s + n_t rounded up to 64 if ``high_dimensional``. Given with
             ``high_dimensional=False`` it would contradict it.
         loss: None: as ``task`` says.
-        norm, student_norm, eps, learn_teacher_subspace, metric, bias: of every subspace head.
+        norm, student_norm, eps, learn_teacher_subspace, metric, metric_init, bias: of every subspace head.
         mask_padding: leave padded cells out of the losses on maps.
 
     Raises:
@@ -57,6 +57,7 @@ class MoKD(Method):
         eps: float = 1e-5,
         learn_teacher_subspace: bool = True,
         metric: bool = True,
+        metric_init: MetricInit = "ones",
         bias: bool = False,
         mask_padding: bool = True,
     ) -> None:
@@ -67,6 +68,7 @@ class MoKD(Method):
         require_choice("loss", loss, SubspaceLoss)
         require_choice("norm", norm, Norm)
         require_choice("student_norm", student_norm, StudentNorm)
+        require_choice("metric_init", metric_init, MetricInit)
         if high_dimensional and not subspace:
             raise ConfigError("subspace=False has no space to lift into; set high_dimensional=False as well")
         if n is not None and not high_dimensional:
@@ -84,6 +86,7 @@ class MoKD(Method):
             "subspace": subspace,
             "learn_teacher_subspace": learn_teacher_subspace,
             "metric": metric,
+            "metric_init": metric_init,
             "bias": bias,
         }
         self.same_channels = not subspace

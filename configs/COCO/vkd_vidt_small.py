@@ -1,0 +1,9 @@
+"""VkD: ViDT-small from ViDT-base on COCO, 50 epochs, batch 16."""
+
+from mokd_det.modeling.backbone import swin_small
+
+from .vkd_vidt_nano import balancer, dataloader, lr_multiplier, model, objectives, optimizer, train
+
+model.student.backbone._target_ = swin_small
+train.init_checkpoint = "checkpoints/swin_small_patch4_window7_224.pth"
+train.output_dir = "output/vkd_vidt_small"

@@ -1,0 +1,30 @@
+"""The paper's tables and figures from finished runs: tables 1 to 4 and C.1, figures 1, 6, C.1 and C.2.
+
+    python tools/paper.py output --output output/paper
+    python tools/paper.py output/vidt_nano output/mokd_vidt_nano --fps --output output/paper
+
+Takes run directories, or folders of them. A cell is filled by the runs whose networks, method and balancer are those of
+the config that stands for it (several: mean ± standard deviation), whatever their data and schedule: compare runs of
+one schedule. What has no run is named. Writes paper.md and the pictures that it has points for.
+
+Exit status: 0; 2 for a mistake in the input.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+__all__ = ["parse"]
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="DIR", help="a run, or a folder of runs")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="for paper.md and the pictures")
+    parser.add_argument("--fps", action="store_true", help="measure the students, one image of 800 x 1333")
+    return parser.parse_args(arguments)
