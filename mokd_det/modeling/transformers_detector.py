@@ -18,6 +18,8 @@ from mokd_det.contract import TrainingTask
 from mokd_det.errors import ConfigError, IncompatibleModelsError
 from mokd_det.layers import TapPoint, cxcywh_to_xyxy, xyxy_to_cxcywh
 from mokd_det.modeling.postprocess import top_predictions
+from mokd_det.modeling.query_decoder import QueryDecoder
+from mokd_det.modeling.transformers_decoder import HybridDecoder
 from mokd_det.modeling.transformers_family import IMAGENET_MEAN, IMAGENET_STD, Family
 from mokd_det.modeling.transformers_source import Source, load_detector, quiet
 from mokd_det.modeling.transformers_taps import READERS, recorded
@@ -136,6 +138,12 @@ class TransformersDetector(TrainingTask):
             ),
             "neck": ("*",),
         }
+
+    def query_decoder(self) -> QueryDecoder | None:
+        """For running the decoder with other queries: RT-DETR's, D-FINE's and DEIMv2's."""
+        if self.family.style != "hybrid":
+            return None
+        return HybridDecoder(self.detector.get_submodule("model.decoder"), self.num_queries)
 
     def missing_tap_hint(self, name: str) -> str:
         """Where a wrong path was probably meant to point."""

@@ -8,6 +8,8 @@ families; after the first decoder layer (YOLOS: the first block) where queries s
 | ``head`` | the N queries after every decoder layer, (L, B, N, C), as the prediction heads read them |
 | ``logits`` | (B, N, K): the sigmoid is the probability of the class, also where the model has K + 1 by softmax |
 | ``boxes`` | (B, N, 4): cx, cy, w, h relative to the unpadded image |
+| ``head_logits``, ``head_boxes`` | RT-DETR and RT-DETRv2: what every decoder layer predicts, (L, B, N, …) |
+| ``corners`` | D-FINE and DEIMv2: logits of the 4 sides' distributions over the bins, side by side, (B, N, 4 bins) |
 
 Denoising queries and all groups but the first are left out.
 """
@@ -16,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -115,6 +118,10 @@ class TapReader:
             "boxes": TapSpec("tokens", (4,), num_tokens=queries),
         }
 
+    def of_levels(self, values: Tensor, output: Any) -> Tensor:
+        """(B, L, N', C) with all queries → (L, B, N, C) with the detector's own."""
+        return values.transpose(0, 1)[:, :, self.own_queries(output)]
+
     def predictions(self, output: Any) -> tuple[Tensor, Tensor]:
         """The detector's own logits, as the model gives them, and boxes."""
         own = self.own_queries(output)
@@ -148,6 +155,12 @@ class TapReader:
                 FeatureMap(level, mask, stride, stretched)
                 for level, mask, stride in zip(maps, masks, strides, strict=True)
             ]
+        if name == "head_logits":
+            return class_logits(self.of_levels(output.intermediate_logits, output), self.family.softmax)
+        if name == "head_boxes":
+            return self.of_levels(output.intermediate_reference_points, output)
+        if name == "corners":
+            return self.of_levels(output.intermediate_predicted_corners, output)[-1]
         if name == "logits":
             return class_logits(self.predictions(output)[0], self.family.softmax)
         if name == "boxes":
@@ -159,6 +172,16 @@ class _Hybrid(TapReader):
     """RT-DETR, RT-DETRv2, D-FINE, DEIMv2: hybrid encoder, selected proposals, denoising."""
 
     modules = ("model.encoder", "model.enc_output")
+
+    def specs(self, model: nn.Module) -> dict[str, TapSpec]:
+        specs = super().specs(model)
+        if self.config.model_type in ("rt_detr", "rt_detr_v2"):
+            for name, last in (("head_logits", specs["logits"]), ("head_boxes", specs["boxes"])):
+                specs[name] = replace(last, num_levels=self.levels)
+        else:  # the others predict by their last layer alone, outside of training
+            bins = int(self.config.max_num_bins) + 1
+            specs["corners"] = TapSpec("tokens", (4 * bins,), num_tokens=self.queries)
+        return specs
 
     def maps(self, model: nn.Module) -> tuple[tuple[int, ...], tuple[int, ...]]:
         strides = tuple(self.config.feat_strides)

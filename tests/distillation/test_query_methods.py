@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mokd_det.distillation import (
     KDDETR,
+    LD,
     Combined,
     DETRDistill,
     Distiller,
@@ -360,3 +361,37 @@ def test_the_assignment_of_detr_distill_has_its_papers_costs() -> None:
     matching = DETRDistill().matching
     assert isinstance(matching, HungarianTokenMatching)
     assert (matching.cost_class, matching.cost_bbox, matching.cost_giou) == (1.0, 5.0, 2.0)
+
+
+# --- LD ---------------------------------------------------------------------------------------------------------
+
+
+def test_ld(wave) -> None:
+    bins, temperature = 3, 4.0
+    student, teacher = (
+        {"corners": wave((B, N, 4 * bins), phase, 3.0), "logits": wave((B, N, K), phase, 2.0)}
+        for phase in (0.3, 1.2)
+    )
+    total = weight_sum = 0.0
+    for b, n in itertools.product(range(B), range(N)):
+        weight = max(sigmoid(z) for z in teacher["logits"][b, n].tolist())
+        weight_sum += weight
+        for side in range(4):
+            p, q = (
+                [
+                    math.exp(v / temperature)
+                    for v in x["corners"][b, n, bins * side : bins * (side + 1)].tolist()
+                ]
+                for x in (student, teacher)
+            )
+            kl = sum(y / sum(q) * math.log(y / sum(q) / (x / sum(p))) for x, y in zip(p, q, strict=True))
+            total += weight * temperature**2 * kl / 4
+    method = ready(LD(temperature), student, teacher)
+    assert method(student, teacher)["sides"].item() == pytest.approx(total / weight_sum, **EXACT)
+    other = {**teacher, "corners": torch.zeros(B, N, 16)}
+    with pytest.raises(
+        IncompatibleModelsError, match="student's tap 'corners' has 12 numbers and the teacher's 16"
+    ):
+        ready(LD(), student, other)
+    with pytest.raises(ConfigError, match="temperature"):
+        LD(0.0)

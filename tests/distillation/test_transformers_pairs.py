@@ -20,15 +20,19 @@ from torchvision.models.detection import fcos_resnet50_fpn
 from mokd_det.balancing import Objectives
 from mokd_det.distillation import (
     FGD,
+    KDDETR,
+    LD,
     MGD,
     PKD,
     Combined,
+    DETRDistill,
     Distiller,
     FoundationFeatures,
     HungarianTokenMatching,
     Method,
     MoKD,
     ProjectorMatching,
+    TapRecorder,
     TokenMatching,
     VkD,
 )
@@ -329,3 +333,44 @@ def test_bad_feature_teachers(tmp_path: Path) -> None:
     (folder / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match="timm cannot load vit_tiny_patch16_224"):
         FeatureTeacher(folder)
+
+
+# --- decoders that are asked again --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["RTDetr", "RTDetrV2", "DFine", "Deimv2"])
+def test_a_decoder_asked_for_its_own_queries_answers_as_the_model(name: str) -> None:
+    model = hf(name).eval()
+    taps = {key: key for key in ("logits", "boxes", "head_logits", "head_boxes") if key in model.taps}
+    with torch.no_grad(), model.query_decoder() as decoder, TapRecorder(model, taps) as recorder:
+        model(batch())
+    with torch.no_grad():
+        logits, boxes = decoder(decoder.queries)
+    torch.testing.assert_close(logits[-1], recorder.values["logits"], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(boxes[-1], recorder.values["boxes"], rtol=1e-4, atol=1e-4)
+    if "head_logits" in taps:
+        torch.testing.assert_close(logits, recorder.values["head_logits"], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(boxes, recorder.values["head_boxes"], rtol=1e-4, atol=1e-4)
+    assert hf("Detr").query_decoder() is None
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher_name", "method", "taps"),
+    [
+        ("DFine", "RTDetr", lambda: KDDETR(general=4), ("logits", "boxes")),
+        ("RTDetrV2", "ViDT", lambda: KDDETR(general=4), ("logits", "boxes")),
+        ("RTDetr", "RTDetrV2", DETRDistill, ("patch", "head", "head_logits", "head_boxes")),
+        ("DFine", "Deimv2", LD, ("corners", "logits")),
+    ],
+)
+def test_query_methods_train_hugging_face_students(student, teacher_name, method, taps) -> None:
+    matching = "hungarian" if method is LD else "index"
+    model = Distiller(
+        hf(student), teacher(teacher_name), method(), taps={tap: tap for tap in taps}, token_matching=matching
+    ).train()
+    losses = model(batch())
+    terms = {name: value for name, value in losses.items() if name.startswith("loss_distill_")}
+    assert terms and all(value.isfinite() for value in terms.values())
+    sum(terms.values()).backward()
+    reached = [p for p in model.student.parameters() if p.grad is not None and p.grad.abs().sum() > 0]
+    assert reached

@@ -10,6 +10,7 @@ from mokd_det.distillation.methods.fgd import FGD
 from mokd_det.distillation.methods.fitnet import FitNet
 from mokd_det.distillation.methods.foundation_features import FoundationFeatures
 from mokd_det.distillation.methods.kd_detr import KDDETR
+from mokd_det.distillation.methods.ld import LD
 from mokd_det.distillation.methods.logit import HardDistillation, LogitDistillation
 from mokd_det.distillation.methods.manifold import Manifold
 from mokd_det.distillation.methods.masked_kd import MaskedKD
@@ -36,6 +37,7 @@ __all__ = [
     "CrossKD",
     "DETRDistill",
     "KDDETR",
+    "LD",
     "FGD",
     "FitNet",
     "FoundationFeatures",
