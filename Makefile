@@ -17,7 +17,7 @@ MUTATION_ARGS ?=
 
 PYTHON := $(VENV)/bin/python
 # The slowest part of a test is PyTorch: one thread each, one process per core.
-PYTEST = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PYTHON) -m pytest -n 2 --dist loadfile
+PYTEST = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PYTHON) -m pytest -n auto --dist loadfile
 
 # Two stamps, named after what they stand for: the packages in the environment, and this checkout linked into it.
 RECIPE := $(addprefix third_party/detectron2/,pyproject.toml build_backend.py METADATA NOTICE)

@@ -15,6 +15,20 @@ from mokd_det.__main__ import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "torchvision", "detectron2", "timm", "matplotlib", "numpy", "cv2", "omegaconf", "PIL")
+REFUSED = [
+    ("train", "--config-file none.py", "config file 'none.py' does not exist\n"),
+    ("submit", "-- --config-file none.py", "config file 'none.py' does not exist\n"),
+    ("submit", "--slurm a -- --config-file README.md", "config file 'README.md' must be a .py or .yaml file"),
+    ("analyze", "--config-file none.py", "config file 'none.py' does not exist"),
+    ("check", "a.json b --samples 0", "--samples is 0; it must be 1 or more"),
+    ("convert", "a.pth b.safetensors", "the name 'b.safetensors' must not end with"),
+    ("demo", "a.png --run nowhere --output b", "--run nowhere: no config.yaml there"),
+    ("dynamics", "a --output b.pdf", "--output b.pdf: the picture is a PNG file"),
+    ("export", "a.tflite --config-file b --weights c", "OUTPUT 'a.tflite' must end with"),
+    ("report", "a --images 0", "--images 0 --pictures 6: must be at least 1"),
+    ("tide", "a.json", "result files need their truth"),
+    ("attention", "a.png --ids 3 --model none.py b --output c", "config file 'none.py' does not exist"),
+]
 PROGRAM = """
 import contextlib, io, json, sys
 from mokd_det.__main__ import main
@@ -33,6 +47,7 @@ print(json.dumps(dict(answers=answers, heavy=[name for name in {heavy!r} if name
 
 def test_help_and_refusals_import_nothing_heavy() -> None:
     cases = [(name, [argument]) for name in COMMANDS for argument in ("--help", "--no-such-option")]
+    cases += [(name, arguments.split()) for name, arguments, _ in REFUSED]
     program = PROGRAM.format(cases=cases, heavy=HEAVY)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
@@ -40,12 +55,13 @@ def test_help_and_refusals_import_nothing_heavy() -> None:
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert len(found["answers"]) == 2 * len(COMMANDS)
+    assert len(found["answers"]) == len(cases)
+    said = {f"{name} {arguments}": text for name, arguments, text in REFUSED}
     for case, (status, output, errors) in found["answers"].items():
         if case.endswith("--help"):
             assert status == 0 and "usage: " in output and not errors
         else:
-            assert status == 2 and not output and "error: " in errors
+            assert status == 2 and not output and f"error: {said.get(case, '')}" in errors, (case, errors)
     assert found["heavy"] == []
 
 

@@ -16,6 +16,7 @@ from mokd_det.config.own_data import fill_from_data
 from mokd_det.config.references import check_references
 from mokd_det.config.train_settings import TrainSettings, filled_train_section
 from mokd_det.errors import ConfigError, MoKDError
+from mokd_det.training_arguments import check_config_file
 
 __all__ = ["REQUIRED_KEYS", "load_config"]
 
@@ -40,12 +41,7 @@ def load_config(
         DatasetError: own data (:class:`mokd_det.data.OwnData`) that cannot be used.
     """
     name = os.fspath(path)
-    if not os.path.isfile(name):
-        raise ConfigError(
-            f"config file '{name}' does not exist" if name else "no config file: give --config-file FILE"
-        )
-    if not name.endswith((".py", ".yaml", ".yml")):
-        raise ConfigError(f"config file '{name}' must be a .py or .yaml file")
+    check_config_file(name)
     original_import = builtins.__import__
     try:
         cfg = LazyConfig.load(name)

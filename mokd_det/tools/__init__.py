@@ -7,6 +7,8 @@ import io
 import sys
 from collections.abc import Sequence
 
+from mokd_det.exit_status import exit_status
+
 __all__ = ["start"]
 
 
@@ -20,6 +22,9 @@ def start(name: str, arguments: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # Names in a file may hold what no encoding can write.
         sys.stdout.reconfigure(errors="backslashreplace")
-    importlib.import_module(f"{__name__}.parsers.{name}").parse(given)
+    reader = importlib.import_module(f"{__name__}.parsers.{name}")
+    options = reader.parse(given)
+    if hasattr(reader, "check") and (refused := exit_status(lambda: reader.check(options))):
+        return refused
     status: int = importlib.import_module(f"{__name__}.{name}").main(given)
     return status

@@ -33,7 +33,7 @@ from mokd_det.evaluation.published_sizes import TABLE_1, size_remark
 from mokd_det.exit_status import exit_status
 from mokd_det.model_zoo import CONFIGS
 from mokd_det.progress import progress
-from mokd_det.tools.parsers.analyze_model import MEASURES, parse
+from mokd_det.tools.parsers.analyze_model import MEASURES, check, parse
 
 PUBLISHED_CLASSES = 91
 
@@ -66,12 +66,7 @@ def analyse(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     Raises:
         MoKDError: a mistake in the input.
     """
-    for name, least in (("batch_size", 1), ("warmup", 0), ("repeats", 1)):
-        if getattr(options, name) < least:
-            option = name.replace("_", "-")
-            raise ConfigError(f"--{option} is {getattr(options, name)}; it must be {least} or more")
-    if min(options.size) < 1:
-        raise ConfigError(f"--size is {options.size}; both numbers must be 1 or more")
+    check(options)
     size = (options.size[0], options.size[1])
     cfg = load_config(options.config_file, options.set, training=False)
     device = pick_device(options.device)

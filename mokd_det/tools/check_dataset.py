@@ -23,7 +23,7 @@ from mokd_det.data import (
 from mokd_det.errors import ConfigError
 from mokd_det.exit_status import exit_status
 from mokd_det.folder_lock import locked_folder
-from mokd_det.tools.parsers.check_dataset import parse
+from mokd_det.tools.parsers.check_dataset import check, parse
 from mokd_det.visualization import save_png
 from mokd_det.visualization.contact_sheet import contact_sheet
 
@@ -40,9 +40,7 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         MoKDError: the data set cannot be checked, or the report cannot be written.
     """
-    for name, least in (("workers", 0), ("examples", 0), ("samples", 1), ("seed", 0)):
-        if getattr(options, name) < least:
-            raise ConfigError(f"--{name} is {getattr(options, name)}; it must be {least} or more")
+    check(options)
     source = find_source(options.source, options.drop_bad_boxes)
     report = check_dataset(
         source,

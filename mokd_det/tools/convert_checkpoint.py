@@ -6,25 +6,15 @@ The command line: :mod:`mokd_det.tools.parsers.convert_checkpoint`.
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 
 from mokd_det.checkpoint import identify, load_file, official_weights, student_weights, write_file
-from mokd_det.errors import CheckpointError
 from mokd_det.exit_status import exit_status
-from mokd_det.tools.parsers.convert_checkpoint import parse
+from mokd_det.tools.parsers.convert_checkpoint import check, parse
 
 
 def convert(args: argparse.Namespace) -> None:
-    if (
-        os.path.exists(args.output)
-        and os.path.exists(args.input)
-        and os.path.samefile(args.input, args.output)
-    ):
-        raise CheckpointError(f"'{args.output}' is the input; give the output another name")
-    if args.output.endswith(".safetensors") != (args.to == "safetensors"):
-        wanted = "must end" if args.to == "safetensors" else "must not end"
-        raise CheckpointError(f"the name '{args.output}' {wanted} with .safetensors for --to {args.to}")
+    check(args)
     source = f"checkpoint '{args.input}'"
     content = load_file(args.input, trusted=args.trust_pickle)
     build = official_weights if args.to == "official" else student_weights

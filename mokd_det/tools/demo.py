@@ -34,7 +34,7 @@ from mokd_det.evaluation.result_writer import ResultWriter, result_file
 from mokd_det.exit_status import exit_status
 from mokd_det.folder_lock import locked_folder
 from mokd_det.progress import progress
-from mokd_det.tools.parsers.demo import parse
+from mokd_det.tools.parsers.demo import check, parse
 from mokd_det.tools.parsers.model_arguments import model_files
 from mokd_det.visualization.detection_drawing import DetectionDrawer
 
@@ -51,14 +51,7 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         MoKDError: a mistake in the input.
     """
-    for name in ("max_frames", "scale"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} is {value}; it must be 1 or more")
-    if not 0 <= options.threshold <= 1:
-        raise ConfigError(f"--threshold is {options.threshold}; it must be a score from 0 to 1")
-    if bool(options.inputs) == (options.camera is not None):
-        raise ConfigError("give either files and folders, or --camera")
+    check(options)
     (files,) = model_files(options, several=False)
     inputs = find_input_files(options.inputs, kinds=("image", "video")) if options.inputs else []
     camera = open_camera(options.camera) if options.camera is not None else None

@@ -28,8 +28,8 @@ from mokd_det.evaluation.tide_tables import tide_json, tide_markdown
 from mokd_det.exit_status import exit_status
 from mokd_det.folder_lock import locked_folder
 from mokd_det.progress import progress
-from mokd_det.tools.parsers.eval_tide import parse
-from mokd_det.tools.parsers.model_arguments import ModelFiles, model_files
+from mokd_det.tools.parsers.eval_tide import check, detectors, labels, parse
+from mokd_det.tools.parsers.model_arguments import ModelFiles
 from mokd_det.visualization import save_png
 from mokd_det.visualization.tide_bars import tide_figure
 
@@ -48,16 +48,9 @@ def evaluate_all(options: argparse.Namespace) -> None:
     Raises:
         MoKDError: a mistake in the input.
     """
+    check(options)
     models = detectors(options)
     names = labels([path.stem for path in options.results] + [model.name for model in models], options.labels)
-    if options.annotations and options.dataset:
-        raise ConfigError("give --annotations or --dataset, not both")
-    if models and options.annotations:
-        raise ConfigError("--annotations is for result files; a model needs images: give --dataset NAME")
-    if not models and not options.annotations and not options.dataset:
-        raise ConfigError("result files need their truth: give --annotations FILE.json or --dataset NAME")
-    if options.drop_bad_boxes and not options.annotations:
-        raise ConfigError("--drop-bad-boxes is for --annotations; a data set says itself what is dropped")
     with output_directory(options.output) as directory:
         # Mistakes in files show before models have run for minutes.
         found = {name: read_detections(path, name) for name, path in zip(names, options.results)}
@@ -88,28 +81,6 @@ def evaluate_all(options: argparse.Namespace) -> None:
         print(tide_markdown(reports))
         if options.output is not None:
             write(reports, truth, options)
-
-
-def detectors(options: argparse.Namespace) -> list[ModelFiles]:
-    """What --run and --model name."""
-    if not options.models:
-        return []
-    # The labels are of result files too.
-    return model_files(argparse.Namespace(models=options.models), several=True)
-
-
-def labels(names: Sequence[str], given: Sequence[str] | None) -> list[str]:
-    """One distinct name per detector.
-
-    Raises:
-        ConfigError: names and detectors differ in number, or two are alike.
-    """
-    if given is not None and len(given) != len(names):
-        raise ConfigError(f"--labels gives {len(given)} names for {len(names)} detectors; give one each")
-    chosen = list(given or names)
-    if len(set(chosen)) != len(chosen):
-        raise ConfigError(f"two detectors are called alike ({', '.join(chosen)}); name them with --labels")
-    return chosen
 
 
 def given_truth(options: argparse.Namespace) -> Truth | None:

@@ -34,9 +34,7 @@ from mokd_det.export import (
     torchscript_runner,
 )
 from mokd_det.export.agreement import Runner
-from mokd_det.tools.parsers.export import parse
-
-FORMS = (".onnx", ".torchscript", ".safetensors")
+from mokd_det.tools.parsers.export import check, parse
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,9 +50,7 @@ def export(options: argparse.Namespace) -> None:
     Raises:
         MoKDError: a mistake in the input, or a model that cannot be exported.
     """
-    for output in options.outputs:
-        if output.suffix not in FORMS:
-            raise ExportError(f"OUTPUT '{output}' must end with {', '.join(FORMS[:-1])} or {FORMS[-1]}")
+    check(options)
     loaded = load_inference_model(options.config_file, options.weights, [*options.set, "train.device=cpu"])
     names = class_names(loaded)
     about = partial(

@@ -25,7 +25,7 @@ from mokd_det.report import (
     read_record,
     report_page,
 )
-from mokd_det.tools.parsers.report import parse
+from mokd_det.tools.parsers.report import check, parse
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,10 +40,7 @@ def report(options: argparse.Namespace) -> Path:
     Raises:
         MoKDError: a mistake in the input.
     """
-    if options.images < 1 or options.pictures < 0:
-        raise ConfigError(
-            f"--images {options.images} --pictures {options.pictures}: must be at least 1 and at least 0"
-        )
+    check(options)
     groups, comparisons = read(options.runs, options.labels)
     findings = {} if options.no_models else run_models(groups, comparisons, options)
     title = options.title or ", ".join(group.label for group in groups)

@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mokd_det.config import load_config
-from mokd_det.engine import argument_parser
 from mokd_det.engine.submission import SubmittedTraining, submit, wait_for
-from mokd_det.errors import ConfigError
 from mokd_det.exit_status import exit_status
-from mokd_det.tools.parsers.submit import parse
+from mokd_det.tools.parsers import train_net
+from mokd_det.tools.parsers.submit import check, parse
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,17 +25,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> int:
     """Check, queue, and wait if told so."""
-    training = argument_parser("arguments of train_net.py").parse_intermixed_args(options.training)
-    if (training.num_gpus, training.num_machines, training.dist_url) != (1, 1, "auto"):
-        raise ConfigError(
-            "--num-gpus, --num-machines and --dist-url are the job's: take --gpus and --nodes before --"
-        )
+    check(options)
+    training = train_net.parse(options.training)
     load_config(training.config_file, training.opts, training=not training.eval_only)
     slurm = {}
     for setting in options.slurm:
-        key, separator, value = setting.partition("=")
-        if not separator:
-            raise ConfigError(f"--slurm {setting}: must be KEY=VALUE")
+        key, _, value = setting.partition("=")
         slurm[key] = int(value) if value.isdigit() else value
     command = [sys.executable, "-m", "mokd_det", "train", *options.training]
     job = submit(

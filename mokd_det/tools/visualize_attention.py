@@ -31,7 +31,7 @@ from mokd_det.exit_status import exit_status
 from mokd_det.folder_lock import locked_folder
 from mokd_det.progress import progress
 from mokd_det.tools.parsers.model_arguments import ModelFiles, model_files
-from mokd_det.tools.parsers.visualize_attention import parse
+from mokd_det.tools.parsers.visualize_attention import check, parse
 from mokd_det.visualization import save_png
 from mokd_det.visualization.attention_classifier import record_classifier_attention
 from mokd_det.visualization.attention_detector import DetectorAttention, record_detector_attention
@@ -74,15 +74,8 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         MoKDError: a mistake in the input.
     """
-    if not 0 <= options.threshold <= 1:
-        raise ConfigError(f"--threshold is {options.threshold}; it must be a score from 0 to 1")
-    if options.max_objects is not None and options.max_objects < 1:
-        raise ConfigError(f"--max-objects is {options.max_objects}; it must be 1 or more")
+    check(options)
     files = model_files(options, several=True)
-    if bool(options.inputs) == bool(options.ids):
-        raise ConfigError("give either image files and folders, or --ids of a data set")
-    if options.dataset and not options.ids:
-        raise ConfigError("--dataset is for --ids; give the ids of the images")
     pictures = [] if options.ids else named_pictures(options.inputs)
     models = [load_inference_model(file.config, file.weights, options.overrides) for file in files]
     classify = [isinstance(model.model, ImageClassifier) for model in models]

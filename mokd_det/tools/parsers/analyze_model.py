@@ -16,9 +16,12 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-MEASURES = ("parameters", "flops", "latency", "memory")
+from mokd_det.errors import ConfigError
+from mokd_det.training_arguments import check_config_file
 
-__all__ = ["parse"]
+__all__ = ["MEASURES", "check", "parse"]
+
+MEASURES = ("parameters", "flops", "latency", "memory")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -50,3 +53,19 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if (options.config_file is None) == (not options.all_variants):
         parser.error("give --config-file FILE or --all-variants")
     return options
+
+
+def check(options: argparse.Namespace) -> None:
+    """Refuse values that contradict each other or lie out of range.
+
+    Raises:
+        ConfigError: naming the option and what is right.
+    """
+    for name, least in (("batch_size", 1), ("warmup", 0), ("repeats", 1)):
+        if getattr(options, name) < least:
+            option = name.replace("_", "-")
+            raise ConfigError(f"--{option} is {getattr(options, name)}; it must be {least} or more")
+    if min(options.size) < 1:
+        raise ConfigError(f"--size is {options.size}; both numbers must be 1 or more")
+    if options.config_file is not None:
+        check_config_file(options.config_file)

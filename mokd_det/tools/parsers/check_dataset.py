@@ -14,7 +14,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["parse"]
+from mokd_det.errors import ConfigError
+
+__all__ = ["check", "parse"]
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -40,3 +42,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=24, metavar="N", help="images on the contact sheet")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of these images")
     return parser.parse_args(arguments)
+
+
+def check(options: argparse.Namespace) -> None:
+    """Refuse values that contradict each other or lie out of range.
+
+    Raises:
+        ConfigError: naming the option and what is right.
+    """
+    for name, least in (("workers", 0), ("examples", 0), ("samples", 1), ("seed", 0)):
+        if getattr(options, name) < least:
+            raise ConfigError(f"--{name} is {getattr(options, name)}; it must be {least} or more")

@@ -13,9 +13,12 @@ Exit status: 0; 2 for a file that cannot be converted, with one line on stderr.
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 
-__all__ = ["parse"]
+from mokd_det.errors import CheckpointError
+
+__all__ = ["check", "parse"]
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -51,3 +54,20 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "whose origin is beyond doubt. The output holds no objects",
     )
     return parser.parse_args(arguments)
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuse values that contradict each other or lie out of range.
+
+    Raises:
+        CheckpointError: naming the option and what is right.
+    """
+    if (
+        os.path.exists(args.output)
+        and os.path.exists(args.input)
+        and os.path.samefile(args.input, args.output)
+    ):
+        raise CheckpointError(f"'{args.output}' is the input; give the output another name")
+    if args.output.endswith(".safetensors") != (args.to == "safetensors"):
+        wanted = "must end" if args.to == "safetensors" else "must not end"
+        raise CheckpointError(f"the name '{args.output}' {wanted} with .safetensors for --to {args.to}")

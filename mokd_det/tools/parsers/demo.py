@@ -17,9 +17,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from mokd_det.tools.parsers.model_arguments import add_model_arguments
+from mokd_det.errors import ConfigError
+from mokd_det.tools.parsers.model_arguments import add_model_arguments, model_files
 
-__all__ = ["parse"]
+__all__ = ["check", "parse"]
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -54,3 +55,20 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--no-drawing", action="store_true", help="write the JSON files only")
     return parser.parse_args(arguments)
+
+
+def check(options: argparse.Namespace) -> None:
+    """Refuse values that contradict each other or lie out of range.
+
+    Raises:
+        ConfigError: naming the option and what is right.
+    """
+    for name in ("max_frames", "scale"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} is {value}; it must be 1 or more")
+    if not 0 <= options.threshold <= 1:
+        raise ConfigError(f"--threshold is {options.threshold}; it must be a score from 0 to 1")
+    if bool(options.inputs) == (options.camera is not None):
+        raise ConfigError("give either files and folders, or --camera")
+    model_files(options, several=False)

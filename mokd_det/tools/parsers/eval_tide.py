@@ -17,9 +17,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from mokd_det.tools.parsers.model_arguments import add_model_arguments
+from mokd_det.errors import ConfigError
+from mokd_det.tools.parsers.model_arguments import ModelFiles, add_model_arguments, model_files
 
-__all__ = ["parse"]
+__all__ = ["check", "detectors", "labels", "parse"]
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -58,3 +59,43 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if not options.results and not options.models:
         parser.error("give a RESULT, a --run or a --model")
     return options
+
+
+def check(options: argparse.Namespace) -> None:
+    """Refuse arguments that contradict each other.
+
+    Raises:
+        ConfigError: naming the option and what is right.
+    """
+    if options.annotations and options.dataset:
+        raise ConfigError("give --annotations or --dataset, not both")
+    if options.models and options.annotations:
+        raise ConfigError("--annotations is for result files; a model needs images: give --dataset NAME")
+    if not options.models and not options.annotations and not options.dataset:
+        raise ConfigError("result files need their truth: give --annotations FILE.json or --dataset NAME")
+    if options.drop_bad_boxes and not options.annotations:
+        raise ConfigError("--drop-bad-boxes is for --annotations; a data set says itself what is dropped")
+    models = detectors(options)
+    labels([path.stem for path in options.results] + [model.name for model in models], options.labels)
+
+
+def detectors(options: argparse.Namespace) -> list[ModelFiles]:
+    """What --run and --model name."""
+    if not options.models:
+        return []
+    # The labels are of result files too.
+    return model_files(argparse.Namespace(models=options.models), several=True)
+
+
+def labels(names: Sequence[str], given: Sequence[str] | None) -> list[str]:
+    """One distinct name per detector.
+
+    Raises:
+        ConfigError: names and detectors differ in number, or two are alike.
+    """
+    if given is not None and len(given) != len(names):
+        raise ConfigError(f"--labels gives {len(given)} names for {len(names)} detectors; give one each")
+    chosen = list(given or names)
+    if len(set(chosen)) != len(chosen):
+        raise ConfigError(f"two detectors are called alike ({', '.join(chosen)}); name them with --labels")
+    return chosen

@@ -16,7 +16,12 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["parse"]
+from mokd_det.errors import ExportError
+from mokd_det.training_arguments import check_config_file
+
+FORMS = (".onnx", ".torchscript", ".safetensors")
+
+__all__ = ["check", "parse"]
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -45,3 +50,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--tolerance", type=float, default=1e-4, metavar="X", help="of the comparison (%(default)s)")
     add("--no-check", action="store_true", help="write without comparing")
     return parser.parse_args(arguments)
+
+
+def check(options: argparse.Namespace) -> None:
+    """Refuse values that contradict each other or lie out of range.
+
+    Raises:
+        ExportError: naming the option and what is right.
+    """
+    for output in options.outputs:
+        if output.suffix not in FORMS:
+            raise ExportError(f"OUTPUT '{output}' must end with {', '.join(FORMS[:-1])} or {FORMS[-1]}")
+    check_config_file(options.config_file)

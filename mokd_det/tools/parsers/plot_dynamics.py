@@ -13,7 +13,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["parse"]
+from mokd_det.errors import ConfigError
+
+__all__ = ["check", "parse"]
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -28,3 +30,19 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--title", default="", metavar="TEXT", help="written above everything")
     return parser.parse_args(arguments)
+
+
+def check(options: argparse.Namespace) -> None:
+    """Refuse a wrong number of labels and a picture that is no PNG file.
+
+    Raises:
+        ConfigError: naming the option and what is right.
+    """
+    if options.labels is not None and len(options.labels) != len(options.runs):
+        raise ConfigError(
+            f"--labels gives {len(options.labels)} names for {len(options.runs)} runs; give one per run"
+        )
+    if options.output.suffix != ".png":
+        raise ConfigError(
+            f"--output {options.output}: the picture is a PNG file; its name must end with .png"
+        )

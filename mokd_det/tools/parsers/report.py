@@ -15,7 +15,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["parse"]
+from mokd_det.errors import ConfigError
+
+__all__ = ["check", "parse"]
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -53,3 +55,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--no-models", action="store_true", help="run no model: only what the runs have logged")
     return parser.parse_args(arguments)
+
+
+def check(options: argparse.Namespace) -> None:
+    """Refuse values that contradict each other or lie out of range.
+
+    Raises:
+        ConfigError: naming the option and what is right.
+    """
+    if options.images < 1 or options.pictures < 0:
+        raise ConfigError(
+            f"--images {options.images} --pictures {options.pictures}: must be at least 1 and at least 0"
+        )

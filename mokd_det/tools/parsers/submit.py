@@ -14,7 +14,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["parse"]
+from mokd_det.errors import ConfigError
+from mokd_det.tools.parsers import train_net
+
+__all__ = ["check", "parse"]
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -45,3 +48,20 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--wait", action="store_true", help="until the job has ended")
     parser.add_argument("training", nargs="+", metavar="-- ARGUMENT", help="of train_net.py")
     return parser.parse_args(arguments)
+
+
+def check(options: argparse.Namespace) -> None:
+    """Refuse settings that are not sbatch's, and arguments of the training that are the job's or wrong.
+
+    Raises:
+        ConfigError: naming the option and what is right.
+    """
+    training = train_net.parse(options.training)
+    if (training.num_gpus, training.num_machines, training.dist_url) != (1, 1, "auto"):
+        raise ConfigError(
+            "--num-gpus, --num-machines and --dist-url are the job's: take --gpus and --nodes before --"
+        )
+    train_net.check(training)
+    for setting in options.slurm:
+        if "=" not in setting:
+            raise ConfigError(f"--slurm {setting}: must be KEY=VALUE")

@@ -13,11 +13,20 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from mokd_det.training_arguments import argument_parser
+from mokd_det.training_arguments import argument_parser, check_config_file
 
-__all__ = ["parse"]
+__all__ = ["check", "parse"]
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     return argument_parser(__doc__ or "").parse_intermixed_args(arguments)
+
+
+def check(options: argparse.Namespace) -> None:
+    """Refuse a configuration file that is not there.
+
+    Raises:
+        ConfigError: naming it.
+    """
+    check_config_file(options.config_file)

@@ -21,9 +21,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from mokd_det.tools.parsers.model_arguments import add_model_arguments
+from mokd_det.errors import ConfigError
+from mokd_det.tools.parsers.model_arguments import add_model_arguments, model_files
 
-__all__ = ["parse"]
+__all__ = ["check", "parse"]
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -53,3 +54,20 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.set_defaults(smooth=None)
     return parser.parse_args(arguments)
+
+
+def check(options: argparse.Namespace) -> None:
+    """Refuse values that contradict each other or lie out of range.
+
+    Raises:
+        ConfigError: naming the option and what is right.
+    """
+    if not 0 <= options.threshold <= 1:
+        raise ConfigError(f"--threshold is {options.threshold}; it must be a score from 0 to 1")
+    if options.max_objects is not None and options.max_objects < 1:
+        raise ConfigError(f"--max-objects is {options.max_objects}; it must be 1 or more")
+    model_files(options, several=True)
+    if bool(options.inputs) == bool(options.ids):
+        raise ConfigError("give either image files and folders, or --ids of a data set")
+    if options.dataset and not options.ids:
+        raise ConfigError("--dataset is for --ids; give the ids of the images")
