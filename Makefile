@@ -27,7 +27,7 @@ PACKAGES_STAMP := $(VENV)/.packages-$(call digest,cat $(PINS); echo '$(PY) $(SYS
 CHECKOUT_STAMP := $(VENV)/.checkout-$(call digest,cat setup.py pyproject.toml mokd_det/__init__.py; pwd)
 
 .PHONY: help setup demo demo-classification compare-quick docs docs-pictures test test-slow test-gpu test-browser mutation \
-  lint format print-pins clean distclean
+  lint format print-pins rooms clean distclean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' Makefile
@@ -82,6 +82,11 @@ mutation: setup ## change lines of balancing/ and distillation/ and see whether 
 	  OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PYTHON) -m tests.mutation.run mokd_det/$$room --tests tests/$$room \
 	    --output output/mutation/$$room.txt $(MUTATION_ARGS) || failed="$$failed $$room"; \
 	done; if [ -n "$$failed" ]; then echo "error: too many changes went unnoticed in$$failed" >&2; exit 1; fi
+
+rooms: ## lines per room
+	@for room in mokd_det/* tools configs benchmarks datasets docs tests; do \
+	  lines=$$(git ls-files -- $$room | grep -E '\.(py|html|css|sh)$$' | xargs -r cat | wc -l); \
+	  [ $$lines -eq 0 ] || printf '%7d  %s\n' $$lines $$room; done
 
 lint: setup ## ruff and mypy
 	$(PYTHON) -m ruff check .

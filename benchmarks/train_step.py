@@ -33,7 +33,6 @@ from mokd_det.classification import ClassificationBatch
 from mokd_det.config import TrainSettings, load_config
 from mokd_det.distillation.taps import TapValue
 from mokd_det.engine.build import build_trainer
-from mokd_det.engine.loss_monitor import LossMonitor
 from mokd_det.engine.trainer import MoKDTrainer
 from mokd_det.evaluation.flop_count import count_flops
 from mokd_det.layers.tap_point import FeatureMap
@@ -127,10 +126,11 @@ class Parts:
 
     def __init__(self, trained: MoKDTrainer, images: Any) -> None:
         self.trained, self.model = trained, trained.module
-        with trained.autocast():
+        with trained.precision.autocast():
             self.batch = self.model.prepare_batch(images)
-        self.forward = trained._forward(self.batch, 0, LossMonitor(0))
-        with trained.autocast(), self._without_method() as self.student_taps:
+        trained.guard.begin(0, ())
+        self.forward = trained._forward(self.batch, 0)
+        with trained.precision.autocast(), self._without_method() as self.student_taps:
             self.model(self.batch)
 
     @contextmanager
@@ -162,12 +162,12 @@ class Parts:
 
     def student(self) -> Tensor:
         """The student's losses, matching included."""
-        with self.trained.autocast(), self._without_method():
+        with self.trained.precision.autocast(), self._without_method():
             return torch.stack(list(self.model(self.batch).values())).sum()
 
     def method(self) -> Tensor:
         """The method's losses (MoKD: the subspace heads)."""
-        with self.trained.autocast():
+        with self.trained.precision.autocast():
             return torch.stack(
                 list(self.model.method(self.student_taps, self.batch.teacher_taps).values())
             ).sum()
@@ -177,9 +177,10 @@ class Parts:
         for parameter in self.trained._trained_parameters():
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        self.trained._watch_gradients(LossMonitor(0))
+        trained = [p for group in self.trained.optimizer.param_groups for p in group["params"]]
+        self.trained.guard.watch_gradients(trained)
         if self.trained._clip is not None:
-            nn.utils.clip_grad_norm_(self.trained._trained_parameters(), **self.trained._clip)
+            nn.utils.clip_grad_norm_(trained, **self.trained._clip)
         self.trained.optimizer.step()
 
     @torch.no_grad()

@@ -72,7 +72,7 @@ class EmaSettings:
 
 @dataclass
 class NonFiniteSettings:
-    """NaN and infinity, see :class:`mokd_det.engine.non_finite.NonFinitePolicy`."""
+    """NaN and infinity, see :class:`mokd_det.guard.policy.NonFinitePolicy`."""
 
     policy: str = "stop"
     max_skips: int = 10
@@ -111,7 +111,7 @@ class TrainSettings:
         conflict_period: iterations between measurements of how the objectives' gradients relate
             (:class:`mokd_det.engine.gradient_conflict.GradientConflict`); 0: never.
         conflict_groups: name → ``fnmatch`` patterns of the student's parameter names: which parts of it are
-            measured apart (:func:`mokd_det.engine.parameter_parts.split_by_part`); {}: its default groups.
+            measured apart (:func:`mokd_det.contract.parameter_parts.split_by_part`); {}: its default groups.
     """
 
     max_iter: int = MISSING

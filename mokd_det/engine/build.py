@@ -36,7 +36,6 @@ from mokd_det.engine.hooks import (
     PeriodicWriter,
     SaveWhenStopping,
 )
-from mokd_det.engine.non_finite import BATCH_FOLDER, NonFinitePolicy
 from mokd_det.engine.optimizer import with_fast_kernel
 from mokd_det.engine.run_directory import drop_metrics_from, set_aside_previous_run
 from mokd_det.engine.setup import pick_device
@@ -45,6 +44,7 @@ from mokd_det.engine.trackers import Tracker, flat_settings
 from mokd_det.engine.trainer import MoKDTrainer
 from mokd_det.errors import ConfigError
 from mokd_det.folder_lock import unlock_folder
+from mokd_det.guard.policy import BATCH_FOLDER, NonFinitePolicy
 
 __all__ = ["build_trainer", "do_test", "do_train"]
 
@@ -107,7 +107,7 @@ def _open_teacher_cache(cfg: DictConfig, trainer: MoKDTrainer) -> None:
             "model.teacher_cache needs images that come back unchanged: set dataloader.train.views=1 (without random "
             "augmentation) or to the number of augmentations of an image"
         )
-    with trainer.autocast():
+    with trainer.precision.autocast():
         trainer.task.open_teacher_cache(cache_facts(cfg, trainer.data_loader))
 
 

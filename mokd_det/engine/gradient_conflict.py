@@ -12,7 +12,7 @@ from torch import Tensor
 from mokd_det.balancing.base import StepContext
 from mokd_det.balancing.conflict import gram_scalars
 from mokd_det.balancing.objective_gradients import ObjectiveGradients
-from mokd_det.engine.parameter_parts import WHOLE, split_by_part
+from mokd_det.contract.parameter_parts import WHOLE, split_by_part
 from mokd_det.engine.time_split import TimeSplit
 
 __all__ = ["GradientConflict"]
@@ -23,7 +23,7 @@ class GradientConflict(HookBase):
 
     Gradients ∇L_i are over the student's shared parameters, averaged over ranks and micro-batches, of the very batch,
     masks and parameters of the step. For every pair of objectives a, b and every group of parameters ("all" of them,
-    and :func:`~mokd_det.engine.parameter_parts.split_by_part`) it stores
+    and :func:`~mokd_det.contract.parameter_parts.split_by_part`) it stores
 
     - ``cosine/<a>_<b>/<group>``, the same for ∇L_i and ∇log L_i = ∇L_i / L_i;
     - ``raw_inner_product/…``, ⟨∇L_a, ∇L_b⟩ (the preprint's conflict score, figures 3 and C.4: negative means conflict),
@@ -56,7 +56,7 @@ class GradientConflict(HookBase):
         groups: group → ``fnmatch`` patterns of the student's parameter names; None or empty: the default groups.
 
     Raises:
-        ConfigError: (in :meth:`before_train`) see :func:`~mokd_det.engine.parameter_parts.split_by_part`.
+        ConfigError: (in :meth:`before_train`) see :func:`~mokd_det.contract.parameter_parts.split_by_part`.
     """
 
     def __init__(self, period: int, groups: Mapping[str, Sequence[str]] | None = None) -> None:

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import errno
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
-from mokd_det.errors import MachineError
+from mokd_det.engine.termination import TrainingStopped
+from mokd_det.errors import ConfigError, MachineError, MoKDError
 
-__all__ = ["is_lost_worker", "lost_worker", "machine_error"]
+__all__ = ["is_lost_worker", "machine_error", "machine_errors", "next_batch"]
+
+logger = logging.getLogger(__name__)
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -36,10 +43,53 @@ def machine_error(error: BaseException, when: str) -> MachineError | None:
         return MachineError(
             f"no space to write {when}: {text}. Checkpoints are untouched; make room, then --resume"
         )
-    return lost_worker(text, when) if is_lost_worker(error) else None
+    return _lost_worker(text, when) if is_lost_worker(error) else None
 
 
-def lost_worker(text: str, when: str) -> MachineError:
+@contextmanager
+def machine_errors(where: Callable[[], str]) -> Iterator[None]:
+    """Let errors of the machine leave a training as such, and log where any other unforeseen one happened.
+
+    Args:
+        where: what the training is at, e.g. "at iteration 3".
+
+    Raises:
+        MachineError: see :func:`machine_error`.
+    """
+    try:
+        yield
+    except (MoKDError, TrainingStopped):
+        raise
+    except Exception as error:
+        lost = machine_error(error, where())
+        if lost is not None:
+            raise lost from error
+        logger.exception("Training failed %s", where())
+        raise
+
+
+def next_batch(batches: Iterator[Any], iteration: int) -> Any:
+    """The next batch of a training.
+
+    Raises:
+        ConfigError: there is none.
+        MachineError: the process that should load it is gone.
+    """
+    try:
+        return next(batches)
+    except StopIteration:
+        raise ConfigError(
+            f"the training data loader ended at iteration {iteration}; dataloader.train must be endless"
+        ) from None
+    except (ConnectionError, FileNotFoundError, EOFError) as error:
+        # A process that is killed while it hands over a batch breaks the pipe before torch sees it end. What the
+        # mapper raised carries torch's words about the process it happened in.
+        if "in DataLoader worker process" in str(error):
+            raise
+        raise _lost_worker(type(error).__name__, f"at iteration {iteration}") from error
+
+
+def _lost_worker(text: str, when: str) -> MachineError:
     """The error about a data-loading process that is gone.
 
     Args:

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mokd_det.config import load_config
-from mokd_det.engine.replay import replay_step
 from mokd_det.exit_status import exit_status
+from mokd_det.guard.replay import replay_step
 from mokd_det.tools.parsers.replay_batch import parse
 
 

@@ -8,9 +8,9 @@ from torch import nn
 
 from mokd_det.balancing import Amortized, ClosedForm, FixedWeights
 from mokd_det.classification import ImageClassifier
+from mokd_det.contract.parameter_parts import split_by_part
 from mokd_det.distillation import Combined, Distiller, LogitDistillation, MoKD
 from mokd_det.engine import AtomicCheckpointer, MoKDTrainer
-from mokd_det.engine.parameter_parts import split_by_part
 from mokd_det.errors import ConfigError, MoKDError
 from tests.classification.toy import ToyClassificationLoader, ToyCnn, toy_batch, toy_vit
 from tests.engine.helpers import differences, make_trainer, run_one_step, snapshot

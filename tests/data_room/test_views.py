@@ -14,8 +14,8 @@ from mokd_det.classification.dataset import ArrayDataset
 from mokd_det.data import build_train_loader
 from mokd_det.data.sampling import EpochBatches, SampleKey
 from mokd_det.data.view_key import view_key
-from mokd_det.engine.plain_batch import from_plain, to_plain
 from mokd_det.errors import ConfigError, DatasetError
+from mokd_det.guard.plain_batch import from_plain, to_plain
 
 EPOCH = 2
 

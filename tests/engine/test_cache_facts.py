@@ -16,9 +16,9 @@ from mokd_det.data import build_train_loader
 from mokd_det.distillation import Distiller, MoKD, TeacherCache
 from mokd_det.engine.build import build_trainer
 from mokd_det.engine.cache_facts import cache_facts
-from mokd_det.engine.non_finite import keep_batch
-from mokd_det.engine.replay import replay_step
 from mokd_det.errors import CacheError, ConfigError
+from mokd_det.guard.policy import keep_batch
+from mokd_det.guard.replay import replay_step
 from tests.distillation.cached_views import NoisyMapper, records
 from tests.distillation.conftest import FakeDetector
 

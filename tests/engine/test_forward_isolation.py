@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from mokd_det.engine.frozen_buffers import frozen_buffers
-from mokd_det.engine.host_copy import HostCopy
 from mokd_det.engine.seeded_rng import seeded_rng, step_seed
+from mokd_det.guard.frozen_buffers import frozen_buffers
+from mokd_det.guard.host_copy import HostCopy
 
 CPU = torch.device("cpu")
 

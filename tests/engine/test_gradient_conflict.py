@@ -16,10 +16,10 @@ from torch import Tensor
 from mokd_det.balancing import Amortized, Balancer, ClosedForm, FixedWeights, GradNorm
 from mokd_det.balancing.conflict import gram_scalars
 from mokd_det.config import load_config
+from mokd_det.contract.parameter_parts import split_by_part
 from mokd_det.engine import AtomicCheckpointer
 from mokd_det.engine import launch as launch_function
 from mokd_det.engine.gradient_conflict import GradientConflict
-from mokd_det.engine.parameter_parts import split_by_part
 from mokd_det.errors import ConfigError
 from mokd_det.visualization import dynamics_figure, read_run
 from tests.config_room.test_config import CONFIG
@@ -163,9 +163,9 @@ def test_the_training_is_bit_equal_with_and_without(balancer, options):
         clip = {"max_norm": 0.5, "norm_type": 2.0}
         trainer = make_trainer(balancer(), model=Logging(), clip_grad=clip, **options)
         if (
-            trainer.grad_scaler is not None
+            trainer.precision.scaler is not None
         ):  # the first scale is too large: its step would be skipped and not measured
-            scaler = {**trainer.grad_scaler.state_dict(), "scale": 128.0}
+            scaler = {**trainer.precision.scaler.state_dict(), "scale": 128.0}
             trainer.load_state_dict({**trainer.state_dict(), "grad_scaler": scaler})
         trainer.register_hooks([GradientConflict(2)] if hook else [])
         trainer.train(0, 6)
@@ -226,7 +226,7 @@ def test_the_loss_scale_is_not_in_the_numbers():
     def run(scale: float | None) -> dict[str, float]:
         trainer = make_trainer(model=toy(), amp=None if scale is None else {"dtype": "float16"}, lr=1e-3)
         if scale is not None:
-            trainer.grad_scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+            trainer.precision.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
         trainer.register_hooks([GradientConflict(1)])
         trainer.train(0, 1)
         return values(trainer)
@@ -243,7 +243,7 @@ def test_a_gradient_that_overflows_is_left_out_and_not_counted():
     # The loss is finite, but its gradient times the scale of 65536 is not: the step is skipped.
     loader = ToyLoader(poison={index: {"loss_bbox": 1e35} for index in range(4, 8)})
     trainer = make_trainer(model=toy(norm=False), loader=loader, amp={"dtype": "float16"})
-    trainer.grad_scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
+    trainer.precision.scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
     hook = GradientConflict(1)
     trainer.register_hooks([hook])
     trainer.train(0, 2)

@@ -156,7 +156,7 @@ def test_a_skipped_step_changes_neither_parameters_nor_balancer():
     trainer.task.after_step = lambda: stepped.append(trainer.iter)
 
     def set_scale(scale: float) -> None:
-        scaler = trainer.grad_scaler
+        scaler = trainer.precision.scaler
         trainer.load_state_dict(
             {**trainer.state_dict(), "grad_scaler": {**scaler.state_dict(), "scale": scale}}
         )
@@ -181,8 +181,8 @@ def test_a_skipped_step_changes_neither_parameters_nor_balancer():
 def test_the_scale_is_read_once_a_step(monkeypatch):
     """On a GPU each reading is a wait; what is logged is the scale that the step had."""
     trainer = make_trainer(Amortized(), amp={"enabled": True, "dtype": "float16"}, lr=1e-3)
-    asked, get_scale = [], trainer.grad_scaler.get_scale
-    monkeypatch.setattr(trainer.grad_scaler, "get_scale", lambda: asked.append(None) or get_scale())
+    asked, get_scale = [], trainer.precision.scaler.get_scale
+    monkeypatch.setattr(trainer.precision.scaler, "get_scale", lambda: asked.append(None) or get_scale())
     for iteration, readings in enumerate((2, 1, 1)):
         scale = get_scale()
         storage = run_one_step(trainer, iteration)

@@ -18,10 +18,10 @@ from mokd_det.contract import PreparedBatch
 from mokd_det.distillation import Distiller
 from mokd_det.distillation.methods.pkt import PKT
 from mokd_det.engine import launch as launch_function
-from mokd_det.engine.batch_numbers import bad_positions, number_sums
-from mokd_det.engine.non_finite import NonFinitePolicy, kept_file
-from mokd_det.engine.plain_batch import from_plain, to_plain
 from mokd_det.errors import CheckpointError, InvalidLossError, InvalidNumberError
+from mokd_det.guard.batch_numbers import bad_positions, number_sums
+from mokd_det.guard.plain_batch import from_plain, to_plain
+from mokd_det.guard.policy import NonFinitePolicy, kept_file
 from mokd_det.layers.tap_point import FeatureMap
 from mokd_det.tools import replay_batch as replay_batch_tool
 from tests.engine.helpers import differences, make_trainer, run_one_step, snapshot
@@ -141,7 +141,7 @@ def test_a_step_left_out_leaves_no_mark(amp, tmp_path, caplog):
 def test_an_image_left_out_does_not_reach_the_running_statistics(tmp_path):
     trainer = make_trainer(loader=Poisoned(images={1: math.inf}), non_finite=skipping(tmp_path))
     trainer.train(0, 3)
-    assert trainer.skipped_steps == 1
+    assert trainer.guard.skipped_steps == 1
     assert all(value.isfinite().all() for value in trainer.module.state_dict().values())
 
 
@@ -157,7 +157,7 @@ def test_too_many_steps_end_the_run_and_a_resume_remembers_them(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["iteration_0000000_rank0.pth"]
     other = make_trainer(loader=ToyLoader(poison=poison), non_finite=skipping(tmp_path, max_skips=2))
     other.load_state_dict(trainer.state_dict())
-    assert other.skipped_steps == 2
+    assert other.guard.skipped_steps == 2
 
 
 def test_negative_losses_are_never_left_out(tmp_path):

@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from mokd_det.contract import as_task
+from mokd_det.contract.task import as_task
 from mokd_det.errors import ConfigError
 
 __all__ = ["REST", "WHOLE", "split_by_part"]

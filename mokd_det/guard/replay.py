@@ -18,12 +18,12 @@ from torch.utils.hooks import RemovableHandle
 from mokd_det.checkpoint import load_file
 from mokd_det.config import TrainSettings
 from mokd_det.contract import as_task
-from mokd_det.engine.batch_numbers import IMAGES, bad_positions, describe_images, number_sums
 from mokd_det.engine.checkpointing import AtomicCheckpointer
-from mokd_det.engine.plain_batch import from_plain
 from mokd_det.engine.seeded_rng import seeded_rng, step_seed
 from mokd_det.engine.setup import pick_device
 from mokd_det.errors import CheckpointError
+from mokd_det.guard.batch_numbers import IMAGES, bad_positions, describe_images, number_sums
+from mokd_det.guard.plain_batch import from_plain
 
 __all__ = ["MicroBatchReplay", "Replay", "replay_step"]
 

@@ -12,9 +12,9 @@ import torch.distributed as dist
 from detectron2.utils import comm
 from torch import Tensor
 
-from mokd_det.engine.batch_numbers import bad_positions, describe_images, number_sums
-from mokd_det.engine.host_copy import HostCopy
 from mokd_det.errors import InvalidLossError, InvalidNumberError
+from mokd_det.guard.batch_numbers import bad_positions, describe_images, number_sums
+from mokd_det.guard.host_copy import HostCopy
 
 __all__ = ["LossMonitor"]
 

@@ -15,9 +15,9 @@ from torch import nn
 
 from mokd_det.checkpoint.atomic_file import atomic_write
 from mokd_det.contract import TrainingTask
-from mokd_det.engine.frozen_buffers import BufferCopy
-from mokd_det.engine.module_numbers import ModuleNumbers
-from mokd_det.engine.plain_batch import to_plain
+from mokd_det.guard.frozen_buffers import BufferCopy
+from mokd_det.guard.module_numbers import ModuleNumbers
+from mokd_det.guard.plain_batch import to_plain
 
 __all__ = ["BATCH_FOLDER", "NonFinitePolicy", "StepState", "keep_batch", "kept_file"]
 
