@@ -26,6 +26,7 @@ data = L(OwnData)(
     accumulate="${train.accumulate}",
     epochs=None,  # null: 50, but at least 6,000 and at most 370,000 iterations
     lr=1e-4,  # for 16 images per step; grows with their square root
+    unlabeled=dict(images="", total_batch_size=None),  # images without annotations, for a distillation
     on_bad_box="error",  # "drop" leaves out boxes without area inside their image
 )
 
@@ -41,6 +42,8 @@ from_data = dict(
     eval_period=None,
     lr=None,
     teacher_classes=None,
+    unlabeled_images=None,
+    unlabeled_batch_size=None,
 )
 
 dataloader = dict(

@@ -6,11 +6,12 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from detectron2.config import instantiate
+from detectron2.config import LazyCall, instantiate
 from omegaconf import DictConfig
 
 from mokd_det.checkpoint import identify, load_file
-from mokd_det.data.own_data import OwnData
+from mokd_det.data.own_data import OwnData, OwnDataFacts
+from mokd_det.data.unlabeled import UnlabeledImages
 from mokd_det.errors import ConfigError
 
 __all__ = ["fill_from_data", "own_data_summary"]
@@ -56,6 +57,8 @@ def fill_from_data(cfg: DictConfig, overrides: Sequence[str] = (), *, training: 
     if not training and not any(text.startswith("train.init_on_class_mismatch=") for text in overrides):
         # Class heads that start afresh are right for a training; evaluated, they would be noise.
         cfg.train.init_on_class_mismatch = "error"
+    if training and facts.unlabeled_images is not None:
+        _add_unlabeled_images(cfg, facts)
     if facts.val_dataset is None:
         cfg.dataloader.test = cfg.dataloader.evaluator = cfg.train.best = None
 
@@ -71,6 +74,8 @@ def own_data_summary(cfg: DictConfig) -> list[str]:
     if facts.train_dataset is not None:
         epochs = f", {facts.epochs} epochs" if cfg.train.max_iter == facts.max_iter else ""
         text += f"; {facts.train_images} images{epochs}, {cfg.train.max_iter} iterations"
+    if facts.get("unlabeled_images"):
+        text += f"; unlabelled images of {facts.unlabeled_images}, {facts.unlabeled_batch_size} per batch"
     lines = [text]
     if facts.teacher_classes != facts.num_classes and cfg.model.get("token_matching", "index") == "index":
         lines.append(
@@ -78,6 +83,22 @@ def own_data_summary(cfg: DictConfig) -> list[str]:
             "tokens only, the teacher's class predictions are not used"
         )
     return lines
+
+
+def _add_unlabeled_images(cfg: DictConfig, facts: OwnDataFacts) -> None:
+    """Batches with unlabelled images, a Distiller that compares them, and an objective of their own."""
+    if cfg.model.get("teacher") is None:
+        raise ConfigError(
+            "data.unlabeled.images is given, but the model has no teacher: from images without annotations only a "
+            "teacher's outputs can be learned"
+        )
+    labelled = [name for name in (facts.train_dataset, facts.val_dataset) if name is not None]
+    images = LazyCall(UnlabeledImages)(
+        folder=facts.unlabeled_images, total_batch_size=facts.unlabeled_batch_size, leave_out=labelled
+    )
+    cfg.dataloader.train.unlabeled = images
+    cfg.model._target_ = "mokd_det.distillation.UnlabeledDistiller"
+    cfg.objectives.setdefault("unlabeled", ["loss_unlabeled_*"])
 
 
 def _teacher_classes(cfg: DictConfig, default: int) -> int:

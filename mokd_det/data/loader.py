@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from mokd_det.data.catalog import has_boxes, load_dataset_dicts
 from mokd_det.data.sampling import EpochBatches, SampleKey, augmentation_rng
 from mokd_det.data.stream import EndlessLoader, Failure, build_share_loader, or_failure
+from mokd_det.data.unlabeled import MixedBatches, UnlabeledImages
 from mokd_det.data.view_key import view_key
 from mokd_det.errors import DatasetError
 
@@ -33,7 +34,11 @@ class TrainLoader(EndlessLoader[list[Record]]):
     """
 
     def __init__(
-        self, records: Sequence[Record], mapper: Mapper, batches: EpochBatches, num_workers: int = 0
+        self,
+        records: Sequence[Record],
+        mapper: Mapper,
+        batches: EpochBatches | MixedBatches,
+        num_workers: int = 0,
     ) -> None:
         """
         Args:
@@ -68,6 +73,7 @@ def build_train_loader(
     filter_empty: bool = False,
     *,
     views: int | None = None,
+    unlabeled: UnlabeledImages | None = None,
     rank: int | None = None,
     world_size: int | None = None,
 ) -> TrainLoader:
@@ -83,6 +89,7 @@ def build_train_loader(
         views: augment each image in so many ways only, which take turns by epoch; each input then has a "view_key"
             (:func:`~mokd_det.data.view_key.view_key`), by which a cache finds what it holds of it. None: augment
             anew in every epoch.
+        unlabeled: images without annotations, of which every batch has some more, marked as "unlabeled".
         rank: of this process; None: Detectron2's.
         world_size: number of processes; None: Detectron2's.
 
@@ -95,14 +102,17 @@ def build_train_loader(
             than 1 views.
     """
     records = _resolve(dataset, filter_empty)
-    batches = EpochBatches(
-        len(records),
-        total_batch_size,
+    place = dict(
         seed=seed,
         rank=comm.get_rank() if rank is None else rank,
         world_size=comm.get_world_size() if world_size is None else world_size,
         views=views,
     )
+    batches: EpochBatches | MixedBatches = EpochBatches(len(records), total_batch_size, **place)
+    if unlabeled is not None:
+        more = unlabeled.records()
+        batches = MixedBatches(batches, EpochBatches(len(more), unlabeled.total_batch_size, **place))
+        records = [*records, *more]
     return TrainLoader(records, mapper, batches, num_workers)
 
 

@@ -6,9 +6,11 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from mokd_det.data.coco_format import load_coco_format, read_classes, register_coco_format
 from mokd_det.data.coco_source import BadBoxPolicy, CocoFormatSource
+from mokd_det.data.unlabeled import checked_unlabeled
 from mokd_det.errors import ConfigError, DatasetError
 
 __all__ = ["OwnData", "OwnDataFacts"]
@@ -34,6 +36,8 @@ class OwnDataFacts:
         max_iter: optimiser steps.
         eval_period: optimiser steps between evaluations and between checkpoints.
         lr: learning rate for the batch size.
+        unlabeled_images: folder of images without annotations; None: not given.
+        unlabeled_batch_size: of them per batch.
     """
 
     num_classes: int
@@ -45,6 +49,8 @@ class OwnDataFacts:
     max_iter: int
     eval_period: int
     lr: float
+    unlabeled_images: str | None = None
+    unlabeled_batch_size: int = 0
 
 
 @dataclass
@@ -65,6 +71,9 @@ class OwnData:
         epochs: passes over the training data; None: from its size.
         lr: learning rate for 16 images per step.
         on_bad_box: "error", or "drop" to leave out boxes without area inside their image.
+        unlabeled: ``images``, a folder of images without annotations that a distillation also learns from, and
+            ``total_batch_size`` of them per batch (None: as many as labelled ones). Images of ``train`` and ``val``
+            that lie in the folder are left out.
     """
 
     train: Mapping[str, str | None] = field(default_factory=dict)
@@ -74,6 +83,7 @@ class OwnData:
     epochs: int | None = None
     lr: float = 1e-4
     on_bad_box: BadBoxPolicy = "error"
+    unlabeled: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, section in (("train", self.train), ("val", self.val)):
@@ -94,6 +104,7 @@ class OwnData:
             raise ConfigError(f"data.lr is {self.lr!r}; it must be a number of 0 or more")
         if self.on_bad_box not in ("error", "drop"):
             raise ConfigError(f"data.on_bad_box is {self.on_bad_box!r}; it must be 'error' or 'drop'")
+        self._unlabeled, self._unlabeled_batch = checked_unlabeled(self.unlabeled)
 
     def read(self, *, training: bool = True) -> OwnDataFacts:
         """Check the paths, register both data sets and say what follows from them.
@@ -136,6 +147,8 @@ class OwnData:
             max_iter=max_iter,
             eval_period=min(max(per_epoch, math.ceil(max_iter / _EVALUATIONS)), max_iter),
             lr=self.lr * math.sqrt(self.total_batch_size * self.accumulate / _REFERENCE_BATCH),
+            unlabeled_images=self._unlabeled or None,
+            unlabeled_batch_size=self._unlabeled_batch or self.total_batch_size,
         )
 
     def _default_epochs(self, batches_per_epoch: int) -> int:

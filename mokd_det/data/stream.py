@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mokd_det.contract import TrainingLoader
 from mokd_det.data.sampling import EpochBatches
+from mokd_det.data.unlabeled import MixedBatches
 from mokd_det.errors import ConfigError, MoKDError
 
 __all__ = ["EndlessLoader", "Failure", "build_share_loader", "or_failure"]
@@ -56,7 +57,7 @@ class EndlessLoader(TrainingLoader[Batch]):
     def __init__(
         self,
         samples: Dataset[Any],
-        batches: EpochBatches,
+        batches: EpochBatches | MixedBatches,
         num_workers: int = 0,
         collate: Collate = list,
     ) -> None:

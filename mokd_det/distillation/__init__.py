@@ -38,6 +38,7 @@ from mokd_det.distillation.subspace import SubspaceHead, common_dimension
 from mokd_det.distillation.taps import TapRecorder, TapSource, TapValue, tap_specs
 from mokd_det.distillation.teacher_cache import TeacherCache
 from mokd_det.distillation.token_matching import HungarianTokenMatching
+from mokd_det.distillation.unlabeled import UnlabeledDistiller
 
 __all__ = [
     "CRD",
@@ -51,6 +52,7 @@ __all__ = [
     "FGD",
     "DistillationBatch",
     "Distiller",
+    "UnlabeledDistiller",
     "FitNet",
     "FoundationFeatures",
     "HardDistillation",

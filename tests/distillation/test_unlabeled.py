@@ -1,0 +1,114 @@
+"""Images without annotations beside labelled ones: batches, losses, and a training through the tool."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+
+import pytest
+import torch
+from detectron2.config import instantiate
+from PIL import Image
+
+from mokd_det.config import load_config
+from mokd_det.data.sampling import EpochBatches
+from mokd_det.data.unlabeled import MixedBatches, UnlabeledImages
+from mokd_det.distillation import UnlabeledDistiller
+from mokd_det.distillation.distiller import Distiller
+from mokd_det.errors import ConfigError, DatasetError
+from tests.config_room.test_own_data import ALONE, DISTILLED, MOKD, catalogs, folder, paths, run  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("catalogs")
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """A folder with four new images and one that is labelled elsewhere."""
+    place = tmp_path / "unlabelled"
+    place.mkdir()
+    for number in range(4):
+        Image.new("RGB", (40, 30), (60 * number, 90, 30)).save(place / f"new{number}.png")
+    return place
+
+
+def test_a_batch_is_the_labelled_one_and_more():
+    labeled, unlabeled = EpochBatches(6, 2, seed=3), EpochBatches(4, 2, seed=3)
+    mixed = MixedBatches(labeled, unlabeled)
+    for both, first, second in itertools.islice(zip(mixed, labeled, unlabeled, strict=False), 7):
+        assert both[:2] == first
+        assert [key.record for key in both[2:]] == [6 + key.record for key in second]
+        assert not {key.position for key in both[2:]} & {key.position for key in both[:2]}
+    resumed = next(iter(mixed.starting_at(5)))
+    assert resumed == next(itertools.islice(mixed, 5, None))
+
+
+def test_labelled_images_of_the_folder_are_left_out(folder, photographs):  # noqa: F811
+    config = load_config(MOKD, [*paths(folder), *DISTILLED])
+    labelled = [config.from_data.train_dataset, config.from_data.val_dataset]
+    shutil.copy(photographs / "new1.png", folder / "train" / "new.png")
+    try:
+        assert len(UnlabeledImages(str(folder / "train"), 2).records()) == 5
+        left = UnlabeledImages(str(folder / "train"), 2, labelled).records()
+    finally:
+        (folder / "train" / "new.png").unlink()
+    assert [record["image_id"] for record in left] == ["new.png"]
+    assert all(record["unlabeled"] and not record["annotations"] for record in left)
+    with pytest.raises(DatasetError, match="none is left"):
+        UnlabeledImages(str(folder / "train"), 2, labelled).records()
+
+
+def test_losses_of_each_part_are_those_of_a_distiller(folder, photographs):  # noqa: F811
+    given = [*paths(folder), *DISTILLED, "model.teacher_checkpoint=", f"data.unlabeled.images={photographs}"]
+    config = load_config(MOKD, [*given, "model.student.transformer.dropout=0.0"])
+    assert list(config.objectives) == ["distill", "task", "unlabeled"]
+    batch = next(iter(instantiate(config.dataloader.train)))
+    assert [bool(sample.get("unlabeled")) for sample in batch] == [False, False, True, True]
+
+    torch.manual_seed(0)
+    model = instantiate(config.model).train()
+    assert type(model) is UnlabeledDistiller
+    losses = model(model.prepare_batch(batch))
+    parts = (Distiller.prepare_batch(model, part) for part in (batch[:2], batch[2:]))
+    labeled, unlabeled = (Distiller.forward(model, part) for part in parts)
+    wanted = dict(labeled)
+    wanted |= {
+        name.replace("distill", "unlabeled"): value
+        for name, value in unlabeled.items()
+        if name.startswith("loss_distill_")
+    }
+    assert set(losses) == set(wanted) and any(name.startswith("loss_unlabeled_") for name in losses)
+    for name, value in wanted.items():
+        torch.testing.assert_close(losses[name], value, msg=name)
+
+    # What is unlabelled moves the student by its own loss only.
+    model.zero_grad()
+    losses["loss_unlabeled_neck"].backward()
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.student.backbone.parameters())
+    # Without any, it is the Distiller.
+    assert set(model(model.prepare_batch(batch[:2]))) == set(labeled)
+
+
+def test_a_training_weighs_three_objectives(folder, photographs, tmp_path):  # noqa: F811
+    short = ("train.max_iter=2", "train.log_period=1", "train.eval_period=0", "train.init_checkpoint=")
+    given = (f"data.unlabeled.images={photographs}", f"model.teacher_checkpoint={folder}/classes3.pth")
+    log = run(MOKD, tmp_path / "run", *paths(folder), *DISTILLED, *short, *given)
+    assert f"unlabelled images of {photographs}, 2 per batch" in log
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.json").read_text().splitlines()]
+    steps = [line for line in lines if "total_loss" in line]
+    weights = [steps[-1][f"pi/{name}"] for name in ("distill", "task", "unlabeled")]
+    assert sum(weights) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("config", "override", "message"),
+    [
+        (ALONE, "data.unlabeled.images={folder}", "the model has no teacher"),
+        (MOKD, "data.unlabeled.images=nowhere", "data.unlabeled.images: there is no folder 'nowhere'"),
+        (MOKD, "data.unlabeled.total_batch_size=0", "data.unlabeled.total_batch_size is 0"),
+    ],
+)
+def test_mistakes(folder, photographs, config, override, message):  # noqa: F811
+    small = DISTILLED if config is MOKD else ["data.total_batch_size=2"]
+    with pytest.raises(ConfigError, match=message):
+        load_config(config, [*paths(folder), *small, override.format(folder=photographs)])
