@@ -102,16 +102,16 @@ def build_train_loader(
             than 1 views.
     """
     records = _resolve(dataset, filter_empty)
-    place = dict(
-        seed=seed,
-        rank=comm.get_rank() if rank is None else rank,
-        world_size=comm.get_world_size() if world_size is None else world_size,
-        views=views,
-    )
-    batches: EpochBatches | MixedBatches = EpochBatches(len(records), total_batch_size, **place)
+
+    def batches_of(size: int, total: int) -> EpochBatches:
+        here = comm.get_rank() if rank is None else rank
+        processes = comm.get_world_size() if world_size is None else world_size
+        return EpochBatches(size, total, seed=seed, rank=here, world_size=processes, views=views)
+
+    batches: EpochBatches | MixedBatches = batches_of(len(records), total_batch_size)
     if unlabeled is not None:
         more = unlabeled.records()
-        batches = MixedBatches(batches, EpochBatches(len(more), unlabeled.total_batch_size, **place))
+        batches = MixedBatches(batches, batches_of(len(more), unlabeled.total_batch_size))
         records = [*records, *more]
     return TrainLoader(records, mapper, batches, num_workers)
 
