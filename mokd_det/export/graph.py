@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mokd_det.errors import ExportError
 from mokd_det.layers import MultiScaleDeformableAttention
-from mokd_det.modeling import ViDT
+from mokd_det.modeling import TransformersDetector, ViDT
 from mokd_det.modeling.postprocess import top_predictions
 
 __all__ = ["INPUTS", "OUTPUTS", "DetectorGraph", "TensorSpec", "example_inputs", "inference_graph"]
@@ -109,6 +109,12 @@ def inference_graph(model: nn.Module, deformable_attention: str = "grid_sample")
     Raises:
         ExportError: a model that has no such form.
     """
+    if isinstance(model, TransformersDetector):
+        raise ExportError(
+            f"{type(model.detector).__name__} cannot be exported as a graph here; its folder student_final is one of "
+            "transformers, for the exporters made for that. Its weights can be written: give an OUTPUT that ends with "
+            ".safetensors"
+        )
     if not isinstance(model, ViDT):
         raise ExportError(
             f"{type(model).__name__} cannot be exported as a graph: only ViDT can, whose number of detections is "

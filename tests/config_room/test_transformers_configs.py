@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -45,13 +47,25 @@ def test_from_two_folders_to_a_student_that_transformers_loads(
     weights: Path,
     tmp_path: Path,
 ) -> None:
+    """The commands of docs/transformers.md, on tiny models."""
+    page = (CONFIGS.parents[1] / "docs" / "transformers.md").read_text("utf-8")
+    command = re.search(r"python tools/train_net.py --config-file (\S+) (.*?)\n\n", page, flags=re.DOTALL)
+    assert command is not None
+    config, arguments = CONFIGS.parents[1] / command[1], command[2].replace("\\\n", " ").split()
+    own = dict(pair.split("=") for pair in paths(data_folder))
     sources = (f"model.student.source={weights}/rtdetrv2", f"model.teacher.source={weights}/dfine")
-    config = CONFIGS / "mokd_transformers.py"
-    log = run(config, tmp_path / "run", *SMALL, *sources, *paths(data_folder), "train.max_iter=2")
-    assert "re-initialised model.enc_score_head.bias: [3] in the file, [3] here" not in log
+    own |= dict(pair.split("=") for pair in sources)
+    arguments = [f"{key}={own.pop(key)}" for key in (argument.split("=")[0] for argument in arguments)]
+    assert not own
+    log = run(config, tmp_path / "run", *SMALL, *arguments, "train.max_iter=2")
+    assert "re-initialised" in log and "enc_score_head.bias: other classes of the same number" in log
     assert "Own data: 3 classes (screw, nut, bolt)" in log and "queries are matched by boxes alone" in log
     exported = tmp_path / "run" / "student_final"
-    plain = transformers.AutoModelForObjectDetection.from_pretrained(exported).eval()
+    snippet = re.search(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    assert snippet is not None
+    found: dict[str, Any] = {}
+    exec(snippet[1].replace("output/custom/mokd_transformers/student_final", str(exported)), found)
+    plain, processor = found["model"].eval(), found["processor"]
     assert plain.config.id2label == {0: "screw", 1: "nut", 2: "bolt"}
     student = TransformersDetector(exported).eval()
     assert student.image_size == (64, 64) and student.class_names == ("screw", "nut", "bolt")
@@ -63,7 +77,6 @@ def test_from_two_folders_to_a_student_that_transformers_loads(
         ours = student.postprocess(
             *student.detect_tensors(student.preprocess([{"image": image}])[0], None), [{"image": image}]
         )
-        processor = transformers.AutoImageProcessor.from_pretrained(exported)
         inputs = processor(images=image, return_tensors="pt")
         theirs = processor.post_process_object_detection(plain(**inputs), 0.0, [(80, 64)])
     torch.testing.assert_close(ours[0]["instances"].scores, theirs[0]["scores"], rtol=1e-5, atol=1e-6)
