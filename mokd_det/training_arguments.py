@@ -40,6 +40,11 @@ def argument_parser(description: str) -> argparse.ArgumentParser:
         "--eval-only", action="store_true", help="evaluate train.init_checkpoint, or with --resume the newest"
     )
     parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check everything, try one batch, say how long it takes and what would be written; write nothing",
+    )
+    parser.add_argument(
         "opts", nargs="*", metavar="key=value", help="overrides of the config file, e.g. train.max_iter=100"
     )
     return parser

@@ -224,6 +224,11 @@ class Distiller(TrainingTask):
         return self._teacher[0]
 
     @property
+    def tap_sources(self) -> dict[str, Mapping[str, TapSource]]:
+        """Where the taps are found: "student" and "teacher" → name → place."""
+        return {"student": self._student_sources, "teacher": self._teacher_sources}
+
+    @property
     def eval_model(self) -> nn.Module:
         """The student."""
         return self.student

@@ -19,7 +19,7 @@ from torch import nn
 
 from mokd_det.balancing.base import Balancer
 from mokd_det.balancing.objectives import Objectives
-from mokd_det.checkpoint import export_student, load_into, write_file
+from mokd_det.checkpoint import LoadReport, export_student, load_into, write_file
 from mokd_det.classification.dataset import ImageDataset
 from mokd_det.config import TrainSettings
 from mokd_det.contract import TrainingLoader, TrainingTask, as_task, as_training_loader
@@ -46,7 +46,7 @@ from mokd_det.errors import ConfigError
 from mokd_det.folder_lock import unlock_folder
 from mokd_det.guard.policy import BATCH_FOLDER, NonFinitePolicy
 
-__all__ = ["build_trainer", "do_test", "do_train"]
+__all__ = ["build_trainer", "do_test", "do_train", "load_initial", "training_pass"]
 
 logger = logging.getLogger(__name__)
 
@@ -258,7 +258,7 @@ def _test(cfg: DictConfig, settings: TrainSettings, resume: bool) -> dict[str, A
                 f"--eval-only --resume: no checkpoint in train.output_dir '{settings.output_dir}'"
             )
     elif settings.init_checkpoint:
-        _load_initial(student, settings, allow_classifier=False)
+        load_initial(student, settings, allow_classifier=False)
     else:
         raise ConfigError("--eval-only has nothing to evaluate: give train.init_checkpoint=FILE, or --resume")
     results = evaluate(cfg.dataloader, student)
@@ -276,8 +276,13 @@ def _can_evaluate(cfg: DictConfig) -> bool:
     return bool(given)
 
 
-def _load_initial(student: nn.Module, settings: TrainSettings, *, allow_classifier: bool = True) -> None:
-    load_into(
+def load_initial(student: nn.Module, settings: TrainSettings, *, allow_classifier: bool = True) -> LoadReport:
+    """Load ``train.init_checkpoint`` as the other settings beside it say; returns what became of every tensor.
+
+    Raises:
+        CheckpointError: the file is unusable, or does not fit.
+    """
+    return load_into(
         student,
         settings.init_checkpoint,
         allow_missing=settings.init_allow_missing,
@@ -315,18 +320,18 @@ def _restore(
         logger.info("--resume: no checkpoint in %s, starting at iteration 0", settings.output_dir)
     # Before anything moves: the weights may be those of the earlier run, and a mistake must leave that alone.
     if settings.init_checkpoint:
-        _load_initial(student, settings)
+        load_initial(student, settings)
     # All ranks must have looked for checkpoints before the files move.
     comm.synchronize()
     if comm.is_main_process():
         set_aside_previous_run(settings.output_dir)
     comm.synchronize()
     if trainer.task.needs_preparation:
-        trainer.task.prepare_method(_training_pass(cfg))
+        trainer.task.prepare_method(training_pass(cfg))
     return 0
 
 
-def _training_pass(cfg: DictConfig) -> Iterable[Any]:
+def training_pass(cfg: DictConfig) -> Iterable[Any]:
     """Every training image once, in order, as the training loader would deliver it."""
     if cfg.dataloader.get("preparation") is None:
         raise ConfigError(

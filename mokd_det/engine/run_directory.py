@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mokd_det.checkpoint.atomic_file import atomic_write
 
-__all__ = ["drop_metrics_from", "set_aside_previous_run"]
+__all__ = ["drop_metrics_from", "earlier_products", "set_aside_previous_run"]
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +26,11 @@ _PRODUCTS = (
 )
 
 
+def earlier_products(directory: Path) -> list[Path]:
+    """What an earlier run has left in its output directory."""
+    return sorted({item for pattern in _PRODUCTS for item in directory.glob(pattern)})
+
+
 def set_aside_previous_run(output_dir: str) -> Path | None:
     """Move what an earlier run left in ``output_dir`` into ``<output_dir>/previous_<n>``.
 
@@ -35,7 +40,7 @@ def set_aside_previous_run(output_dir: str) -> Path | None:
         The folder; None if there was nothing to move.
     """
     directory = Path(output_dir)
-    leftovers = sorted({item for pattern in _PRODUCTS for item in directory.glob(pattern)})
+    leftovers = earlier_products(directory)
     if not leftovers:
         return None
     number = 1

@@ -10,7 +10,9 @@ from collections.abc import Sequence
 
 from mokd_det.config import load_config
 from mokd_det.engine import default_setup, do_test, do_train, launch
+from mokd_det.engine.dry_run import dry_run
 from mokd_det.engine.preflight import check_run
+from mokd_det.exit_status import exit_status
 from mokd_det.tools.parsers.train_net import parse
 
 
@@ -31,6 +33,8 @@ def train(args: argparse.Namespace) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     args = parse(arguments)
+    if args.dry_run:
+        return exit_status(lambda: dry_run(args))
     return launch(
         train,
         args.num_gpus,

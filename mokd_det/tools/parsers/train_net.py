@@ -2,6 +2,7 @@
 
     python tools/train_net.py --config-file configs/quickstart/student.py train.max_iter=100
     python tools/train_net.py --config-file configs/COCO/mokd_vidt_nano.py --num-gpus 4
+    python tools/train_net.py --config-file FILE --dry-run
     python tools/train_net.py --config-file FILE --resume
     python tools/train_net.py --config-file FILE --eval-only train.init_checkpoint=student_final.pth
 
