@@ -5,11 +5,13 @@
     python benchmarks/methods.py --rounds 9 --only kd crd mokd
 
 Convolutional methods: the networks and settings of a CIFAR-100 config, ResNet-20 from ResNet-56 unless --config names
-another one; methods of vision transformers: a ViT of 6 blocks of width 96 from one of 12 of width 192, 64 patches.
+another one; methods of vision transformers: a ViT of 6 blocks of width 96 from one of 12 of width 192, 64 patches;
+methods of detectors: the quick start's ViDTs, 8 images of 128 × 128, and for CrossKD torchvision's FCOS, 2 such images.
 Random weights and images; the losses are summed with the config's weights, the optimiser is SGD, and neither trainer
 nor data loader take part. Time: see harness.py; medians of the differences to the same round's step of the student
-beside the teacher's forward. Memory: one process per method, the growth of the peak from before the first step, as a
-difference to the same. A method without a teacher is compared with the student alone.
+beside the teacher's forward, and of the ratios to that of the student alone. Memory: one process per method, the growth
+of the peak from before the first step, as a difference to the same. A method without a teacher is compared with the
+student alone.
 """
 
 from __future__ import annotations
@@ -22,15 +24,32 @@ from typing import Any
 
 import torch
 from detectron2.config import instantiate
+from detectron2.structures import Boxes, Instances
 from harness import add_arguments, run
 from memory import reset_peak, resident_peak
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torchvision.models.detection import fcos_resnet50_fpn
 
 from mokd_det.balancing import Objectives
 from mokd_det.classification import ClassificationBatch, ImageClassifier
 from mokd_det.config import load_config
-from mokd_det.distillation import Distiller, LogitDistillation, Manifold, MaskedKD, NoDistillation
+from mokd_det.distillation import (
+    FGD,
+    KDDETR,
+    MGD,
+    PKD,
+    CrossKD,
+    DETRDistill,
+    Distiller,
+    FoundationFeatures,
+    LogitDistillation,
+    Manifold,
+    MaskedKD,
+    MoKD,
+    NoDistillation,
+)
+from mokd_det.modeling import TorchvisionDetector
 
 ROOT = Path(__file__).parents[1]
 SIZE, CLASSES = 32, 100
@@ -40,6 +59,14 @@ CNN = [
     "kd_pp", "dkd_pp", "review_kd_pp", "mokd",
 ]  # fmt: skip
 VIT = ["vit: kd", "vit: manifold", "vit: masked_kd"]
+DETECTORS = ["pkd", "mgd", "fgd", "foundation", "detr_distill", "kd_detr"]
+FAMILIES = {
+    "": CNN,
+    "vit: ": VIT,
+    "vidt: ": [f"vidt: {name}" for name in [*DETECTORS, "mokd"]],
+    "fcos: ": ["fcos: cross_kd"],
+}
+CHOICES = [name for methods in FAMILIES.values() for name in methods]
 WITHOUT_TEACHER = ("uskd",)
 
 
@@ -63,6 +90,34 @@ def transformer_pair(name: str) -> Distiller:
     return Distiller(student, teacher, NoDistillation(), taps={})
 
 
+def detector_pair(family: str, name: str) -> Distiller:
+    """The quick start's ViDTs, or torchvision's FCOS from itself."""
+    if family == "fcos":
+        builders = [fcos_resnet50_fpn] * 2
+        student, teacher = (
+            TorchvisionDetector(build(weights=None, weights_backbone=None, num_classes=10))
+            for build in builders
+        )
+        pyramid = {"path": "detector.backbone", "strides": [8, 16, 32, 64, 128], "channels": [256] * 5}
+        if name == "cross_kd":
+            return Distiller(student, teacher, CrossKD(), taps={"patch": pyramid})
+        return Distiller(student, teacher, NoDistillation(), taps={})
+    cfg = load_config(str(ROOT / "configs/quickstart/mokd.py"))
+    student, teacher = instantiate(cfg.model.student), instantiate(cfg.model.teacher)
+    on_queries = ("head", "head_logits", "head_boxes")
+    methods: dict[str, tuple[Any, tuple[str, ...]]] = {
+        "pkd": (PKD, ("patch",)),
+        "mgd": (MGD, ("patch",)),
+        "fgd": (FGD, ("patch",)),
+        "foundation": (FoundationFeatures, ("patch",)),
+        "detr_distill": (DETRDistill, ("patch", *on_queries)),
+        "kd_detr": (KDDETR, ("logits", "boxes")),
+        "mokd": (MoKD, ("patch", "neck", "head")),
+    }
+    make, taps = methods.get(name, (NoDistillation, ()))
+    return Distiller(student, teacher, make(), taps={tap: tap for tap in taps})
+
+
 class Run:
     """A student with its teacher and method, a step at a time."""
 
@@ -70,9 +125,12 @@ class Run:
         torch.manual_seed(0)
         family, _, short = name.rpartition(": ")
         self.runs_teacher = short == TEACHER
-        if family == "vit":
-            self.model = transformer_pair(short)
+        if family in ("vidt", "fcos"):
+            self.model = detector_pair(family, short)
             groups: Any = {"all": ["loss_*"]}
+        elif family == "vit":
+            self.model = transformer_pair(short)
+            groups = {"all": ["loss_*"]}
         else:
             method = "none" if short in (ALONE, TEACHER) else short
             cfg = load_config(str(ROOT / config), [f"choice.method={method}"])
@@ -94,7 +152,7 @@ class Run:
         """Trainable ones of the method."""
         return sum(p.numel() for p in self.model.private_parameters())
 
-    def step(self, batch: ClassificationBatch) -> None:
+    def step(self, batch: Any) -> None:
         if self.runs_teacher:
             with torch.no_grad():
                 self.model.teacher(batch)
@@ -123,15 +181,41 @@ def random_batch(size: int) -> ClassificationBatch:
     )
 
 
+def random_scenes(images: int, side: int) -> list[dict[str, Any]]:
+    """Detectron2's batch, five objects in each image."""
+    generator = torch.Generator().manual_seed(0)
+    batch = []
+    for index in range(images):
+        corner = torch.rand(5, 2, generator=generator) * side / 2
+        instances = Instances((side, side))
+        instances.gt_boxes = Boxes(torch.cat((corner, corner + side / 3), 1))
+        instances.gt_classes = torch.randint(0, 10, (5,), generator=generator)
+        image = torch.randint(0, 256, (3, side, side), generator=generator, dtype=torch.uint8)
+        batch.append({"image": image, "instances": instances, "image_id": index})
+    return batch
+
+
+def family_of(name: str) -> str:
+    """The beginning that a name has in common with its baselines."""
+    family, colon, _ = name.rpartition(": ")
+    return family + colon
+
+
+def batch_for(arguments: argparse.Namespace, name: str) -> Any:
+    if family_of(name) in ("vidt: ", "fcos: "):
+        return random_scenes(*((8, 128) if name.startswith("vidt") else (2, 128)))
+    return random_batch(arguments.batch)
+
+
 def baseline(name: str) -> str:
     """The step that a method is compared with."""
-    family = "vit: " if name.startswith("vit: ") else ""
+    family = family_of(name)
     return family + (ALONE if name in WITHOUT_TEACHER else TEACHER)
 
 
 def peak_memory(arguments: argparse.Namespace, name: str) -> tuple[float, int]:
     """MB above the state before the model was built, measured in this process, and the method's parameters."""
-    batch = random_batch(arguments.batch)
+    batch = batch_for(arguments, name)
     reset_peak()
     before = resident_peak()
     run = Run(arguments.config, name)
@@ -154,20 +238,20 @@ def main() -> None:
     parser.set_defaults(clock="cpu")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--config", default="configs/CIFAR100/distill.py", help="a pair of networks")
-    parser.add_argument("--only", nargs="+", choices=[*CNN, *VIT], default=[*CNN, *VIT], metavar="METHOD")
+    parser.add_argument("--only", nargs="+", choices=CHOICES, default=CHOICES, metavar="METHOD")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
 
     names = []
-    for family, methods in (("", CNN), ("vit: ", VIT)):
+    for family, methods in FAMILIES.items():
         chosen = [name for name in methods if name in arguments.only]
         names += [family + ALONE, family + TEACHER, *chosen] if chosen else []
     # Before anything runs here: a fork of a process that has threads may hang.
     memory = {name: peak_memory_apart(arguments, name) for name in names}
-    batch = random_batch(arguments.batch)
+    batches = {name: batch_for(arguments, name) for name in names}
     runs = {name: Run(arguments.config, name) for name in names}
     measured = run(
-        {name: lambda built=built: built.step(batch) for name, built in runs.items()},
+        {name: lambda built=built, batch=batches[name]: built.step(batch) for name, built in runs.items()},
         rounds=arguments.rounds,
         warmup=arguments.warmup,
         clock=arguments.clock,
@@ -176,12 +260,17 @@ def main() -> None:
         name: measured.derived(lambda seconds, name=name: seconds[name] - seconds[baseline(name)])
         for name in names
     }
+    ratio = {
+        name: measured.derived(lambda seconds, name=name: seconds[name] / seconds[family_of(name) + ALONE])
+        for name in names
+    }
     extra_mb = {name: memory[name][0] - memory[baseline(name)][0] for name in names}
     measured.report(
         "methods",
         settings={"config": f"{arguments.config} and a pair of ViTs", "batch": arguments.batch},
         json_file=arguments.json,
         columns={
+            "ratio": {name: f"{spread.median:.2f}" for name, spread in ratio.items()},
             "extra ms": {name: f"{1e3 * spread.median:+.0f}" for name, spread in extra.items()},
             "parameters": {name: f"{count:,}" for name, (_, count) in memory.items()},
             "peak MB": {name: f"{megabytes:.0f}" for name, (megabytes, _) in memory.items()},

@@ -90,3 +90,20 @@ def test_a_vidt_teaches_a_retinanet_that_pads_differently() -> None:
 def test_levels_that_the_teacher_lacks_are_named_before_training() -> None:
     with pytest.raises(IncompatibleModelsError, match="the same strides"):
         step(across())
+
+
+def test_a_foundation_model_teaches_by_its_features() -> None:
+    pytest.importorskip("transformers")
+    cfg = load_config(str(ROOT / "examples" / "foundation_vidt_nano.py"))
+    cfg.train.init_checkpoint = ""
+    cfg.model.teacher.source = dict(
+        model_type="dinov2",
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        patch_size=4,
+        image_size=16,
+    )
+    model, latest = step(cfg)
+    assert latest["loss_distill_patch"] > 0
+    assert model.method.projections["patch_stride32"].weight.shape == (16, 256)

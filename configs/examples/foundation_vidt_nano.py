@@ -1,0 +1,26 @@
+"""Features of a vision foundation model for ViDT-nano on COCO: a frozen ViT teaches its stride-32 map, RT-DETRv4's way.
+
+``model.teacher.source`` is a local folder with a ViT of timm or transformers (DINOv2, DINOv3, …).
+"""
+
+from detectron2.config import LazyCall as L
+
+from mokd_det.balancing import FixedWeights
+from mokd_det.distillation import Distiller, FoundationFeatures
+from mokd_det.modeling import FeatureTeacher
+
+from ..common.coco import dataloader
+from ..common.objectives import mokd
+from ..common.schedule import lr_multiplier, optimizer, train
+from ..common.vidt import nano as student
+
+model = L(Distiller)(
+    student=student,
+    teacher=L(FeatureTeacher)(source="pretrained/dinov3_vits16", stride=32),
+    method=L(FoundationFeatures)(),
+    taps=dict(patch=dict(student=dict(path="patch", strides=[32]), teacher="patch")),
+)
+# the published weight of the small models; balancer=mokd.balancer learns it
+objectives, balancer = mokd.objectives, L(FixedWeights)(weights=dict(distill=5.0, task=1.0))
+train.init_checkpoint = "checkpoints/swin_nano_patch4_window7_224.pth"
+train.output_dir = "output/foundation_vidt_nano"
