@@ -29,14 +29,17 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from mokd_det.balancing import (
+    DOT,
     Amortized,
     AmortizedValues,
     Balancer,
     ClosedForm,
     ClosedFormTaps,
     FixedWeights,
+    GradientShare,
     GradNorm,
     StepContext,
+    SumNorm,
     TorchJD,
     UncertaintyWeighting,
 )
@@ -52,6 +55,9 @@ BALANCERS: dict[str, Callable[[], Balancer]] = {
     "closed_form": ClosedForm,
     "closed_form, update_every=10": lambda: ClosedForm(update_every=10),
     "gradnorm": GradNorm,
+    "gradient_share, update_every=10": lambda: GradientShare(period=100, update_every=10),
+    "dot": DOT,
+    "sum_norm of amortized": lambda: SumNorm(Amortized()),
     "torchjd mgda": lambda: TorchJD("mgda"),
     "torchjd pcgrad": lambda: TorchJD("pcgrad"),
     "torchjd cagrad": lambda: TorchJD("cagrad"),

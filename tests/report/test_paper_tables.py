@@ -9,6 +9,7 @@ import pytest
 from detectron2.config import LazyConfig
 from PIL import Image
 
+from mokd_det.tools import paper
 from mokd_det.tools.paper import main
 from tests.report.tiny_run import ROOT
 
@@ -88,6 +89,12 @@ def test_pictures(made) -> None:
     for name in names:
         with Image.open(made[0] / name) as image:
             assert min(image.size) >= 400
+
+
+def test_frames_per_second_are_measured_on_the_runs_student(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paper, "SIZE", (64, 64))
+    section = LazyConfig.load(str(ROOT / "configs" / "quickstart" / "student.py")).model
+    assert paper._frames_per_second(section) > 0.1
 
 
 def test_folders_without_runs_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
