@@ -50,13 +50,13 @@ demo: setup ## the main job on bundled data: teacher, student alone, student wit
 demo-classification: setup ## the same for classifiers of single digits, with plain distillation and VkD beside MoKD
 	$(PYTHON) tools/quickstart.py --task classification --output output/demo_classification
 
-compare-quick: setup ## student alone, token matching, VkD and MoKD on bundled data, 3 seeds each; the demo's teacher if there
+compare-quick: setup ## student alone, token matching, VkD and MoKD on bundled data, 4 replicates (an hour or two)
 	$(PYTHON) datasets/make_digits.py digits
 	$(PYTHON) tools/compare_methods.py --config configs/quickstart/mokd.py \
-	  --methods-file configs/common/quickstart_methods.py --methods none token_matching vkd mokd --seeds 0 1 2 \
+	  --methods-file configs/common/quickstart_methods.py --methods none token_matching vkd mokd --replicates 4 \
 	  --tuning "six to ten trials per method on the validation images, see configs/common/quickstart_methods.py" \
 	  --set train.eval_period=50 \
-	  --teacher output/demo/runs/teacher/student_final.pth --teacher-config configs/quickstart/teacher.py \
+	  --teacher-config configs/quickstart/teacher.py --teacher-cache \
 	  --test-dataset digits_test --output output/compare
 
 docs: setup ## the documentation site, strictly, into output/site

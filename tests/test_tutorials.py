@@ -68,7 +68,7 @@ def run(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     elif tool == "compare_methods.py":
         position = arguments.index("--set") + 1
         arguments[position:position] = [*SHORT, "train.eval_period=2"]
-        arguments[arguments.index("--seeds") + 1 : arguments.index("--seeds") + 4] = ["0", "1"]
+        arguments[arguments.index("--replicates") + 1] = "2"
     monkeypatch.setattr(sys, "argv", [command[1], *arguments])
     with loggers_restored(), pytest.raises(SystemExit) as ended:
         runpy.run_path(command[1], run_name="__main__")

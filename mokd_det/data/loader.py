@@ -13,6 +13,7 @@ from detectron2.utils.serialize import PicklableWrapper
 from torch.utils.data import DataLoader, Dataset
 
 from mokd_det.data.catalog import has_boxes, load_dataset_dicts
+from mokd_det.data.draw import drawn
 from mokd_det.data.sampling import EpochBatches, SampleKey, augmentation_rng
 from mokd_det.data.stream import EndlessLoader, Failure, build_share_loader, or_failure
 from mokd_det.data.unlabeled import MixedBatches, UnlabeledImages
@@ -72,6 +73,7 @@ def build_train_loader(
     seed: int = 0,
     filter_empty: bool = False,
     *,
+    draw: Mapping[str, int] | None = None,
     views: int | None = None,
     unlabeled: UnlabeledImages | None = None,
     rank: int | None = None,
@@ -86,6 +88,7 @@ def build_train_loader(
         num_workers: loading processes; no influence on the batches.
         seed: of order and augmentation, non-negative.
         filter_empty: leave out images without boxes.
+        draw: train on a part of the images, ``count`` of them chosen by ``seed`` (:func:`~mokd_det.data.draw.drawn`).
         views: augment each image in so many ways only, which take turns by epoch; each input then has a "view_key"
             (:func:`~mokd_det.data.view_key.view_key`), by which a cache finds what it holds of it. None: augment
             anew in every epoch.
@@ -98,10 +101,11 @@ def build_train_loader(
 
     Raises:
         DatasetError: data that cannot be used; while iterating also errors of the mapper, from workers too.
-        ConfigError: a batch size that does not fit the number of processes, a negative seed or worker count, or fewer
-            than 1 views.
+        ConfigError: a batch size that does not fit the number of processes, a negative seed or worker count, fewer
+            than 1 views, or a draw of more images than there are.
     """
-    records = _resolve(dataset, filter_empty)
+    found = _resolve(dataset, filter_empty)
+    records = [found[index] for index in drawn(len(found), draw)]
 
     def batches_of(size: int, total: int) -> EpochBatches:
         here = comm.get_rank() if rank is None else rank

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import builtins
+import copy
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,26 @@ from omegaconf import DictConfig, OmegaConf
 from mokd_det.config import as_override, load_config
 from mokd_det.config.near_keys import did_you_mean
 from mokd_det.errors import ConfigError
-from mokd_det.experiments.training_runs import RECORD, TrainingRun
+from mokd_det.experiments.instruction_sets import Half, half_of
+from mokd_det.experiments.training_runs import RECORD, TrainingRun, config_digest
+from mokd_det.tools.parsers.compare_methods import PLACE
 
-__all__ = ["GridRun", "Method", "Teacher", "plan", "plan_teacher", "read_methods"]
+__all__ = [
+    "GridRun",
+    "Method",
+    "Teacher",
+    "draw_overrides",
+    "plan",
+    "plan_teachers",
+    "read_methods",
+    "settings_digest",
+]
+
+TEACHER_SEEDS = 1000
+"""A teacher's seed is so much above its replicate's number: teacher and student share no random numbers."""
+
+# In a methods file: the directory of another method's run, of the same replicate or (":other") of the next one.
+_REFERENCE = re.compile(r"\{run:([^{}:]+)(:other)?\}")
 
 DISTILL = "distill"
 """The objective of the distillation losses."""
@@ -61,13 +80,31 @@ class Method:
         texts.append(as_override("balancer", balancer))
         return [*texts, *(as_override(key, value) for key, value in self.settings.items())]
 
+    def with_places(self, places: Mapping[str, str]) -> Method:
+        """The method with texts replaced wherever they stand in its values."""
+        node, balancer, settings = (
+            _replaced(part, places) for part in (self.node, self.balancer, dict(self.settings))
+        )
+        return replace(self, node=node, balancer=balancer, settings=settings)
+
+
+def _replaced(value: Any, places: Mapping[str, str]) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _replaced(inner, places) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_replaced(inner, places) for inner in value]
+    if isinstance(value, str):
+        for text, place in places.items():
+            value = value.replace(text, place)
+    return value
+
 
 @dataclass(frozen=True)
 class Teacher:
-    """The teacher of all runs.
+    """The teacher of a replicate.
 
     Attributes:
-        weights: its file; None: the configs name it.
+        weights: its file; None: the configs name it, or there is none.
         run: its training, which also says how to evaluate it; None: there is no config of it.
         trained_here: whether that training is part of the comparison.
     """
@@ -79,12 +116,27 @@ class Teacher:
 
 @dataclass(frozen=True)
 class GridRun(TrainingRun):
-    """One cell of the grid."""
+    """One cell of the grid.
+
+    Attributes:
+        student: the config file's name.
+        method: what is trained.
+        replicate: of which.
+        half: the instruction set of the replicate.
+        teacher: the weights that it learns from; None: from nothing, or from a teacher without a file.
+        references: other cells that this one takes something from, a balancer's weights say.
+        settings: digest of everything but what the replicate decides.
+        base: the same without the method.
+    """
 
     student: str
     method: Method
-    seed: int
+    replicate: int
+    half: Half
     teacher: Path | None
+    references: tuple[GridRun, ...]
+    settings: str
+    base: str
 
 
 def read_methods(path: Path, names: Sequence[str]) -> list[Method]:
@@ -141,67 +193,216 @@ def _read_method(entries: DictConfig, text: str, path: Path) -> Method:
     return Method(text, label, entry["method"], balancer, getattr(target, "needs_teacher", True), settings)
 
 
-def plan_teacher(options: argparse.Namespace) -> Teacher:
-    """Where the teacher comes from.
+def plan_teachers(options: argparse.Namespace) -> dict[int, Teacher]:
+    """Replicate → where its teacher comes from.
 
     Raises:
-        ConfigError: it is not there, and there is no config to train it with.
+        ConfigError: one is not there, and there is no config to train it with.
     """
-    given: Path | None = options.teacher
-    directory = options.output / "runs" / "teacher"
+    return {replicate: _plan_teacher(options, replicate) for replicate in options.replicates}
+
+
+def _plan_teacher(options: argparse.Namespace, replicate: int) -> Teacher:
+    given = None if options.teacher is None else Path(options.teacher.replace(PLACE, str(replicate)))
+    directory = options.output / "runs" / f"teacher_r{replicate}"
     is_there = given is not None and given.is_file()
     if options.teacher_config is None:
         if given is not None and not is_there:
             raise ConfigError(
-                f"--teacher {given} does not exist; with --teacher-config FILE it is trained first"
+                f"--teacher {given} does not exist (replicate {replicate}); with --teacher-config FILE it is trained "
+                "first"
             )
         return Teacher(given, None, False)
-    overrides = (as_override("train.output_dir", str(directory)),)
+    seed = TEACHER_SEEDS + replicate
+    overrides = [
+        *options.teacher_set,
+        as_override("train.output_dir", str(directory)),
+        f"train.seed={seed}",
+        f"dataloader.train.seed={seed}",
+    ]
     config = load_config(options.teacher_config, overrides)
-    run = TrainingRun("teacher", options.teacher_config, directory, overrides, config)
+    overrides += draw_overrides(config, options.teacher_draw, replicate, "--teacher-draw")
+    run = TrainingRun(
+        f"teacher (replicate {replicate})",
+        Path(options.teacher_config),
+        directory,
+        tuple(overrides),
+        load_config(options.teacher_config, overrides),
+        half_of(replicate).environment,
+    )
     # Once begun here it stays the teacher of this comparison, even if the other file appears later.
     trained_here = not is_there or (directory / RECORD).is_file()
     return Teacher(run.weights if trained_here else given, run, trained_here)
 
 
-def plan(options: argparse.Namespace, methods: Sequence[Method], teacher: Path | None) -> list[GridRun]:
-    """All cells, seed by seed: an unfinished grid has its first seeds complete.
+def draw_overrides(config: DictConfig, count: int | None, replicate: int, option: str) -> list[str]:
+    """Overrides that give a replicate training images of its own, where the configuration can draw them.
+
+    Args:
+        config: without these overrides.
+        count: images, of each class where the config draws by class; None: as many as the config says.
+        replicate: seed of the draw.
+        option: that ``count`` was given by.
 
     Raises:
-        ConfigError: a config is not one of a distillation, or has nothing to evaluate with.
+        ConfigError: a count for data that cannot be drawn from.
     """
-    runs = []
-    for seed in options.seeds:
-        for path in options.config:
-            base = load_config(path, options.set)
-            _check_config(base, path)
-            for method in methods:
-                directory = options.output / "runs" / path.stem / f"{method.name}_seed{seed}"
-                overrides = [
-                    *options.set,
-                    as_override("train.output_dir", str(directory)),
-                    f"train.seed={seed}",
-                    f"dataloader.train.seed={seed}",
-                    *method.overrides(base),
-                ]
-                weights = _teacher_weights(method, base, teacher)
-                if weights is not None:
-                    overrides.append(as_override("model.teacher_checkpoint", str(weights)))
-                name = f"{method.label} (seed {seed})"
-                runs.append(
-                    GridRun(
-                        f"{path.stem}: {name}" if len(options.config) > 1 else name,
-                        path,
-                        directory,
-                        tuple(overrides),
-                        load_config(path, overrides),
-                        path.stem,
-                        method,
-                        seed,
-                        weights,
-                    )
-                )
-    return runs
+    train = config.dataloader.train
+    dataset = train.get("dataset")
+    if isinstance(dataset, DictConfig):
+        if "per_class" not in dataset:
+            if count is None:
+                return []
+            raise ConfigError(
+                f"{option} {count}: a classifier's images are drawn by "
+                "mokd_det.classification.FewPerClass, which the config's dataloader.train.dataset is not"
+            )
+        chosen = [] if count is None else [f"dataloader.train.dataset.per_class={count}"]
+        return [*chosen, f"dataloader.train.dataset.seed={replicate}"]
+    if count is None and train.get("draw") is None:
+        return []
+    return [f"dataloader.train.draw={{count: {count or train.draw['count']}, seed: {replicate}}}"]
+
+
+def plan(
+    options: argparse.Namespace, methods: Sequence[Method], teachers: Mapping[int, Path | None]
+) -> list[GridRun]:
+    """All cells, replicate by replicate: an unfinished grid has its first replicates complete. What takes something
+    from another cell stands after it.
+
+    Args:
+        options: of the command line.
+        methods: of the grid.
+        teachers: replicate → the teacher's weights.
+
+    Raises:
+        ConfigError: a config is not one of a distillation, or has nothing to evaluate with, or a method refers to a run
+            that is not part of the grid.
+    """
+    bases = {path: load_config(path, options.set) for path in options.config}
+    digests = {}
+    for path, base in bases.items():
+        _check_config(base, path)
+        shared = load_config(path, _shared_overrides(options, base, options.replicates[0]))
+        digests[path] = settings_digest(shared, method=False)
+    waiting = [
+        (path, method, replicate)
+        for replicate in options.replicates
+        for path in options.config
+        for method in methods
+    ]
+    planned: dict[tuple[Path, str, int], GridRun] = {}
+    while waiting:
+        left = []
+        for path, method, replicate in waiting:
+            places = _references(method, replicate, options)
+            if not all((path, *place) in planned for place in places.values()):
+                left.append((path, method, replicate))
+                continue
+            found = {text: planned[(path, *place)] for text, place in places.items()}
+            planned[path, method.name, replicate] = _cell(
+                options, path, bases[path], digests[path], method, replicate, teachers[replicate], found
+            )
+        if len(left) == len(waiting):
+            names = sorted({method.name for _, method, _ in left})
+            raise ConfigError(f"the methods {', '.join(names)} take something from each other in a circle")
+        waiting = left
+    return list(planned.values())
+
+
+def _references(method: Method, replicate: int, options: argparse.Namespace) -> dict[str, tuple[str, int]]:
+    """``{run:…}`` in a method's settings → (method, replicate) that it stands for."""
+    found = {}
+    for match in _REFERENCE.finditer(str((method.node, method.balancer, dict(method.settings)))):
+        if match[1] not in options.methods:
+            raise ConfigError(
+                f"method '{method.name}' takes something from the runs of '{match[1]}', which must be among --methods"
+            )
+        order = list(options.replicates)
+        place = (order.index(replicate) + (1 if match[2] else 0)) % len(order)
+        found[match[0]] = (match[1], order[place])
+    return found
+
+
+def _shared_overrides(options: argparse.Namespace, base: DictConfig, replicate: int) -> list[str]:
+    """What all methods of a replicate have in common."""
+    views = options.teacher_cache and base.dataloader.train.get("views") is None
+    return [
+        *options.set,
+        f"train.seed={replicate}",
+        f"dataloader.train.seed={replicate}",
+        *draw_overrides(base, options.draw, replicate, "--draw"),
+        *(["dataloader.train.views=1"] if views else []),
+    ]
+
+
+def _cell(
+    options: argparse.Namespace,
+    path: Path,
+    base: DictConfig,
+    base_digest: str,
+    method: Method,
+    replicate: int,
+    teacher: Path | None,
+    references: Mapping[str, GridRun],
+) -> GridRun:
+    directory = options.output / "runs" / path.stem / f"{method.name}_r{replicate}"
+    shared = _shared_overrides(options, base, replicate)
+    weights = _teacher_weights(method, base, teacher)
+    taught = []
+    if weights is not None:
+        taught.append(as_override("model.teacher_checkpoint", str(weights)))
+        if options.teacher_cache:
+            cache = {
+                "_target_": "mokd_det.distillation.TeacherCache",
+                "directory": str(options.output / "teacher_cache" / f"{path.stem}_r{replicate}"),
+                "overwrite": True,
+            }
+            taught.append(as_override("model.teacher_cache", cache))
+    own = method.with_places({text: str(run.directory) for text, run in references.items()})
+    place = as_override("train.output_dir", str(directory))
+    overrides = (*shared, place, *own.overrides(base), *taught)
+    config = load_config(path, overrides)
+    # Where the other runs lie differs between replicates; that they are named does not.
+    described = load_config(path, [*shared, *method.overrides(base), *taught]) if references else config
+    half = half_of(replicate)
+    name = f"{method.label} (replicate {replicate})"
+    return GridRun(
+        f"{path.stem}: {name}" if len(options.config) > 1 else name,
+        path,
+        directory,
+        overrides,
+        config,
+        half.environment,
+        path.stem,
+        method,
+        replicate,
+        half,
+        weights,
+        tuple(references.values()),
+        settings_digest(described),
+        base_digest,
+    )
+
+
+def settings_digest(config: DictConfig, *, method: bool = True) -> str:
+    """Digest of what replicates have in common: everything but seeds, places and the teacher's file.
+
+    Args:
+        config: of one replicate.
+        method: whether the method counts too: its node, its balancer, the objectives.
+    """
+    config = copy.deepcopy(config)
+    config.train.seed = config.dataloader.train.seed = 0
+    for node in (config.dataloader.train.get("draw"), config.dataloader.train.get("dataset")):
+        if isinstance(node, DictConfig) and "seed" in node:
+            node.seed = 0
+    if config.model.get("teacher_cache") is not None:
+        config.model.teacher_cache.directory = ""
+    if not method:
+        config.balancer = config.objectives = None
+        config.model.method = None
+    return config_digest(config)
 
 
 def _teacher_weights(method: Method, config: DictConfig, teacher: Path | None) -> Path | None:

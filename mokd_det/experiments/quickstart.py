@@ -125,7 +125,7 @@ def _make_run(
         overrides += (f"train.max_iter={iterations}",)
     file = CONFIGS / task.configs / f"{model}.py"
     name = task.models[model] + (f" (seed {seed})" if model != "teacher" else "")
-    return Run(name, file, directory, overrides, load_config(file, overrides), task, model, seed)
+    return Run(name, file, directory, overrides, load_config(file, overrides), {}, task, model, seed)
 
 
 def training(run: Run, teacher: Run, data: Path | None) -> Job:

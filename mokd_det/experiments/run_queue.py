@@ -37,6 +37,7 @@ class Job:
         is_done: asked right before the start; True: there is nothing to do.
         before: run right before the start, when ``is_done`` was False; may return a remark.
         after: run when it has ended well; may return a remark for the person who waits.
+        environment: variables of its own.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Job:
     is_done: Callable[[], bool] = lambda: False
     before: Callable[[], str] = lambda: ""
     after: Callable[[], str] = lambda: ""
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 class ChildFailed(Exception):
@@ -194,7 +196,7 @@ class RunQueue:
                     stdin=subprocess.DEVNULL,
                     stdout=console,
                     stderr=subprocess.STDOUT,
-                    env={**self.environment, **added},
+                    env={**self.environment, **added, **job.environment},
                     pass_fds=tuple(self.pass_fds),
                     # Ctrl-C must reach the children through us, so that they end before we say so.
                     start_new_session=True,

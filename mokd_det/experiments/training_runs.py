@@ -63,6 +63,7 @@ class TrainingRun:
         directory: the output directory.
         overrides: of the configuration; they include the output directory.
         config: the configuration with the overrides.
+        environment: variables of its processes.
     """
 
     name: str
@@ -70,6 +71,7 @@ class TrainingRun:
     directory: Path
     overrides: tuple[str, ...]
     config: DictConfig
+    environment: Mapping[str, str]
 
     @property
     def weights(self) -> Path:
@@ -113,6 +115,7 @@ def training_job(
         return {
             "configuration": config_digest(run.config),
             "version": mokd_det.__version__,
+            **run.environment,
             **identity(),
         }
 
@@ -140,6 +143,7 @@ def training_job(
         is_done=lambda: run.weights.is_file() and _is_recorded(run.directory, whole_identity()),
         before=before,
         after=after,
+        environment=run.environment,
     )
 
 
@@ -169,6 +173,7 @@ def evaluation_job(
             "weights": file_digest(weights),
             "overrides": shlex.join(overrides),
             "version": mokd_det.__version__,
+            **run.environment,
             **identity(),
         }
 
@@ -189,6 +194,7 @@ def evaluation_job(
         expected_seconds=EXPECTED_OVERHEAD,
         is_done=lambda: results.is_file() and _is_recorded(run.test_directory, whole_identity()),
         before=before,
+        environment=run.environment,
         after=lambda: f"{metric} {run.test_results()[metric]:.1f} on the test images",
     )
 

@@ -1,4 +1,4 @@
-"""What tools/compare_methods.py has written: which runs belong together, and what they allow to say."""
+"""What a comparison of methods has written: which runs belong together, and what they allow to say."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class ComparisonRecord:
         tables: student → rows, one per method.
         verdicts: student → a sentence per method.
         references: student → value whose first reaching is timed.
-        runs: every training; runs that differ in the seed only have one label.
+        runs: every training; replicates of one method have one label.
     """
 
     directory: Path
@@ -41,7 +41,7 @@ class ComparisonRecord:
 
 
 def is_comparison(directory: Path) -> bool:
-    """Whether a directory was written by tools/compare_methods.py."""
+    """Whether a directory was written by a comparison of methods."""
     return (directory / _FILE).is_file()
 
 
@@ -65,7 +65,7 @@ def read_comparison(directory: Path) -> ComparisonRecord:
         final_on = str(content["final_on"])
         places = [(entry, directory / entry["directory"]) for entry in entries]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{path} is not what tools/compare_methods.py writes: {error!r}") from None
+        raise ConfigError(f"{path} is not what a comparison writes: {error!r}") from None
     tables = {student: compare(found, baseline, references[student]) for student, found in methods.items()}
     runs = []
     for entry, place in places:
@@ -93,11 +93,12 @@ def _methods(entries: Sequence[dict[str, Any]]) -> list[MethodRuns]:
             method,
             label,
             {
-                int(entry["seed"]): RunResult(
+                int(entry["replicate"]): RunResult(
                     float(entry["final"]),
                     entry["iterations"],
                     entry["validation"],
                     float(entry["seconds_per_iteration"]),
+                    str(entry["half"]),
                 )
                 for entry in entries
                 if entry["method"] == method

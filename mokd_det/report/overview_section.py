@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from mokd_det.evaluation.seed_statistics import estimate
+from mokd_det.evaluation.replicate_statistics import estimate
 from mokd_det.report.markup import Markup, element
 from mokd_det.report.model_findings import ModelFindings
 from mokd_det.report.run_record import RunGroup, RunRecord

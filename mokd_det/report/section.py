@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mokd_det.evaluation.seed_statistics import Estimate
+from mokd_det.evaluation.replicate_statistics import Estimate
 from mokd_det.report.markup import Content, Markup, element
 from mokd_det.report.run_record import RunGroup
 

@@ -1,4 +1,4 @@
-"""Methods side by side: the metric over iterations with the spread of the seeds, and the final values with
+"""Methods side by side: the metric over iterations with the spread of the replicates, and the final values with
 intervals."""
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from mokd_det.evaluation.method_comparison import MethodRuns
-from mokd_det.evaluation.seed_statistics import estimate
+from mokd_det.evaluation.replicate_statistics import estimate
 from mokd_det.visualization.figure_style import (
     LINE_COLOURS,
     MUTED,
@@ -36,8 +36,8 @@ def comparison_figure(
     final_on: str = "the test data",
     title: str = "",
 ) -> Figure:
-    """One row per student. Left: mean over seeds of the metric on the validation data, the band from the worst
-    to the best seed. Right: each seed's final value as a dot, their mean and its 95 % t interval.
+    """One row per student. Left: mean over replicates of the metric on the validation data, the band from the worst
+    to the best replicate. Right: each replicate's final value as a dot, their mean and its 95 % t interval.
 
     Args:
         students: name → methods, the same ones for each.
@@ -75,9 +75,12 @@ def _draw_curves(
     last = 0
     for method in methods:
         runs = list(method.runs.values())
-        # Runs of equal length are evaluated at equal iterations.
-        iterations = np.asarray(runs[0].iterations)
-        curves = np.array([run.curve for run in runs], dtype=float)
+        # Runs of equal length are evaluated at equal iterations; another machine's records may be denser.
+        common = sorted(set.intersection(*(set(run.iterations) for run in runs)))
+        iterations = np.asarray(common)
+        curves = np.array(
+            [[run.curve[list(run.iterations).index(i)] for i in common] for run in runs], dtype=float
+        )
         colour = colours[method.label]
         axes.fill_between(
             iterations, curves.min(axis=0), curves.max(axis=0), color=colour, alpha=0.16, linewidth=0

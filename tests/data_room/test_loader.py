@@ -25,6 +25,7 @@ from mokd_det.data import (
     detr_train_augmentation,
     register_coco_format,
 )
+from mokd_det.data.draw import drawn
 from mokd_det.data.sampling import EpochBatches, sample_rng
 from mokd_det.data.stream import build_share_loader
 from mokd_det.errors import ConfigError, DatasetError
@@ -365,3 +366,24 @@ def test_torch_does_not_interrupt_the_program_at_any_line(monkeypatch):
         assert signal.getsignal(signal.SIGCHLD) is own
     finally:
         signal.signal(signal.SIGCHLD, before)
+
+
+def test_draws_are_nested_and_told_apart_by_their_seed():
+    few, more, other = (drawn(1000, {"count": n, "seed": s}) for n, s in ((20, 3), (200, 3), (20, 4)))
+    assert len(few) == len(set(few)) == 20 and few == sorted(few)
+    assert set(few) < set(more) and set(few) != set(other)
+    assert drawn(5, None) == drawn(5, {"count": 5}) == list(range(5))
+
+
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [
+        ({"count": 6}, r"draw\.count=6: must be 1 to 5"),
+        ({"count": 0}, r"draw\.count=0"),
+        ({"count": 1, "seed": -1}, r"draw\.seed=-1"),
+        ({"number": 1}, "must have count"),
+    ],
+)
+def test_wrong_draws_are_named(draw, message):
+    with pytest.raises(ConfigError, match=message):
+        drawn(5, draw)

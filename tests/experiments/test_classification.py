@@ -42,10 +42,20 @@ def teacher(tmp_path) -> Path:
 
 
 def grid(tmp_path: Path, teacher: Path, *arguments: str, methods=tuple(ALL)):
-    given = ["--config", str(CONFIG), "--methods", *methods, "--methods-file", str(METHODS), "--seeds", "3"]
+    given = [
+        "--config",
+        str(CONFIG),
+        "--methods",
+        *methods,
+        "--methods-file",
+        str(METHODS),
+        "--replicates",
+        "3",
+        "4",
+    ]
     options = compare_tool.parse([*given, "--output", str(tmp_path), "--teacher", str(teacher), *arguments])
     found = method_grid.read_methods(options.methods_file, options.methods)
-    return options, method_grid.plan(options, found, options.teacher)
+    return options, method_grid.plan(options, found, {3: teacher, 4: teacher})
 
 
 # The grid
@@ -53,6 +63,7 @@ def grid(tmp_path: Path, teacher: Path, *arguments: str, methods=tuple(ALL)):
 
 def test_methods_change_method_taps_and_balance_only(tmp_path, teacher):
     _, runs = grid(tmp_path, teacher)
+    runs = [run for run in runs if run.replicate == 3]
     first = runs[0].config
     for run in runs:
         assert run.config.model.student == first.model.student
@@ -78,10 +89,12 @@ def test_every_method_is_built(tmp_path, teacher):
 
 def test_the_metric_fits_the_configs(tmp_path, teacher):
     _, runs = grid(tmp_path, teacher, methods=["none", "mokd"])
-    assert compare_methods.choose_metric(None, runs) == "top1"
-    assert compare_methods.choose_metric("top5", runs) == "top5"
+    mains = {run.main_metric for run in runs}
+    assert [run.config.dataloader.train.dataset.seed for run in runs] == [3, 3, 4, 4]
+    assert compare_methods.choose_metric(None, mains) == "top1"
+    assert compare_methods.choose_metric("top5", mains) == "top5"
     with pytest.raises(ConfigError, match="--metric AP50: these configs can be compared by top1, top5"):
-        compare_methods.choose_metric("AP50", runs)
+        compare_methods.choose_metric("AP50", mains)
     other = ["--config", str(CONFIG), str(ROOT / "configs" / "quickstart" / "student.py")]
     with pytest.raises(SystemExit):
         compare_tool.parse([*other, "--metric", "ece", "--methods", "none", "--output", "x"])
@@ -101,7 +114,17 @@ def test_a_grid_of_classifiers(tmp_path, capsys):
     teacher = tmp_path / "teacher.pth"
     config = load_config(CONFIG)
     torch.save({"model": instantiate(config.model.teacher).state_dict()}, teacher)
-    arguments = ["--config", CONFIG, "--methods", "none", "mokd", "--methods-file", METHODS, "--seeds", "0"]
+    arguments = [
+        "--config",
+        CONFIG,
+        "--methods",
+        "none",
+        "mokd",
+        "--methods-file",
+        METHODS,
+        "--replicates",
+        "2",
+    ]
     arguments += ["--output", tmp_path / "out", "--teacher", teacher, "--test-dataset", "test"]
     arguments += ["--set", "train.max_iter=2", "train.eval_period=1"]
     assert compare_tool.main([str(item) for item in arguments]) == 0
@@ -112,7 +135,7 @@ def test_a_grid_of_classifiers(tmp_path, capsys):
         and "top1: accuracy in percent of the last weights on test" in text
     )
     content = json.loads((tmp_path / "out" / "comparison.json").read_text())
-    assert content["metric"] == "top1" and [len(run["validation"]) for run in content["runs"]] == [2, 2]
+    assert content["metric"] == "top1" and [len(run["validation"]) for run in content["runs"]] == [2] * 4
     assert imread(tmp_path / "out" / "comparison.png")[..., :3].std() > 0.05
 
 

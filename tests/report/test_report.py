@@ -178,22 +178,23 @@ def test_a_classification_run(tmp_path):
 
 
 def comparison(root: Path) -> Path:
-    """A directory as tools/compare_methods.py leaves it, two methods with two seeds."""
+    """A directory as a comparison leaves it, two methods with four replicates."""
     runs = []
     for method, gain in (("none", 0.0), ("mokd", 5.0)):
-        for seed in (0, 1):
-            place = f"runs/mokd/{method}_seed{seed}"
+        for seed in range(4):
+            place = f"runs/mokd/{method}_r{seed}"
             write_metrics(root / place, "bbox/AP")
             (root / place / "test").mkdir()
-            results = {"bbox": {"AP": 40 + seed + gain, "AP-0": 50.0, "APl": None}}
+            results = {"bbox": {"AP": 40 + seed % 2 + gain, "AP-0": 50.0, "APl": None}}
             (root / place / "test" / "results.json").write_text(json.dumps(results))
             runs.append(
                 {
                     "student": "mokd",
                     "method": method,
                     "label": "student <alone>" if method == "none" else "MoKD",
-                    "seed": seed,
-                    "final": 40 + seed + gain,
+                    "replicate": seed,
+                    "half": "limited" if seed > 1 else "full",
+                    "final": 40 + seed % 2 + gain,
                     "iterations": [50, 100],
                     "validation": [12.5, 34.5],
                     "seconds_per_iteration": 0.2,
@@ -218,15 +219,15 @@ def test_a_comparison(tmp_path):
     said = words(section(root, "comparison"))
     assert "MoKD minus student <alone>: +5.0 AP, better" in said and "AP on digits_test" in said
     overview = words(section(root, "overview"))
-    assert "40.5 AP on the test data, mean of 2 seeds" in overview and "45.5 ± " in overview
-    # Two seeds are one line with a band.
+    assert "40.5 AP on the test data, mean of 4 seeds" in overview and "45.5 ± " in overview
+    # Four replicates are one line with a band.
     results = section(root, "results")
     charts = len(list(results.iter("svg")))
     assert charts > 0
     assert len(list(results.iter("path"))) == 2 * charts
     # AP50 was evaluated once, which is a point.
     assert len(list(results.iter("polygon"))) == 2
-    assert "4 runs" in words(root.find("body/header"))
+    assert "8 runs" in words(root.find("body/header"))
 
 
 def test_seeds_by_equal_labels(tmp_path):
@@ -250,7 +251,7 @@ def test_directories_of_one_name_are_told_apart(tmp_path):
         (["RUN", "--labels", "a", "b"], "--labels gives 2 names for 1 runs"),
         (["RUN", "--images", "0"], "--images 0"),
         (["RUN", "--no-models", "--output", "RUN"], "cannot be written"),
-        (["BROKEN"], "is not what tools/compare_methods.py writes"),
+        (["BROKEN"], "is not what a comparison writes"),
         (["RESULTS", "--no-models"], "is not what an evaluation writes"),
     ],
 )
