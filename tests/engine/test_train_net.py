@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ from mokd_det.engine import launch as launch_function
 from mokd_det.errors import CheckpointError, ConfigError
 from mokd_det.tools.train_net import train
 from tests.engine.helpers import differences, loggers_restored
+from tests.reliability.conftest import tools  # noqa: F401
+from tests.reliability.tool_server import ToolServer
 
 ROOT = Path(__file__).parents[2]
 TOOL = ROOT / "tools" / "train_net.py"
@@ -111,15 +114,17 @@ def whole_classification_run(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("task", CONFIGS)
-def test_a_killed_run_resumes_bit_exactly(task, request, tmp_path):
+def test_a_killed_run_resumes_bit_exactly(task, tools: ToolServer, request, tmp_path):  # noqa: F811
     whole_run = request.getfixturevalue("whole_run" if task == "detection" else "whole_classification_run")
     kill_at = random.Random(os.urandom(4)).randrange(1, 12)
-    killed = run_tool(tmp_path, f"dataloader.train.kill_at={kill_at}", config=CONFIGS[task])
-    assert killed.returncode == -9, killed.stderr
-    resumed = run_tool(tmp_path, "--resume", config=CONFIGS[task])
-    assert resumed.returncode == 0, resumed.stderr
+    log = tmp_path / "output.txt"
+    arguments = ["--config-file", str(CONFIGS[task]), f"train.output_dir={tmp_path}"]
+    assert tools.run("train_net.py", log, *arguments, f"dataloader.train.kill_at={kill_at}") == -9, (
+        log.read_text()
+    )
+    assert tools.run("train_net.py", log, *arguments, "--resume") == 0, log.read_text()
     first_checkpoint_exists = kill_at >= 3
-    assert ("Resuming at iteration" in resumed.stdout) == first_checkpoint_exists, kill_at
+    assert ("Resuming at iteration" in log.read_text()) == first_checkpoint_exists, kill_at
     whole, parts = (load_file(path / "model_final.pth") for path in (whole_run, tmp_path))
     assert differences(whole, parts) == [], f"killed at {kill_at}"
     assert [line["iteration"] for line in metrics(tmp_path)] == [1, 3, 5, 7, 9, 11, 12]
@@ -131,8 +136,9 @@ def test_a_killed_run_resumes_bit_exactly(task, request, tmp_path):
 def test_two_processes_equal_one_with_the_same_batch(task, tmp_path):
     settings = (*DETERMINISTIC[task], "train.max_iter=6", "train.eval_period=0")
     run_here(tmp_path / "one", *settings, config=CONFIGS[task])
-    two = run_tool(tmp_path / "two", "--num-gpus", "2", *settings, config=CONFIGS[task])
-    assert two.returncode == 0, two.stderr
+    assert (
+        launch_function(partial(run_here, config=CONFIGS[task]), 2, args=(tmp_path / "two", *settings)) == 0
+    )
     one, other = (load_file(tmp_path / name / "model_final.pth") for name in ("one", "two"))
     for name, value in one["model"].items():
         torch.testing.assert_close(other["model"][name], value, rtol=1e-6, atol=1e-6, msg=name)
