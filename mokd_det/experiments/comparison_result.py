@@ -51,7 +51,8 @@ def write_comparison(
     Raises:
         ConfigError: too few replicates, or a baseline that is no method.
     """
-    methods = options.methods or list(dict.fromkeys(record.method for record in records))
+    found_methods = sorted({record.method for record in records}, key=lambda name: (name != "none", name))
+    methods = options.methods or found_methods
     baseline = options.baseline or methods[0]
     if baseline not in methods:
         raise ConfigError(f"--baseline {baseline}: is none of the methods {', '.join(methods)}")
@@ -120,7 +121,7 @@ def _notes(
         + (" (no --test-dataset was given)" if records[0].final_on == "the validation data" else "")
         + ", evaluated once, after the training; mean over the replicates ± half of the 95 % interval (t).",
         f"Minus baseline: mean of the differences to “{baseline}” in the same replicate, and the 95 % interval of "
-        f"this comparison alone. All at once: half of the interval that holds for all {comparisons} comparisons "
+        f"this comparison alone. All at once: half of the interval that holds for all comparisons ({comparisons}) "
         "together with 95 % (max-t); the verdict is by this one. An interval that includes 0 is called unresolved: "
         "these runs do not tell whether there is a difference.",
     ]

@@ -63,7 +63,7 @@ class ReplicateRecord:
         iterations: of the evaluations during the training.
         curves: metric → its values there, on the validation data.
         length: iterations of the training.
-        seconds_per_iteration: median; NaN where none was logged.
+        seconds_per_iteration: median; None: none was logged.
         losses: objective → mean over the last tenth of the training.
         weights: objective → mean weight of its loss's gradient over the training.
         teacher: "digest" of its file, and its "values" on the same data; empty: none.
@@ -89,7 +89,7 @@ class ReplicateRecord:
     iterations: Sequence[int]
     curves: Mapping[str, Sequence[float]]
     length: int
-    seconds_per_iteration: float
+    seconds_per_iteration: float | None
     losses: Mapping[str, float]
     weights: Mapping[str, float]
     teacher: Mapping[str, Any]
@@ -166,7 +166,7 @@ def make_record(
         iterations=[min(iteration + 1, length) for iteration in iterations.tolist()],
         curves={name: [round(value, 4) for value in curve] for name, curve in curves.items()},
         length=length,
-        seconds_per_iteration=round(statistics.median(seconds), 5) if len(seconds) else math.nan,
+        seconds_per_iteration=round(statistics.median(seconds), 5) if len(seconds) else None,
         losses=_rounded(last_tenth),
         weights=_rounded({name: float(found.mean()) for name, found in weights.items() if len(found)}),
         teacher=teacher,
@@ -284,7 +284,7 @@ def method_runs(
                     record.values[metric],
                     record.iterations,
                     record.curves[metric],
-                    record.seconds_per_iteration,
+                    math.nan if record.seconds_per_iteration is None else record.seconds_per_iteration,
                     record.half,
                 )
             students.setdefault(student, []).append(MethodRuns(method, found[0].label, runs))

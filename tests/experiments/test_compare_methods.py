@@ -582,7 +582,8 @@ def grid(tmp_path_factory):
     arguments = ["--config", CONFIG, "--methods", "none", "mokd", "--replicates", "2", "--draw", "8"]
     arguments += ["--output", root / "out (1), a", "--teacher", teacher, "--test-dataset", "digits_test"]
     arguments += ["--jobs", "2", "--teacher-cache"]
-    arguments += ["--set", "train.max_iter=2", "train.eval_period=1", "dataloader.train.total_batch_size=2"]
+    arguments += ["--set", "train.max_iter=2", "train.eval_period=1", "train.log_period=1"]
+    arguments += ["dataloader.train.total_batch_size=2"]
     arguments = [str(item) for item in arguments]
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as said:
