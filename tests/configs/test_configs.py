@@ -19,7 +19,7 @@ from mokd_det.engine.build import build_trainer
 ROOT = Path(__file__).parents[2] / "configs"
 CONFIGS = sorted(path for folder in ("COCO", "quickstart") for path in (ROOT / folder).glob("*.py"))
 # test_method_configs.py has those that differ from mokd_vidt_nano.py by method and balancer only
-OTHER_METHODS = ("token_matching", "vkd", "projector")
+OTHER_METHODS = ("token_matching", "vkd", "projector", "dto_kd")
 CONFIGS = [path for path in CONFIGS if path.name != "common.py" and not path.stem.startswith(OTHER_METHODS)]
 # of students with 80 classes: the published counts less 11 rows of 257 numbers in each of seven class heads
 COUNTS = {"nano": 15_728_677, "tiny": 37_962_901, "small": 60_465_061, "base": 99_959_635}
