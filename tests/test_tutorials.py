@@ -94,3 +94,25 @@ def test_the_pages_run_one_after_the_other(place, monkeypatch):
         "both.html",
     ):
         assert (place / "output" / made).stat().st_size > 0, made
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="the notebook's packages are those of the extra docs")
+def test_the_notebook_runs_from_top_to_bottom(place, monkeypatch):
+    import nbformat
+    from nbclient import NotebookClient
+
+    # As in Jupyter, which asks for a backend that only its kernels have.
+    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    notebook = nbformat.read(ROOT / "docs" / "tutorials" / "photographs_to_onnx.ipynb", as_version=4)
+    notebook.cells[1].source = notebook.cells[1].source.replace("1500, 160", "2, 64")
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(place)}}).execute()
+    pictures = [
+        output
+        for cell in notebook.cells
+        for output in cell.get("outputs", ())
+        if "image/png" in output.get("data", {})
+    ]
+    assert len(pictures) == 3
+    assert (place / "output" / "notebook" / "student.onnx").stat().st_size > 0
