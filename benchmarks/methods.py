@@ -213,18 +213,18 @@ def baseline(name: str) -> str:
     return family + (ALONE if name in WITHOUT_TEACHER else TEACHER)
 
 
-def peak_memory(arguments: argparse.Namespace, name: str) -> tuple[float, int]:
-    """MB above the state before the model was built, measured in this process, and the method's parameters."""
+def peak_memory(arguments: argparse.Namespace, name: str) -> float:
+    """MB above the state before the model was built, measured in this process."""
     batch = batch_for(arguments, name)
     reset_peak()
     before = resident_peak()
     run = Run(arguments.config, name)
     for _ in range(2):
         run.step(batch)
-    return (resident_peak() - before) / 1e6, run.parameters
+    return (resident_peak() - before) / 1e6
 
 
-def peak_memory_apart(arguments: argparse.Namespace, name: str) -> tuple[float, int]:
+def peak_memory_apart(arguments: argparse.Namespace, name: str) -> float:
     """The same in a process of its own, forked, so that it need not import everything again."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:
         return pool.submit(peak_memory, arguments, name).result()
@@ -236,6 +236,9 @@ def main() -> None:
     )
     add_arguments(parser, rounds=9, warmup=1)
     parser.set_defaults(clock="cpu")
+    parser.add_argument(
+        "--no-memory", action="store_true", help="times and parameters alone, without a process per method"
+    )
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--config", default="configs/CIFAR100/distill.py", help="a pair of networks")
     parser.add_argument("--only", nargs="+", choices=CHOICES, default=CHOICES, metavar="METHOD")
@@ -247,7 +250,7 @@ def main() -> None:
         chosen = [name for name in methods if name in arguments.only]
         names += [family + ALONE, family + TEACHER, *chosen] if chosen else []
     # Before anything runs here: a fork of a process that has threads may hang.
-    memory = {name: peak_memory_apart(arguments, name) for name in names}
+    memory = {} if arguments.no_memory else {name: peak_memory_apart(arguments, name) for name in names}
     batches = {name: batch_for(arguments, name) for name in names}
     runs = {name: Run(arguments.config, name) for name in names}
     measured = run(
@@ -264,22 +267,24 @@ def main() -> None:
         name: measured.derived(lambda seconds, name=name: seconds[name] / seconds[family_of(name) + ALONE])
         for name in names
     }
-    extra_mb = {name: memory[name][0] - memory[baseline(name)][0] for name in names}
+    columns = {
+        "ratio": {name: f"{spread.median:.2f}" for name, spread in ratio.items()},
+        "extra ms": {name: f"{1e3 * spread.median:+.0f}" for name, spread in extra.items()},
+        "parameters": {name: f"{built.parameters:,}" for name, built in runs.items()},
+    }
+    if memory:
+        columns["peak MB"] = {name: f"{megabytes:.0f}" for name, megabytes in memory.items()}
+        columns["extra MB"] = {name: f"{memory[name] - memory[baseline(name)]:+.0f}" for name in names}
     measured.report(
         "methods",
-        settings={"config": f"{arguments.config} and a pair of ViTs", "batch": arguments.batch},
+        settings={"config": f"{arguments.config} and pairs of transformers", "batch": arguments.batch},
         json_file=arguments.json,
-        columns={
-            "ratio": {name: f"{spread.median:.2f}" for name, spread in ratio.items()},
-            "extra ms": {name: f"{1e3 * spread.median:+.0f}" for name, spread in extra.items()},
-            "parameters": {name: f"{count:,}" for name, (_, count) in memory.items()},
-            "peak MB": {name: f"{megabytes:.0f}" for name, (megabytes, _) in memory.items()},
-            "extra MB": {name: f"{megabytes:+.0f}" for name, megabytes in extra_mb.items()},
-        },
+        columns=columns,
         further={
+            "ratio": {name: spread.as_dict() for name, spread in ratio.items()},
             "extra seconds": {name: spread.as_dict() for name, spread in extra.items()},
-            "parameters": {name: count for name, (_, count) in memory.items()},
-            "megabytes": {name: megabytes for name, (megabytes, _) in memory.items()},
+            "parameters": {name: built.parameters for name, built in runs.items()},
+            "megabytes": memory,
         },
     )
 
