@@ -2,7 +2,7 @@
 sets."""
 
 from mokd_det.data.builtin import datasets_root, register_digits
-from mokd_det.data.catalog import check_dataset_dicts, coco_source, load_dataset_dicts
+from mokd_det.data.catalog import check_dataset_dicts, coco_source, load_dataset_dicts, without_classes
 from mokd_det.data.coco_format import load_coco_format, register_coco_format
 from mokd_det.data.coco_source import CocoFormatSource
 from mokd_det.data.dataset_check import IMAGE_CHECKS, DatasetReport, check_dataset
@@ -48,4 +48,5 @@ __all__ = [
     "report_as_text",
     "resized_shape",
     "sample_images",
+    "without_classes",
 ]

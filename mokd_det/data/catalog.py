@@ -17,7 +17,14 @@ from mokd_det.data.coco_format import load_coco_format, publish_categories
 from mokd_det.data.coco_source import CocoFormatSource
 from mokd_det.errors import DatasetError
 
-__all__ = ["check_dataset_dicts", "coco_source", "has_boxes", "load_classes", "load_dataset_dicts"]
+__all__ = [
+    "check_dataset_dicts",
+    "coco_source",
+    "has_boxes",
+    "load_classes",
+    "load_dataset_dicts",
+    "without_classes",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +74,18 @@ def load_dataset_dicts(names: str | Sequence[str], *, filter_empty: bool = False
         records.extend(loaded)
     _check_same_classes(names)
     return records
+
+
+def without_classes(dataset: str) -> list[dict[str, Any]]:
+    """A data set with all boxes of class 0: to pretrain a detector that finds objects without telling them apart.
+
+    Raises:
+        DatasetError: see :func:`load_dataset_dicts`.
+    """
+    return [
+        {**record, "annotations": [{**box, "category_id": 0} for box in record["annotations"]]}
+        for record in load_dataset_dicts(dataset)
+    ]
 
 
 def has_boxes(record: dict[str, Any]) -> bool:

@@ -15,6 +15,7 @@ from mokd_det.data import (
     load_dataset_dicts,
     register_coco_format,
     register_digits,
+    without_classes,
 )
 from mokd_det.data.digits import KINDS
 from mokd_det.errors import DatasetError
@@ -179,3 +180,24 @@ def test_good_records_of_other_loaders_pass():
     MetadataCatalog.get("tiny_good").thing_classes = ["ant", "cat"]
     plain = {"file_name": "b.png", "image_id": 5, "height": 8, "width": 8}
     check_dataset_dicts([_record(), _record(category_id=1, bbox_mode=BoxMode.XYWH_ABS), plain], "tiny_good")
+
+
+def test_without_classes_every_box_is_of_one_class_and_the_catalog_keeps_its_own(coco_files):
+    files = coco_files()
+    register_coco_format("tiny_classes", files.json_file, files.image_root)
+    before = load_dataset_dicts("tiny_classes")
+    found = without_classes("tiny_classes")
+    assert {box["category_id"] for record in found for box in record["annotations"]} == {0}
+    assert (
+        len(
+            {
+                box["category_id"]
+                for record in load_dataset_dicts("tiny_classes")
+                for box in record["annotations"]
+            }
+        )
+        > 1
+    )
+    assert [[box["bbox"] for box in record["annotations"]] for record in found] == [
+        [box["bbox"] for box in record["annotations"]] for record in before
+    ]

@@ -1,0 +1,33 @@
+"""The cells of the comparison in docs/results.md: four losses, each at its best fixed weight and amortised.
+
+Weights and learning rate were searched on a replicate that is not reported, on validation images.
+"""
+
+from detectron2.config import LazyCall as L
+
+from mokd_det.balancing import ClosedForm, FixedWeights
+from mokd_det.distillation import MoKD, NoDistillation, TokenMatching, VkD
+
+from .objectives import alone, mokd
+
+
+def _fixed(weight):
+    return L(FixedWeights)(weights=dict(distill=float(weight), task=1.0))
+
+
+similarity = L(MoKD)(loss="similarity")
+standardized = L(MoKD)(loss="similarity", norm="standardize", student_norm="before")
+
+methods = dict(none=dict(label="student alone", method=L(NoDistillation)(), balancer=alone["balancer"]))
+for name, label, method, weight in (
+    ("token_matching", "token matching", L(TokenMatching)(), 1 / 4),
+    ("vkd", "VkD", L(VkD)(), 4),
+    ("similarity", "MoKD similarity", similarity, 4),
+    ("standardized", "MoKD similarity, standardised", standardized, 4),
+):
+    for kind, said, balancer in (
+        ("fixed", f"fixed {weight:g}", _fixed(weight)),
+        ("amortized", "amortised", mokd["balancer"]),
+        ("closed_form", "closed form", L(ClosedForm)()),
+    ):
+        methods[f"{name}_{kind}"] = dict(label=f"{label}, {said}", method=method, balancer=balancer)
