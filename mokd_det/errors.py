@@ -4,6 +4,8 @@ Tools turn every :class:`MoKDError` into one line on stderr and exit status 2; a
 its traceback.
 """
 
+from typing import get_args
+
 __all__ = [
     "CacheError",
     "CheckpointError",
@@ -16,6 +18,7 @@ __all__ = [
     "MachineError",
     "MoKDError",
     "first_line",
+    "require_choice",
 ]
 
 
@@ -62,3 +65,9 @@ class MachineError(MoKDError, RuntimeError):
 def first_line(error: BaseException) -> str:
     """What a message quotes of another error: the first line of its text, or its type where it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def require_choice(argument: str, value: str, choices: object) -> None:
+    """Raise a ConfigError unless ``value`` is one of the strings of the Literal type ``choices``."""
+    if value not in get_args(choices):
+        raise ConfigError(f"{argument}={value!r} is not one of {', '.join(map(repr, get_args(choices)))}")

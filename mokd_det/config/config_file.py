@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import os
 from collections.abc import Sequence
+from typing import Any
 
 from detectron2.config import LazyConfig
 from omegaconf import DictConfig
@@ -18,10 +19,20 @@ from mokd_det.config.train_settings import TrainSettings, filled_train_section
 from mokd_det.errors import ConfigError, MoKDError
 from mokd_det.training_arguments import check_config_file
 
-__all__ = ["REQUIRED_KEYS", "load_config"]
+__all__ = ["REQUIRED_KEYS", "load_config", "run_program"]
 
 REQUIRED_KEYS = ("model", "dataloader", "optimizer", "lr_multiplier", "objectives", "balancer", "train")
 """Top-level names a configuration must define; others (parts that the file builds on) are free."""
+
+
+def run_program(file: str) -> Any:
+    """What a LazyConfig file defines; an error that it raises comes as it is."""
+    original_import = builtins.__import__
+    try:
+        return LazyConfig.load(file)
+    finally:
+        # Detectron2 replaces it while a file runs, and does not put it back when the file fails.
+        builtins.__import__ = original_import
 
 
 def load_config(
@@ -42,9 +53,8 @@ def load_config(
     """
     name = os.fspath(path)
     check_config_file(name)
-    original_import = builtins.__import__
     try:
-        cfg = LazyConfig.load(name)
+        cfg = run_program(name)
     except MoKDError:
         raise
     # A config file is a program: whatever it raises is a mistake in the file.
@@ -53,9 +63,6 @@ def load_config(
         raise ConfigError(
             f"config file '{name}' fails with {type(error).__name__}: {reason.splitlines()[0]}"
         ) from error
-    finally:
-        # Detectron2 replaces it while a file runs, and does not put it back when the file fails.
-        builtins.__import__ = original_import
     if not isinstance(cfg, DictConfig):
         raise ConfigError(f"config file '{name}' must define named sections, not a list")
     for key in REQUIRED_KEYS:

@@ -10,6 +10,7 @@ import signal
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sized
+from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 import torch
@@ -114,7 +115,7 @@ class EndlessLoader(TrainingLoader[Batch]):
             # An own generator: else creating the workers would draw a number from torch's global one.
             generator=torch.Generator().manual_seed(self.batches.seed),
         )
-        return map(_raise_failure, _with_orderly_workers(loader.__iter__))
+        return map(_raise_failure, _with_reaped_workers(loader.__iter__))
 
 
 def build_share_loader(
@@ -151,7 +152,7 @@ def build_share_loader(
 class _ShareLoader(DataLoader[Any]):
     # torch annotates its own iterator class as the result; all that callers need of it is to be iterated.
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        return map(_raise_failure, _with_orderly_workers(super().__iter__))
+        return map(_raise_failure, _with_reaped_workers(super().__iter__))
 
 
 class _CollateSamples:
@@ -189,21 +190,21 @@ def _outlive_signals(worker: int) -> None:
 _WORKERS: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
-def _with_orderly_workers(begin: Callable[[], Iterator[Any]]) -> Iterator[Any]:
+def _with_reaped_workers(begin: Callable[[], Iterator[Any]]) -> Iterator[Any]:
     """What ``begin`` returns; the processes that it starts neither outlive this one nor interrupt it at any line.
 
     At its exit Python sends SIGTERM to such processes and then waits for them without end. They ignore it, so the
     workers of an iterator that is still referred to then, by a cycle or a global, must be ended before.
     """
     before = set(multiprocessing.active_children())
-    iterator = begin()
+    with _handler_of_lost_workers_kept_out():
+        iterator = begin()
     workers = set(multiprocessing.active_children()) - before
     if workers:
         if not _WORKERS:
             # Registered after multiprocessing's own function, and so run before it.
             atexit.register(_end_workers, os.getpid())
         _WORKERS.update(workers)
-        _report_lost_workers_with_the_next_batch()
     return iterator
 
 
@@ -214,17 +215,19 @@ def _end_workers(owner: int) -> None:
                 worker.kill()
 
 
-def _report_lost_workers_with_the_next_batch() -> None:
-    """Take torch's handler of SIGCHLD away, which raises the loss of a data-loading process at any line.
+@contextmanager
+def _handler_of_lost_workers_kept_out() -> Iterator[None]:
+    """Put the handler of SIGCHLD back that was there before torch's, which raises the loss of a data-loading process at
+    any line: inside a half-written file, a clean-up or another handler of errors, too.
 
-    At any line means also inside a half-written file, a clean-up or another handler of errors. The loader itself looks
-    after its processes too, every five seconds that it waits for a batch, and raises the same error there.
+    The loader itself looks after its processes every five seconds that it waits for a batch, and raises the same error.
     """
-    if threading.current_thread() is not threading.main_thread():
-        return
-    handler = signal.getsignal(signal.SIGCHLD)
-    if getattr(handler, "__module__", "").startswith("torch.utils.data."):
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    in_main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGCHLD) if in_main else None
+    yield
+    if in_main and signal.getsignal(signal.SIGCHLD) is not before:
+        # None stands for a handler that was not installed from Python.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL if before is None else before)
 
 
 def _check_workers(num_workers: int) -> None:

@@ -19,7 +19,6 @@ from mokd_det.distillation.map_alignment import align_maps, image_sizes, stretch
 from mokd_det.distillation.methods.base import Method
 from mokd_det.distillation.requirements import known_class_names, require_query_decoder
 from mokd_det.distillation.side_stream import SideStream, SideWork
-from mokd_det.distillation.subspace import require_choice
 from mokd_det.distillation.tap_pairing import CommonTaps, TapPairing
 from mokd_det.distillation.taps import TapRecorder, TapSource, TapValue, tap_specs
 from mokd_det.distillation.teacher_cache import TeacherCache
@@ -31,7 +30,7 @@ from mokd_det.distillation.token_matching import (
     parse_token_matching,
     take_queries,
 )
-from mokd_det.errors import ConfigError, IncompatibleModelsError
+from mokd_det.errors import ConfigError, IncompatibleModelsError, require_choice
 from mokd_det.layers.tap_point import TapSpec
 from mokd_det.modeling.query_decoder import QueryDecoder
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from mokd_det.distillation.precision import autocast_off, full_precision
 from mokd_det.distillation.rank import effective_rank, sample_rows
 from mokd_det.distillation.row_losses import Norm, cosine_distance, l1, normalize, smooth_l1
 from mokd_det.distillation.stiefel import StiefelLinear
-from mokd_det.errors import ConfigError, IncompatibleModelsError
+from mokd_det.errors import ConfigError, IncompatibleModelsError, require_choice
 
 __all__ = ["MetricInit", "StudentNorm", "SubspaceHead", "SubspaceLoss", "common_dimension"]
 
@@ -27,12 +27,6 @@ def common_dimension(n_s: int, n_t: int) -> int:
     From n_s + n_t on, {P_tᵀP_s} holds every contraction of n_s × n_t; below, only some.
     """
     return -(-(n_s + n_t) // 64) * 64
-
-
-def require_choice(argument: str, value: str, choices: object) -> None:
-    """Raise a ConfigError unless ``value`` is one of the strings of the Literal type ``choices``."""
-    if value not in get_args(choices):
-        raise ConfigError(f"{argument}={value!r} is not one of {', '.join(map(repr, get_args(choices)))}")
 
 
 class SubspaceHead(nn.Module):

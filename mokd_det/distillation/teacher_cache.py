@@ -14,11 +14,10 @@ from torch import Tensor
 from mokd_det.checkpoint.atomic_file import atomic_write
 from mokd_det.contract import LoadedBatch
 from mokd_det.distillation.map_alignment import image_sizes
-from mokd_det.distillation.subspace import require_choice
 from mokd_det.distillation.tap_entries import all_finite, decode_rows, encode_rows
 from mokd_det.distillation.tap_store import RowKey, TapStore, locked, remove_rows, rows_exist
 from mokd_det.distillation.taps import TapValue
-from mokd_det.errors import CacheError, ConfigError
+from mokd_det.errors import CacheError, ConfigError, require_choice
 
 __all__ = ["CachePrecision", "TeacherCache"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import builtins
 import copy
 import re
 from collections.abc import Mapping, Sequence
@@ -11,11 +10,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from detectron2.config import LazyConfig
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig, OmegaConf
 
 from mokd_det.config import as_override, load_config
+from mokd_det.config.config_file import run_program
 from mokd_det.config.near_keys import did_you_mean
 from mokd_det.errors import ConfigError
 from mokd_det.experiments.instruction_sets import Half, half_of
@@ -148,15 +147,11 @@ def read_methods(path: Path, names: Sequence[str]) -> list[Method]:
     """
     if not path.is_file():
         raise ConfigError(f"methods file '{path}' does not exist")
-    original_import = builtins.__import__
     try:
-        entries = LazyConfig.load(str(path))["methods"]
+        entries = run_program(str(path))["methods"]
     # A config file is a program: whatever it raises is a mistake in the file.
     except Exception as error:
         raise ConfigError(f"methods file '{path}' fails with {type(error).__name__}: {error}") from error
-    finally:
-        # Detectron2 replaces it while a file runs, and does not put it back when the file fails.
-        builtins.__import__ = original_import
     methods = [_read_method(entries, name, path) for name in names]
     labels = [method.label for method in methods]
     if len(set(labels)) != len(labels):

@@ -14,7 +14,7 @@ from torch import nn
 from mokd_det.command_hint import command
 from mokd_det.contract import as_task
 from mokd_det.contract.parameter_parts import REST, split_by_part
-from mokd_det.errors import InvalidLossError, InvalidNumberError
+from mokd_det.errors import InvalidLossError, InvalidNumberError, first_line
 from mokd_det.guard.batch_numbers import bad_positions, describe_images, number_sums
 from mokd_det.guard.loss_monitor import LossMonitor
 from mokd_det.guard.policy import NonFinitePolicy, StepState, keep_batch, kept_file
@@ -93,12 +93,12 @@ class StepGuard:
                     where = describe_images(batch, bad_positions(batch, name) or None)
                     raise InvalidNumberError(
                         f"{name} holds numbers that are NaN or infinite, at iteration {self._iteration}; images: "
-                        f"{where}. The forward failed ({_first_line(error)}); nothing was stepped."
+                        f"{where}. The forward failed ({first_line(error)}); nothing was stepped."
                     ) from error
         if isinstance(error, FloatingPointError) and not isinstance(error, InvalidNumberError):
             images = ", ".join(describe_images(batch) for batch in batches)
             raise InvalidLossError(
-                f"the forward failed at iteration {self._iteration} ({_first_line(error)}); images: {images}. "
+                f"the forward failed at iteration {self._iteration} ({first_line(error)}); images: {images}. "
                 "Nothing was stepped."
             ) from error
 
@@ -171,7 +171,3 @@ class StepGuard:
             return f" The batch could not be kept ({reasons[0]})."
         file = kept_file(directory, self._iteration, bad_ranks[0] if bad_ranks else rank)
         return f" To look into it: {command('tools/replay_batch.py')} {file}"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

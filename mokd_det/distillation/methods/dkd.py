@@ -13,10 +13,9 @@ from mokd_det.distillation.context import MethodContext
 from mokd_det.distillation.methods.base import Method
 from mokd_det.distillation.requirements import hard_targets, known_class_names, require_equal_classes
 from mokd_det.distillation.rows import check_comparable, pair_rows
-from mokd_det.distillation.subspace import require_choice
 from mokd_det.distillation.taps import TapValue
 from mokd_det.distillation.warmup import WarmUp
-from mokd_det.errors import ConfigError, IncompatibleModelsError
+from mokd_det.errors import ConfigError, IncompatibleModelsError, require_choice
 from mokd_det.layers.tap_point import TapSpec
 
 __all__ = ["DKD", "TargetClass"]

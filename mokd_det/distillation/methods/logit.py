@@ -11,8 +11,7 @@ from torch import Tensor
 from mokd_det.distillation.methods.base import Method
 from mokd_det.distillation.row_losses import weighted_mean
 from mokd_det.distillation.rows import RowPair
-from mokd_det.distillation.subspace import require_choice
-from mokd_det.errors import ConfigError, IncompatibleModelsError
+from mokd_det.errors import ConfigError, IncompatibleModelsError, require_choice
 from mokd_det.layers.tap_point import TapSpec
 
 __all__ = ["HardDistillation", "LogitDistillation"]

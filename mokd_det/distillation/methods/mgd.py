@@ -14,9 +14,8 @@ from mokd_det.distillation.map_adapters import build_adapters
 from mokd_det.distillation.methods.base import Method
 from mokd_det.distillation.requirements import require_kind
 from mokd_det.distillation.rows import MapPair, pair_maps, row_channels
-from mokd_det.distillation.subspace import require_choice
 from mokd_det.distillation.taps import TapValue
-from mokd_det.errors import ConfigError
+from mokd_det.errors import ConfigError, require_choice
 from mokd_det.layers.tap_point import TapSpec
 
 __all__ = ["MGD", "Generator"]

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from mokd_det.distillation.methods.base import Method
 from mokd_det.distillation.row_losses import Norm
 from mokd_det.distillation.rows import RowPair
-from mokd_det.distillation.subspace import MetricInit, StudentNorm, SubspaceHead, SubspaceLoss, require_choice
-from mokd_det.errors import ConfigError
+from mokd_det.distillation.subspace import MetricInit, StudentNorm, SubspaceHead, SubspaceLoss
+from mokd_det.errors import ConfigError, require_choice
 
 __all__ = ["MoKD"]
 

@@ -12,7 +12,8 @@ from mokd_det.distillation.methods.base import Method
 from mokd_det.distillation.projectors import ProjectorKind, build_projector
 from mokd_det.distillation.row_losses import Norm, normalize, smooth_l1
 from mokd_det.distillation.rows import RowPair
-from mokd_det.distillation.subspace import StudentNorm, require_choice
+from mokd_det.distillation.subspace import StudentNorm
+from mokd_det.errors import require_choice
 
 __all__ = ["ProjectorMatching"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from mokd_det.distillation.methods.projector_matching import ProjectorMatching
-from mokd_det.distillation.subspace import require_choice
+from mokd_det.errors import require_choice
 
 __all__ = ["VkD"]
 
