@@ -19,6 +19,7 @@ import mokd_det
 from mokd_det.checkpoint import load_into
 from mokd_det.checkpoint.atomic_file import atomic_write
 from mokd_det.config import as_override, load_config
+from mokd_det.evaluation.replicate_statistics import estimate
 from mokd_det.experiments.quickstart_tasks import Task
 from mokd_det.experiments.run_queue import Job, RunQueue
 from mokd_det.experiments.training_runs import (
@@ -277,16 +278,18 @@ def _verdict(seeds: Sequence[int], metric: str, name: str, differences: Sequence
     """What the differences of a distilled student in a metric allow to say."""
     if len(seeds) == 1:
         return f"{name} against alone: {differences[0]:+.1f} {metric}."
-    average, spread = statistics.fmean(differences), statistics.stdev(differences)
-    error = spread / len(seeds) ** 0.5
+    found = estimate(differences)
     better = sum(difference > 0 for difference in differences)
     return (
-        f"{name} against alone: {average:+.1f} {metric} on average, ± {error:.1f} "
-        f"(standard error over {len(seeds)} seeds); better with {better} of {len(seeds)} seeds."
+        f"{name} against alone: {found.mean:+.1f} {metric} on average, {found.verdict()}: 95 % interval from "
+        f"{found.low:+.1f} to {found.high:+.1f} over {len(seeds)} seeds; better with {better} of them."
     )
 
 
 def _advice(seeds: Sequence[int]) -> str:
     if len(seeds) == 1:
         return "One pair of runs cannot tell a gain from chance: `--seeds 0 1 2` trains the students with three seeds."
-    return "All pairs share one teacher and one data set."
+    return (
+        "All pairs share one teacher and one data set, which the interval does not cover: "
+        "`python -m mokd_det compare --replicates` varies them too."
+    )

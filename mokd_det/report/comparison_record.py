@@ -97,7 +97,9 @@ def _methods(entries: Sequence[dict[str, Any]]) -> list[MethodRuns]:
                     float(entry["final"]),
                     entry["iterations"],
                     entry["validation"],
-                    float(entry["seconds_per_iteration"]),
+                    float(
+                        "nan" if entry["seconds_per_iteration"] is None else entry["seconds_per_iteration"]
+                    ),
                     str(entry["half"]),
                 )
                 for entry in entries

@@ -190,8 +190,11 @@ def test_several_seeds_are_reported_one_by_one_and_without_flattery(tmp_path, mo
     assert "mean over 3 seeds" in text
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
     assert ["1", "30.0", "29.0", "-1.0", "40.0", "39.0", "-1.0"] in cells
-    # differences 3, -1, 1: mean 1, standard deviation 2, standard error 2 / sqrt(3)
-    assert "+1.0 AP on average, ± 1.2 (standard error over 3 seeds); better with 2 of 3 seeds" in text
+    # differences 3, -1, 1: mean 1, standard deviation 2, half width 4.3027 · 2 / √3 = 4.97
+    assert (
+        "+1.0 AP on average, unresolved: 95 % interval from -4.0 to +6.0 over 3 seeds; better with 2 of"
+        in text
+    )
     assert json.loads((tmp_path / "results.json").read_text())["mokd_minus_alone"]["AP"] == [3.0, -1.0, 1.0]
 
 
