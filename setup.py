@@ -22,15 +22,19 @@ def package_version() -> str:
 
 
 class BuildWithConfigs(build_py):
-    """Also packs ``configs``, which stands at the top of the checkout, where mokd_det.model_zoo finds it."""
+    """Also packs what stands elsewhere in the checkout where mokd_det.model_zoo finds it: configs, results' records."""
 
     def run(self) -> None:
         super().run()
         if not self.editable_mode:
-            target = Path(self.build_lib) / "mokd_det" / "model_zoo" / "configs"
-            shutil.copytree(
-                ROOT / "configs", target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__")
-            )
+            target = Path(self.build_lib) / "mokd_det" / "model_zoo"
+            for name, source in (("configs", "configs"), ("records", "docs/results/records")):
+                shutil.copytree(
+                    ROOT / source,
+                    target / name,
+                    dirs_exist_ok=True,
+                    ignore=shutil.ignore_patterns("__pycache__"),
+                )
 
 
 setup(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -19,8 +20,9 @@ import mokd_det
 from mokd_det.checkpoint import load_into
 from mokd_det.checkpoint.atomic_file import atomic_write
 from mokd_det.config import as_override, load_config
-from mokd_det.evaluation.replicate_statistics import estimate
+from mokd_det.evaluation.method_comparison import MethodRuns, RunResult, compare, power_sentence, verdicts
 from mokd_det.experiments.quickstart_tasks import Task
+from mokd_det.experiments.replicates_say import replicates_say
 from mokd_det.experiments.run_queue import Job, RunQueue
 from mokd_det.experiments.training_runs import (
     TrainingRun,
@@ -29,7 +31,7 @@ from mokd_det.experiments.training_runs import (
     file_digest,
     training_job,
 )
-from mokd_det.model_zoo import CONFIGS
+from mokd_det.model_zoo import CONFIGS, RECORDS
 from mokd_det.visualization import curves_figure, read_run, save_png
 
 TEACHER_SEED = 0
@@ -181,6 +183,7 @@ def write_results(
     task: Task = options.task
     found = {run.name: run.test_results() for run in runs}
     of = {model: [run for run in runs if run.model == model] for model in task.models}
+    seeds = options.seeds
 
     def mean(model: str, metric: str) -> float:
         return statistics.fmean(found[run.name][metric] for run in of[model])
@@ -197,9 +200,15 @@ def write_results(
     ]
     head = ["model", "iterations", *task.metrics, "parameters", "seconds per image"]
     aligned = ["left", *["right"] * (len(head) - 1)]
-    seeds = options.seeds
-    parts = [
-        "# Quick start: results",
+    parts = ["# Quick start: results"]
+    if task.records:
+        folder, method = task.records
+        parts += [
+            "## What the replicates say",
+            replicates_say(RECORDS / folder, method, task.seed_metrics[0]),
+        ]
+    parts += [
+        f"## This run: {'one run' if len(seeds) == 1 else f'{len(seeds)} seeds'}",
         tabulate(rows, head, tablefmt="github", colalign=aligned, disable_numparse=True),
         f"{task.unit} on {images} test images, which no choice was made on"
         + (f"; of the students the mean over {len(seeds)} seeds" if len(seeds) > 1 else f"; seed {seeds[0]}")
@@ -217,13 +226,7 @@ def write_results(
     }
     if len(seeds) > 1:
         parts.append(_seed_table(options, of, found, differences))
-    deciding = task.seed_metrics[0]
-    parts.append(
-        "\n".join(
-            _verdict(seeds, deciding, name, differences[model][deciding])
-            for model, name in task.short.items()
-        )
-    )
+    parts.append("\n".join(f"- {sentence}" for sentence in _verdicts(task, of, found)))
     parts.append(_advice(seeds))
     with atomic_write(options.output / "results.md", "w") as file:
         file.write("\n\n".join(parts) + "\n")
@@ -274,16 +277,27 @@ def _seed_table(
     return tabulate(rows, head, tablefmt="github", colalign=["right"] * len(head), disable_numparse=True)
 
 
-def _verdict(seeds: Sequence[int], metric: str, name: str, differences: Sequence[float]) -> str:
-    """What the differences of a distilled student in a metric allow to say."""
-    if len(seeds) == 1:
-        return f"{name} against alone: {differences[0]:+.1f} {metric}."
-    found = estimate(differences)
-    better = sum(difference > 0 for difference in differences)
-    return (
-        f"{name} against alone: {found.mean:+.1f} {metric} on average, {found.verdict()}: 95 % interval from "
-        f"{found.low:+.1f} to {found.high:+.1f} over {len(seeds)} seeds; better with {better} of them."
-    )
+def _verdicts(
+    task: Task, of: Mapping[str, Sequence[Run]], found: Mapping[str, Mapping[str, float]]
+) -> list[str]:
+    """What the runs allow to say of each distilled student, by the comparison's statistics."""
+    metric = task.seed_metrics[0]
+    students = [
+        MethodRuns(
+            model,
+            task.short.get(model, "alone"),
+            {
+                run.seed: RunResult(
+                    found[run.name][metric], [run.config.train.max_iter], [found[run.name][metric]], math.nan
+                )
+                for run in runs
+            },
+        )
+        for model, runs in of.items()
+        if model != "teacher"
+    ]
+    rows = compare(students, "student")
+    return [sentence for sentence in (*verdicts(rows, metric), power_sentence(rows, metric)) if sentence]
 
 
 def _advice(seeds: Sequence[int]) -> str:

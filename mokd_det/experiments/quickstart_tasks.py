@@ -44,6 +44,7 @@ class Task(ABC):
             estimate of the time left, until the runs' own speed is known.
         test_overrides: of a configuration, to evaluate on the test images.
         images: training images by default.
+        records: folder of the committed replicates of MoKD, and its name there; None: there are none.
     """
 
     configs: str
@@ -57,6 +58,7 @@ class Task(ABC):
     expected_seconds: Mapping[str, float]
     test_overrides: tuple[str, ...]
     images: int
+    records: tuple[str, str] | None = None
 
     @abstractmethod
     def make_data(self, options: argparse.Namespace) -> Path | None:
@@ -95,6 +97,7 @@ class Detection(Task):
     expected_seconds = {"teacher": 0.18, "student": 0.08, "mokd": 0.17}
     test_overrides = ("dataloader.test.dataset=digits_test",)
     images = DEFAULT_COUNTS["train"]
+    records = "few_scenes", "similarity_amortized"
 
     def make_data(self, options: argparse.Namespace) -> Path:
         """Generate the scenes.

@@ -1,4 +1,5 @@
-"""The configs of this project, found with or without a checkout, in Detectron2's convention."""
+"""What this project brings with it, found with or without a checkout: the configs, in Detectron2's convention, and the
+records of the runs that its results are from."""
 
 from __future__ import annotations
 
@@ -10,11 +11,18 @@ from mokd_det.errors import ConfigError
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-__all__ = ["CONFIGS", "get_config", "get_config_file"]
+__all__ = ["CONFIGS", "RECORDS", "get_config", "get_config_file"]
 
-_INSTALLED = Path(__file__).with_name("configs")
-CONFIGS = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).resolve().parents[2] / "configs"
-"""Their folder: of the installed package, or of the checkout."""
+
+def _folder(installed: str, checkout: str) -> Path:
+    packed = Path(__file__).with_name(installed)
+    return packed if packed.is_dir() else Path(__file__).resolve().parents[2] / checkout
+
+
+CONFIGS = _folder("configs", "configs")
+"""Folder of the configs: of the installed package, or of the checkout."""
+RECORDS = _folder("records", "docs/results/records")
+"""Folder of the records that docs/results.md is made from, likewise."""
 
 
 def get_config_file(config_path: str) -> str:

@@ -176,9 +176,9 @@ def test_every_distilled_student_is_compared_with_the_one_alone(tmp_path, monkey
     quickstart.write_results(options, quickstart.plan(options), numbers, numbers, 599)
     text = (tmp_path / "results.md").read_text()
     for said in (
-        "KD against alone: +4.0 top1",
-        "VkD against alone: -1.0 top1",
-        "MoKD against alone: +8.0 top1",
+        "- KD minus alone: +4.0 top1",
+        "- VkD minus alone: -1.0 top1",
+        "- MoKD minus alone: +8.0 top1",
     ):
         assert said in text
     assert "on 599 test images, which no choice was made on; of the students the mean over 2 seeds" in text

@@ -5,13 +5,17 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import statistics
 import sys
 
 import pytest
 import torch
 from matplotlib.image import imread
 
+from mokd_det import model_zoo
+from mokd_det.errors import ConfigError
 from mokd_det.experiments import quickstart
+from mokd_det.experiments.replicates_say import replicates_say
 from mokd_det.experiments.run_queue import Job
 from mokd_det.folder_lock import locked_folder
 from mokd_det.tools import quickstart as tool
@@ -62,7 +66,24 @@ def test_quickstart_from_nothing_to_the_table_and_the_pictures(demo):
     assert rows[0] == ["model", "iterations", "AP", "AP50", "AP75", "parameters", "seconds per image"]
     assert [row[0] for row in rows[2:]] == ["teacher", "student alone", "student, MoKD"]
     assert rows[4][5] == f"{content['parameters']['mokd']:,}"
-    assert "One pair of runs cannot tell a gain from chance" in table
+    assert "one pair of runs cannot tell a gain from chance" in table
+    # what many replicates say stands before this one run, and is computed from their records
+    assert (
+        table.index("## What the replicates say")
+        < table.index("## This run: one run")
+        < table.index("| model")
+    )
+    finals = {
+        method: [
+            json.loads(file.read_text())["values"]["AP"]
+            for file in sorted((model_zoo.RECORDS / "few_scenes").glob(f"*.{method}.r*.json"))
+        ]
+        for method in ("none", "similarity_amortized")
+    }
+    gains = [mokd - alone for alone, mokd in zip(*finals.values(), strict=True)]
+    said_there = f"{len(gains)} replicates, AP on digits_few_test"
+    assert said_there in table
+    assert f"MoKD similarity, amortised minus student alone: {statistics.fmean(gains):+.1f} AP" in table
     for name in ("predictions.png", "curves.png"):
         assert str(output / name) in said
         assert imread(output / name)[..., :3].std() > 0.05
@@ -191,11 +212,16 @@ def test_several_seeds_are_reported_one_by_one_and_without_flattery(tmp_path, mo
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
     assert ["1", "30.0", "29.0", "-1.0", "40.0", "39.0", "-1.0"] in cells
     # differences 3, -1, 1: mean 1, standard deviation 2, half width 4.3027 · 2 / √3 = 4.97
-    assert (
-        "+1.0 AP on average, unresolved: 95 % interval from -4.0 to +6.0 over 3 seeds; better with 2 of"
-        in text
-    )
+    assert "MoKD minus alone: +1.0 AP, unresolved: the interval from -4.0 to +6.0 includes 0." in text
+    assert "3 replicates find a true difference of" in text
     assert json.loads((tmp_path / "results.json").read_text())["mokd_minus_alone"]["AP"] == [3.0, -1.0, 1.0]
+
+
+def test_replicates_that_are_not_there_are_named(tmp_path):
+    with pytest.raises(ConfigError, match="there is no record"):
+        replicates_say(tmp_path, "similarity_amortized", "AP")
+    with pytest.raises(ConfigError, match="no replicates of the method 'nothing'; it has none, "):
+        replicates_say(model_zoo.RECORDS / "few_scenes", "nothing", "AP")
 
 
 def test_both_students_differ_in_nothing_but_the_method(tmp_path):
