@@ -26,7 +26,7 @@ digest = $(shell { $(1); } | sha256sum | cut -c1-16)
 PACKAGES_STAMP := $(VENV)/.packages-$(call digest,cat $(PINS); echo '$(PY) $(SYSTEM_SITE)')
 CHECKOUT_STAMP := $(VENV)/.checkout-$(call digest,cat setup.py pyproject.toml mokd_det/__init__.py; pwd)
 
-.PHONY: help setup demo demo-classification compare-quick docs docs-pictures test test-slow test-gpu test-browser mutation \
+.PHONY: help setup demo demo-teacher demo-classification compare-quick docs docs-pictures test test-slow test-gpu test-browser mutation \
   lint format print-pins rooms clean distclean
 
 help: ## show this list
@@ -44,8 +44,19 @@ $(CHECKOUT_STAMP): | $(PACKAGES_STAMP)
 	@if [ ! -e $@ ]; then rm -f $(VENV)/.checkout-*; \
 	  $(PYTHON) -m pip install --disable-pip-version-check -qq --no-deps --no-build-isolation -e .; touch $@; fi
 
-demo: setup ## the main job on bundled data: teacher, student alone, student with MoKD
+demo: setup ## the main job on bundled data: student alone and student with MoKD, from a shipped teacher
 	$(PYTHON) tools/quickstart.py --output output/demo
+
+FEW_SCENES := output/demo_teacher
+demo-teacher: setup ## train the two weights anew that the demo starts from (mokd_det/model_zoo/weights; minutes)
+	DETECTRON2_DATASETS=$(FEW_SCENES)/datasets $(PYTHON) datasets/make_digits.py digits --train 12000 --test 1000
+	DETECTRON2_DATASETS=$(FEW_SCENES)/datasets $(PYTHON) datasets/make_digits.py digits_few --train 8000 --test 1000
+	for run in pretrain:pretrained:190 teacher:teacher:191; do IFS=: read -r config name seed <<< "$$run"; \
+	  DETECTRON2_DATASETS=$(FEW_SCENES)/datasets OMP_NUM_THREADS=1 $(PYTHON) tools/train_net.py \
+	    --config-file configs/few_scenes/$$config.py train.seed=$$seed dataloader.train.seed=$$seed \
+	    train.output_dir=$(FEW_SCENES)/$$config && \
+	  $(PYTHON) tools/convert_checkpoint.py $(FEW_SCENES)/$$config/student_final.pth \
+	    mokd_det/model_zoo/weights/few_scenes_$$name.safetensors --to safetensors --half || exit; done
 
 demo-classification: setup ## the same for classifiers of single digits, with plain distillation and VkD beside MoKD
 	$(PYTHON) tools/quickstart.py --task classification --output output/demo_classification

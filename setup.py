@@ -47,7 +47,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["mokd_det", "mokd_det.*"]),
-    package_data={"mokd_det": ["py.typed"]},
+    package_data={"mokd_det": ["py.typed", "model_zoo/weights/*.safetensors"]},
     cmdclass={"build_py": BuildWithConfigs},
     install_requires=[
         # In no registry under its own name: docs/install.md tells the two ways to it.

@@ -66,7 +66,7 @@ LABELS = '--labels "student alone" MoKD'
 
 PICTURES = {
     "check_dataset": Picture(
-        "tools/check_dataset.py digits_val --samples 12 --output {output}", "contact_sheet.png"
+        "tools/check_dataset.py digits_few_val --samples 12 --output {output}", "contact_sheet.png"
     ),
     "plot_dynamics": Picture(
         "tools/plot_dynamics.py {demo}/runs/mokd_seed0 --labels MoKD --output {output}/dynamics.png",
@@ -75,20 +75,20 @@ PICTURES = {
     "quickstart_predictions": Picture("", "predictions.png"),
     "quickstart_curves": Picture("", "curves.png"),
     "eval_tide": Picture(
-        f"tools/eval_tide.py {BOTH} {LABELS} --dataset digits_test --thresholds 0.5 0.75 --output {{output}}",
+        f"tools/eval_tide.py {BOTH} {LABELS} --dataset digits_few_test --thresholds 0.5 0.75 --output {{output}}",
         "tide.png",
     ),
     "visualize_attention": Picture(
-        "tools/visualize_attention.py --dataset digits_test --ids 18 --run {demo}/runs/teacher "
+        "tools/visualize_attention.py --dataset digits_few_test --ids 18 --run {demo}/runs/teacher "
         '--run {demo}/runs/mokd_seed0 --run {demo}/runs/student_seed0 --labels teacher MoKD "student alone" '
         "--output {output}",
-        "digits_test_18.png",
+        "digits_few_test_18.png",
     ),
     "demo": Picture(
         "tools/demo.py {digits}/test/000018.png --run {demo}/runs/mokd_seed0 --output {output}", "000018.png"
     ),
     "report": Picture(
-        f"tools/report.py {STUDENTS} {LABELS} --dataset digits_test --output {{output}}/report.html",
+        f"tools/report.py {STUDENTS} {LABELS} --dataset digits_few_test --output {{output}}/report.html",
         "report.html",
     ),
 }
@@ -138,7 +138,7 @@ def make_pictures(names: Sequence[str], demo: Path) -> None:
         with tempfile.TemporaryDirectory() as output:
             places = {
                 "demo": os.path.relpath(demo, ROOT),
-                "digits": datasets_root() / "digits",
+                "digits": datasets_root() / "digits_few",
                 "output": output,
             }
             found = (Path(output) if picture.command else demo) / picture.file

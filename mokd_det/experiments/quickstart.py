@@ -13,18 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.config import instantiate
+from detectron2.config import LazyConfig, instantiate
 from tabulate import tabulate
 
 import mokd_det
-from mokd_det.checkpoint import load_into
+from mokd_det.checkpoint import load_file, load_into, write_file
 from mokd_det.checkpoint.atomic_file import atomic_write
 from mokd_det.config import as_override, load_config
+from mokd_det.engine.run_directory import set_aside_previous_run
 from mokd_det.evaluation.method_comparison import MethodRuns, RunResult, compare, power_sentence, verdicts
 from mokd_det.experiments.quickstart_tasks import Task
 from mokd_det.experiments.replicates_say import replicates_say
 from mokd_det.experiments.run_queue import Job, RunQueue
 from mokd_det.experiments.training_runs import (
+    RECORD,
     TrainingRun,
     child_environment,
     evaluation_job,
@@ -67,7 +69,11 @@ def quickstart(options: argparse.Namespace, lock: int) -> None:
     environment = child_environment(
         {} if data is None else {"DETECTRON2_DATASETS": str(data.parent.resolve())}
     )
-    jobs = [*(training(run, runs[0], data) for run in runs), *(test_evaluation(run, data) for run in runs)]
+    trained = runs[1:] if uses_shipped_teacher(options) else runs
+    if trained is not runs:
+        place_teacher(runs[0])
+    jobs = [*(training(run, trained, data) for run in trained)]
+    jobs += [test_evaluation(run, data, trained=run in trained) for run in runs]
     RunQueue(jobs, options.jobs, environment, pass_fds=[lock]).run()
 
     print("Measuring seconds per image ...", flush=True)
@@ -80,7 +86,7 @@ def quickstart(options: argparse.Namespace, lock: int) -> None:
 
     print("Drawing ...", flush=True)
     pictures = task.draw(data, inputs, models, options.output)
-    curves = [read_run(run.directory, task.models[run.model]) for run in runs]
+    curves = [read_run(run.directory, task.models[run.model]) for run in trained]
     several = f", seeds {', '.join(map(str, options.seeds))}" if len(options.seeds) > 1 else ""
     save_png(
         curves_figure(curves, title=f"{task.title}{several}", results=task.results),
@@ -121,7 +127,7 @@ def _make_run(
         as_override("train.output_dir", str(directory)),
         f"train.seed={seed}",
         f"dataloader.train.seed={seed}",
-        *task.data_overrides(options),
+        *task.overrides(options, model, seed),
         *extra,
     )
     if iterations is not None:
@@ -131,24 +137,51 @@ def _make_run(
     return Run(name, file, directory, overrides, load_config(file, overrides), {}, task, model, seed)
 
 
-def training(run: Run, teacher: Run, data: Path | None) -> Job:
-    """The training of a run."""
+def uses_shipped_teacher(options: argparse.Namespace) -> bool:
+    """Whether the teacher is one that the project brings; ``--teacher-iterations`` trains one instead."""
+    return options.task.shipped_teacher is not None and options.teacher_iterations is None
+
+
+def place_teacher(teacher: Run) -> None:
+    """Put the shipped teacher where a training would have left it, for every tool that takes a run."""
+    assert teacher.task.shipped_teacher is not None
+    shipped = load_file(teacher.task.shipped_teacher, what="the demo's teacher")["model"]
+    weights = {key: value.float() if value.is_floating_point() else value for key, value in shipped.items()}
+    directory = teacher.directory
+    if (directory / "metrics.json").exists():
+        (directory / RECORD).unlink(missing_ok=True)
+        print(f"the teacher that was trained here is now in {set_aside_previous_run(str(directory))}")
+    directory.mkdir(parents=True, exist_ok=True)
+    if not teacher.weights.is_file() or not _equal(load_file(teacher.weights)["model"], weights):
+        write_file(weights, teacher.weights)
+    LazyConfig.save(teacher.config, str(directory / "config.yaml"))
+    print(f"teacher: {teacher.task.shipped_teacher}, as the project brings it", flush=True)
+
+
+def _equal(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def training(run: Run, trained: Sequence[Run], data: Path | None) -> Job:
+    """The training of a run; it waits for its teacher where that is among the trained ones."""
+    teacher = run.directory.parent / "teacher" / run.weights.name
 
     def identity() -> dict[str, str]:
         found = run.task.identity(data)
-        return {**found, "teacher": file_digest(teacher.weights)} if run.needs_teacher else found
+        return {**found, "teacher": file_digest(teacher)} if run.needs_teacher else found
 
     return training_job(
         run,
         identity,
-        needs=[teacher.name] if run.needs_teacher else [],
+        needs=[one.name for one in trained if run.needs_teacher and one.model == "teacher"],
         expected_seconds=run.task.expected_seconds[run.model] * run.config.train.max_iter,
     )
 
 
-def test_evaluation(run: Run, data: Path | None) -> Job:
-    """The metrics of the trained model on the test split."""
-    return evaluation_job(run, lambda: run.task.identity(data), run.task.test_overrides)
+def test_evaluation(run: Run, data: Path | None, *, trained: bool = True) -> Job:
+    """The metrics of the model on the test split; of one that is trained here, after its training."""
+    needs: list[str] | None = None if trained else []
+    return evaluation_job(run, lambda: run.task.identity(data), run.task.test_overrides, needs=needs)
 
 
 def load_model(run: Run) -> torch.nn.Module:
@@ -191,7 +224,9 @@ def write_results(
     rows = [
         [
             name,
-            of[model][0].config.train.max_iter,
+            "shipped"
+            if model == "teacher" and uses_shipped_teacher(options)
+            else of[model][0].config.train.max_iter,
             *(f"{mean(model, metric):.1f}" for metric in task.metrics),
             f"{parameters[model]:,}",
             f"{seconds[model]:.4f}",
@@ -302,8 +337,8 @@ def _verdicts(
 
 def _advice(seeds: Sequence[int]) -> str:
     if len(seeds) == 1:
-        return "One pair of runs cannot tell a gain from chance: `--seeds 0 1 2` trains the students with three seeds."
+        return "`--seeds 0 1 2` trains the students with three seeds."
     return (
-        "All pairs share one teacher and one data set, which the interval does not cover: "
-        "`python -m mokd_det compare --replicates` varies them too."
+        "All pairs share one teacher, which the interval does not cover: "
+        "`python -m mokd_det compare --replicates` varies it too."
     )

@@ -1,5 +1,5 @@
-"""What this project brings with it, found with or without a checkout: the configs, in Detectron2's convention, and the
-records of the runs that its results are from."""
+"""What this project brings with it, found with or without a checkout: the configs, in Detectron2's convention, the
+records of the runs that its results are from, and the demo's teacher and first weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mokd_det.errors import ConfigError
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-__all__ = ["CONFIGS", "RECORDS", "get_config", "get_config_file"]
+__all__ = ["CONFIGS", "RECORDS", "WEIGHTS", "get_config", "get_config_file"]
 
 
 def _folder(installed: str, checkout: str) -> Path:
@@ -23,6 +23,8 @@ CONFIGS = _folder("configs", "configs")
 """Folder of the configs: of the installed package, or of the checkout."""
 RECORDS = _folder("records", "docs/results/records")
 """Folder of the records that docs/results.md is made from, likewise."""
+WEIGHTS = Path(__file__).with_name("weights")
+"""Folder of the demo's weights, in float16; ``make demo-teacher`` trains them anew."""
 
 
 def get_config_file(config_path: str) -> str:

@@ -19,6 +19,10 @@ def convert(args: argparse.Namespace) -> None:
     content = load_file(args.input, trusted=args.trust_pickle)
     build = official_weights if args.to == "official" else student_weights
     weights = build(content, source, keep_rows=args.keep_rows)
+    if args.half:
+        weights = {
+            key: value.half() if value.is_floating_point() else value for key, value in weights.items()
+        }
     write_file(weights, args.output)
     print(f"{args.input}: {identify(content)}, {len(content['model'])} tensors")
     print(f"{args.output}: {identify(weights)}, {len(weights)} tensors")

@@ -148,7 +148,7 @@ def test_the_quick_start_trains_five_models_from_one_teacher(tmp_path):
     names = [(run.model, run.seed) for run in runs]
     students = ["student", "kd", "vkd", "mokd"]
     assert names == [("teacher", 0), *((model, seed) for seed in (0, 1) for model in students)]
-    jobs = [quickstart.training(run, runs[0], None) for run in runs]
+    jobs = [quickstart.training(run, runs, None) for run in runs]
     assert [bool(job.needs) for job in jobs] == [False, *[False, True, True, True] * 2]
     for run in runs:
         assert run.config.dataloader.train.dataset.per_class == 30

@@ -10,11 +10,15 @@ import sys
 
 import pytest
 import torch
+from detectron2.config import instantiate
 from matplotlib.image import imread
 
 from mokd_det import model_zoo
+from mokd_det.checkpoint import load_file, load_into
+from mokd_det.engine.inference_model import load_inference_model
 from mokd_det.errors import ConfigError
 from mokd_det.experiments import quickstart
+from mokd_det.experiments.quickstart_tasks import Detection
 from mokd_det.experiments.replicates_say import replicates_say
 from mokd_det.experiments.run_queue import Job
 from mokd_det.folder_lock import locked_folder
@@ -36,11 +40,14 @@ def demo(tmp_path_factory):
     output = tmp_path_factory.mktemp("quickstart") / "demo"
     arguments = [f"--output={output}", "--images=40", "--iterations=3", "--teacher-iterations=3"]
     threads = torch.get_num_threads()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as said:
-        patch.setattr(quickstart, "TIMED_IMAGES", 3)
-        assert tool.main(arguments) == 0
-    torch.set_num_threads(threads)
-    return output, arguments, said.getvalue()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DETECTRON2_DATASETS", str(output / "datasets"))
+        patch.setattr(Detection, "counts", {"train": 60, "val": 6, "test": 6})
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            patch.setattr(quickstart, "TIMED_IMAGES", 3)
+            assert tool.main(arguments) == 0
+        torch.set_num_threads(threads)
+        yield output, arguments, said.getvalue()
 
 
 def test_quickstart_from_nothing_to_the_table_and_the_pictures(demo):
@@ -87,14 +94,14 @@ def test_quickstart_from_nothing_to_the_table_and_the_pictures(demo):
     for name in ("predictions.png", "curves.png"):
         assert str(output / name) in said
         assert imread(output / name)[..., :3].std() > 0.05
-    # the data of unusual size lie below the output and not among the user's own
-    assert (output / "datasets" / "digits" / "manifest.json").is_file()
+    # the students draw from scenes that lie among the other data sets
+    assert (output / "datasets" / "digits_few" / "manifest.json").is_file()
     assert "about" in said and "left" in said
     for run_name in ("teacher", "student_seed0", "mokd_seed0"):
         log = (output / "runs" / run_name / "console.txt").read_text()
         assert "CPU, 1 threads per process" in log or "GPU" in log
     test_log = (output / "runs" / "mokd_seed0" / "test" / "console.txt").read_text()
-    assert "digits_test" in test_log
+    assert "digits_few_test" in test_log
 
 
 def test_a_second_quickstart_repeats_no_training(demo, capsys, monkeypatch):
@@ -109,9 +116,9 @@ def test_a_second_quickstart_repeats_no_training(demo, capsys, monkeypatch):
 
 def plans(arguments: list[str]):
     options = tool.chosen(arguments)
-    data = options.output / "datasets" / "digits"
+    data = options.output / "datasets" / "digits_few"
     runs = quickstart.plan(options)
-    return runs, [quickstart.training(run, runs[0], data) for run in runs]
+    return runs, [quickstart.training(run, runs, data) for run in runs]
 
 
 def test_only_what_depends_on_a_change_is_trained_again(demo):
@@ -157,9 +164,11 @@ def test_a_failed_training_ends_everything_with_its_last_lines(demo, job, capsys
     broken = job(
         "teacher", "import sys\nprint('error: image 1.png cannot be decoded', file=sys.stderr)\nsys.exit(2)"
     )
-    monkeypatch.setattr(quickstart, "training", lambda run, teacher, data: broken)
+    monkeypatch.setattr(quickstart, "training", lambda run, trained, data: broken)
     monkeypatch.setattr(quickstart, "plan", lambda options: runs)
-    monkeypatch.setattr(quickstart, "test_evaluation", lambda run, data: job("test", needs=["teacher"]))
+    monkeypatch.setattr(
+        quickstart, "test_evaluation", lambda run, data, trained: job("test", needs=["teacher"])
+    )
     assert tool.main(demo[1]) == 2
     said = capsys.readouterr()
     assert "error: teacher ended with status 2" in said.err
@@ -215,6 +224,41 @@ def test_several_seeds_are_reported_one_by_one_and_without_flattery(tmp_path, mo
     assert "MoKD minus alone: +1.0 AP, unresolved: the interval from -4.0 to +6.0 includes 0." in text
     assert "3 replicates find a true difference of" in text
     assert json.loads((tmp_path / "results.json").read_text())["mokd_minus_alone"]["AP"] == [3.0, -1.0, 1.0]
+
+
+def test_the_shipped_teacher_stands_where_a_trained_one_would(tmp_path):
+    options = tool.chosen([f"--output={tmp_path}", "--seeds", "3"])
+    assert quickstart.uses_shipped_teacher(options)
+    assert not quickstart.uses_shipped_teacher(
+        tool.chosen([f"--output={tmp_path}", "--teacher-iterations=9"])
+    )
+    teacher, student, mokd = quickstart.plan(options)
+    (teacher.directory).mkdir(parents=True)
+    for name in ("metrics.json", "student_final.pth"):
+        (teacher.directory / name).write_text("of an earlier training")
+    quickstart.place_teacher(teacher)
+    assert (teacher.directory / "previous_1" / "metrics.json").is_file()
+    # what the other tools do with a run's directory; a file of other classes or sizes is refused
+    load_inference_model(teacher.directory / "config.yaml", teacher.weights)
+    written_weights = load_file(teacher.weights)["model"].values()
+    assert torch.float16 not in {value.dtype for value in written_weights}
+    written = teacher.weights.stat().st_mtime_ns
+    quickstart.place_teacher(teacher)
+    assert teacher.weights.stat().st_mtime_ns == written
+    for run in (student, mokd):
+        assert run.config.dataloader.train.draw == {"count": 160, "seed": 1003}
+        start = instantiate(run.config.model.student if run is mokd else run.config.model)
+        loaded = load_into(start, run.config.train.init_checkpoint, on_class_mismatch="reinit")
+        assert not loaded.kept and all("class_embed" in name for name, *_ in loaded.reinitialised)
+    trained = [student, mokd]
+    assert [quickstart.training(run, trained, tmp_path).needs for run in trained] == [[], []]
+    shipped = sum(file.stat().st_size for file in model_zoo.WEIGHTS.iterdir())
+    assert shipped <= 4 * 2**20
+
+
+def test_more_scenes_than_there_are_cannot_be_drawn(tmp_path, capsys):
+    assert tool.main([f"--output={tmp_path}", "--images=9000"]) == 2
+    assert "error: --images 9000: must be at most" in capsys.readouterr().err
 
 
 def test_replicates_that_are_not_there_are_named(tmp_path):

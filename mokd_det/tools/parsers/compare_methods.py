@@ -1,8 +1,8 @@
 """Compare distillation methods fairly: methods x replicates x students on any config, one table, one picture.
 
-    python -m mokd_det compare --config configs/quickstart/mokd.py --methods none vkd mokd --replicates 8 \\
+    python tools/compare_methods.py --config configs/quickstart/mokd.py --methods none vkd mokd --replicates 8 \\
         --teacher-config configs/quickstart/teacher.py --test-dataset digits_test --output output/compare
-    python -m mokd_det compare --records output/compare/records elsewhere/records --output output/both
+    python tools/compare_methods.py --records output/compare/records elsewhere/records --output output/both
 
 A replicate is a teacher, first weights of the student, an order of the images and a draw of them, all its own and
 shared by all methods in it; odd replicates compute with a limited instruction set. Each run is a training in which

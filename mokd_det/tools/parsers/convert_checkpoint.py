@@ -48,6 +48,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--to official; all: class heads keep their rows",
     )
     parser.add_argument(
+        "--half", action="store_true", help="write the floating-point weights as float16, half as large"
+    )
+    parser.add_argument(
         "--trust-pickle",
         action="store_true",
         help="let the input run code while it is read, as old files with Python objects in them need; only for files "

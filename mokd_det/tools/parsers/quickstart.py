@@ -4,10 +4,11 @@
     python tools/quickstart.py --output output/demo --seeds 0 1 2
     python tools/quickstart.py --task classification --output output/demo_classification
 
-Generates the digits, trains by tools/train_net.py with configs/quickstart/*.py, evaluates on images that took
-no part in any choice, and writes results.md, results.json, predictions.png and curves.png. What is finished
-is not done again: after an interruption the same command continues. The classification of single digits, with
-configs/quickstart_classification/*.py, also trains the student with plain distillation and with VkD.
+Generates the digits, trains by tools/train_net.py with configs/few_scenes/*.py from a teacher that the project brings,
+evaluates on images that took no part in any choice, and writes results.md (what the committed replicates say, then
+this run), results.json, predictions.png and curves.png. What is finished is not done again: after an interruption the
+same command continues. The classification of single digits, with configs/quickstart_classification/*.py, trains its
+teacher, and the student also with plain distillation and with VkD.
 
 Exit status: 0; 2 for a mistake in the input; 130 after an interruption; a failed training's own.
 """
@@ -41,13 +42,16 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--iterations", type=int, metavar="N", help="of each student instead of the config's")
     parser.add_argument(
-        "--teacher-iterations", type=int, metavar="N", help="of the teacher instead of the config's"
+        "--teacher-iterations",
+        type=int,
+        metavar="N",
+        help="train the teacher, for so long, instead of the shipped one or of the config's iterations",
     )
     parser.add_argument(
         "--images",
         type=int,
         metavar="N",
-        help="training images (detection: 2000, classification: 300)",
+        help="training images of the students (detection: 160, drawn anew for each seed; classification: 300)",
     )
     options = parser.parse_args(arguments)
     for name in ("jobs", "iterations", "teacher_iterations", "images"):
