@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from mokd_det.tools import start
 
-# Name on the command line → module of mokd_det.tools. The files of the same names in tools/ start the same.
+# Name on the command line → module of mokd_det.tools. The files of the same names in tools/ and datasets/ start
+# the same.
 COMMANDS = {
     "analyze": "analyze_model",
     "attention": "visualize_attention",
@@ -15,8 +16,10 @@ COMMANDS = {
     "compare": "compare_methods",
     "convert": "convert_checkpoint",
     "demo": "demo",
+    "digits": "make_digits",
     "dynamics": "plot_dynamics",
     "export": "export",
+    "fetch": "fetch",
     "paper": "paper",
     "quickstart": "quickstart",
     "replay": "replay_batch",
@@ -37,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
     if name not in COMMANDS:
         print(f"error: unknown command '{name}'; there are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    sys.argv[0] = f"mokd_det {name}"
+    sys.argv[0] = f"python -m mokd_det {name}"
     return start(COMMANDS[name], arguments[1:])
 
 

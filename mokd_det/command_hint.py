@@ -11,14 +11,14 @@ _CHECKOUT = Path(__file__).resolve().parents[1]
 
 
 def command(file: str) -> str:
-    """How a script of the repository is started from here.
+    """How a command is started from here.
 
     Args:
-        file: its path in the repository, e.g. "tools/replay_batch.py".
+        file: path of its script in the repository, e.g. "tools/replay_batch.py".
 
     Returns:
         ``python PATH`` with the path from the current directory; ``python -m mokd_det NAME`` where the package is
-        installed without its repository but has the command; else the script's place in words.
+        installed without its repository.
     """
     path = _CHECKOUT / file
     # Other packages may have a folder of tools too.
@@ -27,7 +27,4 @@ def command(file: str) -> str:
         return f"python {path if relative.startswith(os.pardir) else relative}"
     from mokd_det.__main__ import COMMANDS
 
-    names = {module: name for name, module in COMMANDS.items()}
-    if path.stem in names:
-        return f"python -m mokd_det {names[path.stem]}"
-    return f"python {file} (of the repository)"
+    return f"python -m mokd_det {next(name for name, module in COMMANDS.items() if module == path.stem)}"

@@ -1,13 +1,10 @@
-"""The command line of a training and its configuration file, without anything that takes time to import."""
+"""The command line of a training, without anything that takes time to import."""
 
 from __future__ import annotations
 
 import argparse
-import os
 
-from mokd_det.errors import ConfigError
-
-__all__ = ["argument_parser", "check_config_file"]
+__all__ = ["argument_parser"]
 
 
 def argument_parser(description: str) -> argparse.ArgumentParser:
@@ -15,7 +12,12 @@ def argument_parser(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="LazyConfig file")
+    parser.add_argument(
+        "--config-file",
+        required=True,
+        metavar="FILE",
+        help="LazyConfig file, or the name of one of mokd_det's",
+    )
     parser.add_argument(
         "--num-gpus",
         type=int,
@@ -48,18 +50,3 @@ def argument_parser(description: str) -> argparse.ArgumentParser:
         "opts", nargs="*", metavar="key=value", help="overrides of the config file, e.g. train.max_iter=100"
     )
     return parser
-
-
-def check_config_file(path: str | os.PathLike[str]) -> None:
-    """Refuse what cannot be a configuration file.
-
-    Raises:
-        ConfigError: no file, or one with another ending.
-    """
-    name = os.fspath(path)
-    if not os.path.isfile(name):
-        raise ConfigError(
-            f"config file '{name}' does not exist" if name else "no config file: give --config-file FILE"
-        )
-    if not name.endswith((".py", ".yaml", ".yml")):
-        raise ConfigError(f"config file '{name}' must be a .py or .yaml file")

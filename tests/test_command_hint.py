@@ -24,4 +24,4 @@ def test_the_path_leads_to_the_file(folder: Path, monkeypatch: pytest.MonkeyPatc
 def test_without_the_repository(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(command_hint, "_CHECKOUT", tmp_path)
     assert command("tools/train_net.py") == "python -m mokd_det train"
-    assert command("datasets/make_digits.py") == "python datasets/make_digits.py (of the repository)"
+    assert command("datasets/make_digits.py") == "python -m mokd_det digits"

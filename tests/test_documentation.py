@@ -12,6 +12,8 @@ from types import ModuleType
 import pytest
 from PIL import Image
 
+from mokd_det.__main__ import COMMANDS
+
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "datasets" / "README.md"])
 TOOLS = sorted(path.name for path in (ROOT / "tools").glob("*.py") if "__main__" in path.read_text("utf-8"))
@@ -86,7 +88,8 @@ def test_help_of_a_tool_has_an_example(
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(ROOT / "tools" / tool), run_name="__main__")
     assert ended.value.code == 0
-    assert re.search(rf"^ +python tools/{tool} \S", capsys.readouterr().out, flags=re.MULTILINE)
+    (name,) = (name for name, module in COMMANDS.items() if f"{module}.py" == tool)
+    assert re.search(rf"^ +python -m mokd_det {name} \S", capsys.readouterr().out, flags=re.MULTILINE)
 
 
 def test_every_tool_has_a_section_with_a_command() -> None:

@@ -20,6 +20,17 @@ REFUSED = [
     ("submit", "-- --config-file none.py", "config file 'none.py' does not exist\n"),
     ("submit", "--slurm a -- --config-file README.md", "config file 'README.md' must be a .py or .yaml file"),
     ("analyze", "--config-file none.py", "config file 'none.py' does not exist"),
+    (
+        "analyze",
+        "--config-file COCO/vidt_nanoo.py",
+        "config file 'COCO/vidt_nanoo.py' does not exist; did you mean ",
+    ),
+    (
+        "compare",
+        "--config COCO/mokd_vidt_nano.py --methods none mokd --output a --teacher-config coco/vidt_smal.py",
+        "config file 'coco/vidt_smal.py' does not exist; did you mean 'COCO/vidt_small.py', which comes with mokd_det?",
+    ),
+    ("fetch", "bccd cards --archive a.tar.gz", "--archive is the archive of one NAME"),
     ("check", "a.json b --samples 0", "--samples is 0; it must be 1 or more"),
     ("convert", "a.pth b.safetensors", "the name 'b.safetensors' must not end with"),
     ("demo", "a.png --run nowhere --output b", "--run nowhere: no config.yaml there"),
@@ -65,19 +76,23 @@ def test_help_and_refusals_import_nothing_heavy() -> None:
     assert found["heavy"] == []
 
 
-def test_every_file_in_tools_is_a_command() -> None:
-    assert {path.stem for path in (ROOT / "tools").glob("*.py")} == set(COMMANDS.values())
+def test_every_file_in_tools_and_datasets_is_a_command() -> None:
+    files = [*(ROOT / "tools").glob("*.py"), *(ROOT / "datasets").glob("*.py")]
+    assert {path.stem for path in files} == set(COMMANDS.values())
 
 
 def test_choices_on_the_command_line_are_those_of_the_library(capsys: pytest.CaptureFixture[str]) -> None:
     """The parsers name them themselves: the modules that define them take seconds to import."""
     from mokd_det.checkpoint import KEEP_ROWS
     from mokd_det.data import IMAGE_CHECKS
+    from mokd_det.data.digits import DEFAULT_COUNTS, KINDS
     from mokd_det.data.frames import VIDEO_CODECS
+    from mokd_det.data.photographs import PHOTOGRAPHS
     from mokd_det.evaluation.latency import PRECISIONS
     from mokd_det.experiments.compare_methods import METRICS
     from mokd_det.experiments.quickstart_tasks import TASKS
     from mokd_det.export import DEFAULT_OPSET, OPSETS
+    from mokd_det.tools.parsers.make_digits import COUNTS
 
     def help_of(command: str) -> str:
         with pytest.raises(SystemExit):
@@ -93,4 +108,6 @@ def test_choices_on_the_command_line_are_those_of_the_library(capsys: pytest.Cap
     assert choices("analyze_model", "--precision") == list(PRECISIONS)
     assert choices("compare_methods", "--metric") == list(METRICS)
     assert choices("quickstart", "--task") == list(TASKS)
+    assert all(kind in help_of("make_digits") for kind in KINDS) and COUNTS == DEFAULT_COUNTS
+    assert all(name in help_of("fetch") for name in PHOTOGRAPHS)
     assert f"of ONNX, {OPSETS.start} to {OPSETS.stop - 1} ({DEFAULT_OPSET})" in help_of("export")

@@ -17,7 +17,7 @@ from mokd_det.config.own_data import fill_from_data
 from mokd_det.config.references import check_references
 from mokd_det.config.train_settings import TrainSettings, filled_train_section
 from mokd_det.errors import ConfigError, MoKDError
-from mokd_det.training_arguments import check_config_file
+from mokd_det.model_zoo import find_config_file
 
 __all__ = ["REQUIRED_KEYS", "load_config", "run_program"]
 
@@ -41,7 +41,7 @@ def load_config(
     """Load a LazyConfig file, apply overrides, fill in the defaults of ``train`` and check all keys.
 
     Args:
-        path: a ``.py`` or ``.yaml`` file.
+        path: a ``.py`` or ``.yaml`` file, or the name of a config of this project.
         overrides: see :func:`mokd_det.config.overrides.apply_overrides`.
         training: whether a training follows, and not only an evaluation (which needs less of a user's own
             data, see :func:`mokd_det.config.own_data.fill_from_data`).
@@ -51,8 +51,7 @@ def load_config(
             argument of a call or an override does not exist or has the wrong type.
         DatasetError: own data (:class:`mokd_det.data.OwnData`) that cannot be used.
     """
-    name = os.fspath(path)
-    check_config_file(name)
+    name = find_config_file(path)
     try:
         cfg = run_program(name)
     except MoKDError:

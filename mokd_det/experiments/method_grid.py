@@ -19,6 +19,7 @@ from mokd_det.config.near_keys import did_you_mean
 from mokd_det.errors import ConfigError
 from mokd_det.experiments.instruction_sets import Half, half_of
 from mokd_det.experiments.training_runs import RECORD, TrainingRun, config_digest
+from mokd_det.model_zoo import find_config_file
 from mokd_det.tools.parsers.compare_methods import PLACE
 
 __all__ = [
@@ -145,10 +146,9 @@ def read_methods(path: Path, names: Sequence[str]) -> list[Method]:
         ConfigError: the file cannot be used, it has no such method, or a weight is given for a balancer that
             takes none.
     """
-    if not path.is_file():
-        raise ConfigError(f"methods file '{path}' does not exist")
+    file = find_config_file(path, "methods file")
     try:
-        entries = run_program(str(path))["methods"]
+        entries = run_program(file)["methods"]
     # A config file is a program: whatever it raises is a mistake in the file.
     except Exception as error:
         raise ConfigError(f"methods file '{path}' fails with {type(error).__name__}: {error}") from error

@@ -232,7 +232,8 @@ def run_command(work: Callable[[int], None], output: Path, arguments: Sequence[s
         except ChildFailed as failure:
             return report_failure(failure)
         except KeyboardInterrupt:
-            again = shlex.join(["python", sys.argv[0], *arguments])
+            tool = sys.argv[0]
+            again = f"{tool if tool.startswith('python ') else f'python {tool}'} {shlex.join(arguments)}"
             print(
                 f"\nInterrupted. The checkpoints are kept; the same command continues:\n  {again}",
                 file=sys.stderr,

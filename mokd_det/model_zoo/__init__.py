@@ -3,6 +3,8 @@ records of the runs that its results are from, and the demo's teacher and first 
 
 from __future__ import annotations
 
+import difflib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +13,7 @@ from mokd_det.errors import ConfigError
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-__all__ = ["CONFIGS", "RECORDS", "WEIGHTS", "get_config", "get_config_file"]
+__all__ = ["CONFIGS", "RECORDS", "WEIGHTS", "find_config_file", "get_config", "get_config_file"]
 
 
 def _folder(installed: str, checkout: str) -> Path:
@@ -27,6 +29,29 @@ WEIGHTS = Path(__file__).with_name("weights")
 """Folder of the demo's weights, in float16; ``make demo-teacher`` trains them anew."""
 
 
+def find_config_file(path: str | os.PathLike[str], what: str = "config file") -> str:
+    """The file that a command line names: the user's own, or else the config of this project of that name.
+
+    Args:
+        path: a file; or a name below ``configs``, e.g. "COCO/mokd_vidt_nano.py" or "configs/COCO/mokd_vidt_nano.py".
+        what: what it is, for messages.
+
+    Raises:
+        ConfigError: neither is there (with the nearest name), or the file is neither Python nor YAML.
+    """
+    name = os.fspath(path)
+    if not name:
+        raise ConfigError(f"no {what}: give --{what.replace(' ', '-')} FILE")
+    if not os.path.isfile(name):
+        known = _names()
+        if name.removeprefix("configs/") in known:
+            return str(CONFIGS / name.removeprefix("configs/"))
+        raise ConfigError(f"{what} '{name}' does not exist{_nearest(name, known)}")
+    if not name.endswith((".py", ".yaml", ".yml")):
+        raise ConfigError(f"{what} '{name}' must be a .py or .yaml file")
+    return name
+
+
 def get_config_file(config_path: str) -> str:
     """The file of a config of this project.
 
@@ -38,20 +63,34 @@ def get_config_file(config_path: str) -> str:
     """
     file = CONFIGS / config_path
     if not file.is_file():
-        raise ConfigError(f"there is no config '{config_path}' in {CONFIGS}")
+        raise ConfigError(f"there is no config '{config_path}' in {CONFIGS}{_nearest(config_path, _names())}")
     return str(file)
 
 
 def get_config(config_path: str) -> DictConfig:
-    """A config of this project, as ``--config-file`` loads it.
+    """What a config of this project defines, for a config of your own to build on.
+
+    :func:`mokd_det.config.load_config` of its file also fills in defaults and own data, and checks.
 
     Args:
-        config_path: below ``configs``, e.g. "COCO/mokd_vidt_nano.py".
+        config_path: below ``configs``, e.g. "COCO/mokd_vidt_nano.py" or "common/vidt.py".
 
     Raises:
         ConfigError: there is no such config.
     """
     # Tools that only look for a file need not wait for what reads it.
-    from mokd_det.config import load_config
+    from mokd_det.config.config_file import run_program
 
-    return load_config(get_config_file(config_path), training=False)
+    found: DictConfig = run_program(get_config_file(config_path))
+    return found
+
+
+def _names() -> list[str]:
+    return sorted(file.relative_to(CONFIGS).as_posix() for file in CONFIGS.rglob("*.py"))
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    """The "did you mean" of a message; "" if nothing is like it."""
+    spelled = {other.lower(): other for other in known}
+    near = difflib.get_close_matches(name.removeprefix("configs/").lower(), spelled, n=1, cutoff=0.7)
+    return f"; did you mean '{spelled[near[0]]}', which comes with mokd_det?" if near else ""

@@ -78,7 +78,7 @@ def report_page(
         ),
         element(
             "footer",
-            element("p", f"Made by tools/report.py of mokd_det {mokd_det.__version__}."),
+            element("p", f"Made by mokd_det {mokd_det.__version__}, python -m mokd_det report."),
         ),
     )
     return "<!DOCTYPE html>\n" + join(element("html", head, body, lang="en")) + "\n"

@@ -55,8 +55,8 @@ IMAGENET_METHODS = {
 
 NOT_MADE = (
     "Table 2, CivT and DearKD: not implemented (docs/methods.md); rows of 1000 epochs: train.max_iter=1251000, apart.",
-    "Table 1 and 2, teachers' rows of ImageNet: published weights, evaluated with tools/train_net.py --eval-only.",
-    "Figures 3 and C.4: tools/plot_dynamics.py; figure 5: tools/eval_tide.py; attention: tools/visualize_attention.py.",
+    "Table 1 and 2, teachers' rows of ImageNet: published weights under train --eval-only.",
+    "python -m mokd_det dynamics draws figures 3 and C.4, tide figure 5, attention the attention maps.",
 )
 """What no run directory can give here, and where it comes from."""
 

@@ -150,7 +150,7 @@ def attention_section(
         content.append(
             absent(
                 "No pictures. Those of ViDT detectors are drawn here when their models are run; any that "
-                "tools/visualize_attention.py writes into a run's folder attention appear too."
+                "python -m mokd_det attention writes into a run's folder attention appear too."
             )
         )
     return Section("attention", "Attention", "Attention", content)

@@ -156,7 +156,7 @@ def read_record(directory: str | os.PathLike[str], label: str | None = None) -> 
     """Read a run's output directory, finished or still running.
 
     Args:
-        directory: of tools/train_net.py.
+        directory: of a training.
         label: its name; None: the directory's.
 
     Raises:

@@ -65,7 +65,7 @@ def speed_section(groups: Sequence[RunGroup], findings: Mapping[str, ModelFindin
                 "p",
                 "Median of the network's passes while this page was made, one model after the other, reading the image "
                 "not included: beside other work on the machine, equal models can differ. For a careful measurement, "
-                "with FLOPs and memory: tools/analyze_model.py.",
+                "with FLOPs and memory: python -m mokd_det analyze.",
                 class_="note",
             )
         )

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import runpy
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,9 +22,9 @@ from mokd_det.data.digits import (
     source_digits,
 )
 from mokd_det.errors import ConfigError, DatasetError
+from mokd_det.tools.make_digits import main
 
 COUNTS = {"train": 40, "val": 15, "test": 15}
-SCRIPT = Path(__file__).parents[2] / "datasets" / "make_digits.py"
 
 
 @pytest.fixture(scope="module", params=list(KINDS))
@@ -330,7 +328,6 @@ def test_wrong_arguments(tmp_path, arguments, message):
 
 
 def test_command(tmp_path, capsys):
-    main = runpy.run_path(str(SCRIPT))["main"]
     arguments = ["digits", "--root", str(tmp_path), "--train", "2", "--val", "1", "--test", "1"]
     assert main(arguments) == 0
     assert f"{tmp_path}/digits: 4 images" in capsys.readouterr().out
@@ -342,7 +339,6 @@ def test_command(tmp_path, capsys):
 
 def test_command_follows_detectron2s_variable(tmp_path, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    main = runpy.run_path(str(SCRIPT))["main"]
     assert main(["--train", "1", "--val", "1", "--test", "1"]) == 0
     for kind in KINDS:
         assert (tmp_path / kind / "manifest.json").is_file()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import runpy
 import tarfile
 import urllib.error
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 from mokd_det.data import photographs
 from mokd_det.data.photographs import PHOTOGRAPHS, annotation_digest, fetch, voc_to_coco
 from mokd_det.errors import DatasetError
+from mokd_det.tools.fetch import main as fetch_command
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared" / "data"
@@ -113,10 +113,9 @@ def test_without_a_network_one_line_says_what_to_do(tmp_path, monkeypatch, capsy
         raise urllib.error.URLError("Name or service not known")
 
     monkeypatch.setattr(photographs, "download", no_network)
-    command = runpy.run_path(str(ROOT / "datasets" / "fetch.py"))["main"]
-    assert command(["cards", "--root", str(tmp_path)]) == 2
+    assert fetch_command(["cards", "--root", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: https://github.com/") and "--archive FILE" in error
     assert error.count("\n") == 1
-    assert command(["birds", "--root", str(tmp_path)]) == 2
+    assert fetch_command(["birds", "--root", str(tmp_path)]) == 2
     assert "known: bccd, cards, cifar10_jpeg" in capsys.readouterr().err

@@ -1,9 +1,9 @@
 """What a model costs: parameters, multiply-adds, latency, images per second, peak memory.
 
-    python tools/analyze_model.py --config-file configs/quickstart/student.py --size 64 64
-    python tools/analyze_model.py --config-file configs/COCO/mokd_vidt_nano.py --batch-size 4 --precision bf16
-    python tools/analyze_model.py --config-file configs/COCO/mokd_vidt_nano.py --teacher --measure parameters flops
-    python tools/analyze_model.py --all-variants
+    python -m mokd_det analyze --config-file configs/quickstart/student.py --size 64 64
+    python -m mokd_det analyze --config-file configs/COCO/mokd_vidt_nano.py --batch-size 4 --precision bf16
+    python -m mokd_det analyze --config-file configs/COCO/mokd_vidt_nano.py --teacher --measure parameters flops
+    python -m mokd_det analyze --all-variants
 
 Of a distillation's configuration the student is measured, or with --teacher the teacher. The weights are random: none
 of these numbers depends on them. --all-variants counts the parameters of ViDT-nano, tiny, small and base beside what
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mokd_det.errors import ConfigError
-from mokd_det.training_arguments import check_config_file
+from mokd_det.model_zoo import find_config_file
 
 __all__ = ["MEASURES", "check", "parse"]
 
@@ -68,4 +68,4 @@ def check(options: argparse.Namespace) -> None:
     if min(options.size) < 1:
         raise ConfigError(f"--size is {options.size}; both numbers must be 1 or more")
     if options.config_file is not None:
-        check_config_file(options.config_file)
+        find_config_file(options.config_file)

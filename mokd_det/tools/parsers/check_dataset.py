@@ -1,8 +1,8 @@
 """Check a data set in COCO format: what is in it, and everything that is wrong with it.
 
-    python tools/check_dataset.py train.json images/
-    python tools/check_dataset.py train.json images/ --images decode --workers 8 --output report/
-    python tools/check_dataset.py digits_train --json
+    python -m mokd_det check train.json images/
+    python -m mokd_det check train.json images/ --images decode --workers 8 --output report/
+    python -m mokd_det check digits_train --json
 
 --output writes report.txt, report.json and contact_sheet.png. Exit status: 0 without errors; 1 with errors, which
 training would refuse (with --strict: with warnings too); 2 if the data set cannot be checked at all.

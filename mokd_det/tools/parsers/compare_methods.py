@@ -1,8 +1,8 @@
 """Compare distillation methods fairly: methods x replicates x students on any config, one table, one picture.
 
-    python tools/compare_methods.py --config configs/quickstart/mokd.py --methods none vkd mokd --replicates 8 \\
+    python -m mokd_det compare --config configs/quickstart/mokd.py --methods none vkd mokd --replicates 8 \\
         --teacher-config configs/quickstart/teacher.py --test-dataset digits_test --output output/compare
-    python tools/compare_methods.py --records output/compare/records elsewhere/records --output output/both
+    python -m mokd_det compare --records output/compare/records elsewhere/records --output output/both
 
 A replicate is a teacher, first weights of the student, an order of the images and a draw of them, all its own and
 shared by all methods in it; odd replicates compute with a limited instruction set. Each run is a training in which
@@ -19,9 +19,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from mokd_det.model_zoo import CONFIGS
+from mokd_det.model_zoo import CONFIGS, find_config_file
 
-__all__ = ["PLACE", "parse", "read_replicates"]
+__all__ = ["PLACE", "check", "parse", "read_replicates"]
 
 METHODS_FILE = CONFIGS / "common" / "methods.py"
 REPLICATES = 8
@@ -109,6 +109,19 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         if options.baseline not in options.methods:
             parser.error(f"--baseline {options.baseline}: is none of --methods {' '.join(options.methods)}")
     return options
+
+
+def check(options: argparse.Namespace) -> None:
+    """Refuse configuration files that are not there.
+
+    Raises:
+        ConfigError: naming the first of them.
+    """
+    if options.records:
+        return
+    for path in [*options.config, *filter(None, [options.teacher_config])]:
+        find_config_file(path)
+    find_config_file(options.methods_file, "methods file")
 
 
 def read_replicates(parser: argparse.ArgumentParser, given: Sequence[int]) -> list[int]:

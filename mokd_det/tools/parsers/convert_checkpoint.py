@@ -1,9 +1,9 @@
 """Convert a checkpoint between this package's layout, the published ones, and safetensors.
 
-    python tools/convert_checkpoint.py vidt_tiny_150.pth vidt_tiny.pth
-    python tools/convert_checkpoint.py vidt_tiny_150.pth vidt_tiny_91.pth --keep-rows all
-    python tools/convert_checkpoint.py output/model_final.pth student.safetensors --to safetensors
-    python tools/convert_checkpoint.py output/model_final.pth for_vidt.pth --to official
+    python -m mokd_det convert vidt_tiny_150.pth vidt_tiny.pth
+    python -m mokd_det convert vidt_tiny_150.pth vidt_tiny_91.pth --keep-rows all
+    python -m mokd_det convert output/model_final.pth student.safetensors --to safetensors
+    python -m mokd_det convert output/model_final.pth for_vidt.pth --to official
 
 Training and evaluation read published files directly (train.init_checkpoint=FILE).
 

@@ -1,8 +1,8 @@
 """Find objects in images, folders, videos or a camera's pictures: drawn, and as JSON.
 
-    python tools/demo.py datasets/digits/test --run output/demo/runs/mokd_seed0 --output output/found
-    python tools/demo.py photo.jpg clip.mp4 --model configs/COCO/vidt_nano.py vidt_nano.pth --output found
-    python tools/demo.py --camera 0 --model configs/COCO/vidt_nano.py vidt_nano.pth --output found
+    python -m mokd_det demo datasets/digits/test --run output/demo/runs/mokd_seed0 --output output/found
+    python -m mokd_det demo photo.jpg clip.mp4 --model configs/COCO/vidt_nano.py vidt_nano.pth --output found
+    python -m mokd_det demo --camera 0 --model configs/COCO/vidt_nano.py vidt_nano.pth --output found
 
 Writes <name>.png for every image, <name>.mp4 for every video, detections.json in COCO's result format, and images.json,
 which tells what its image ids and category ids stand for. A camera runs until Ctrl-C or --max-frames.

@@ -1,10 +1,10 @@
 """What detectors lose AP to: TIDE's six error types, false positives and negatives, class against place.
 
-    python tools/eval_tide.py RESULT.json --annotations instances_val.json
-    python tools/eval_tide.py a.json b.json --labels "student alone" MoKD --dataset digits_test --output output/tide
-    python tools/eval_tide.py --run output/demo/runs/student_seed0 --run output/demo/runs/mokd_seed0 \\
+    python -m mokd_det tide RESULT.json --annotations instances_val.json
+    python -m mokd_det tide a.json b.json --labels "student alone" MoKD --dataset digits_test --output output/tide
+    python -m mokd_det tide --run output/demo/runs/student_seed0 --run output/demo/runs/mokd_seed0 \\
         --dataset digits_test --output output/tide
-    python tools/eval_tide.py --model configs/quickstart/student.py student_final.pth --thresholds 0.5 0.75
+    python -m mokd_det tide --model configs/quickstart/student.py student_final.pth --thresholds 0.5 0.75
 
 A RESULT is a file in COCO's result format; --run and --model run a detector themselves. Prints the tables; --output
 writes tide.md, tide.json, tide.png and the detections of the models it ran. Exit status: 0; 2 for a mistake in the

@@ -1,9 +1,9 @@
 """Write a trained student for use elsewhere: as ONNX, as TorchScript, as plain weights.
 
-    python tools/export.py --config-file configs/quickstart/student.py \\
+    python -m mokd_det export --config-file configs/quickstart/student.py \\
         --weights output/demo/runs/student_seed0/student_final.pth output/export/student.onnx
-    python tools/export.py --config-file FILE --weights FILE student.onnx student.torchscript student.safetensors
-    python tools/export.py --config-file FILE --weights FILE student.onnx --deformable-attention gather --opset 16
+    python -m mokd_det export --config-file FILE --weights FILE student.onnx student.torchscript student.safetensors
+    python -m mokd_det export --config-file FILE --weights FILE student.onnx --deformable-attention gather --opset 16
 
 The name's ending chooses the form: .onnx, .torchscript or .safetensors. Of a distillation's configuration the student
 is taken; nothing of its teacher is needed. A graph is run on photographs of several sizes and compared with the model
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mokd_det.errors import ExportError
-from mokd_det.training_arguments import check_config_file
+from mokd_det.model_zoo import find_config_file
 
 FORMS = (".onnx", ".torchscript", ".safetensors")
 
@@ -61,4 +61,4 @@ def check(options: argparse.Namespace) -> None:
     for output in options.outputs:
         if output.suffix not in FORMS:
             raise ExportError(f"OUTPUT '{output}' must end with {', '.join(FORMS[:-1])} or {FORMS[-1]}")
-    check_config_file(options.config_file)
+    find_config_file(options.config_file)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mokd_det.errors import ConfigError
-from mokd_det.training_arguments import check_config_file
+from mokd_det.model_zoo import find_config_file
 
 __all__ = ["ModelFiles", "add_model_arguments", "model_files"]
 
@@ -102,5 +102,5 @@ def _of_run(directory: Path) -> tuple[str, Path, Path]:
 
 
 def _of_files(config: Path, weights: Path) -> tuple[str, Path, Path]:
-    check_config_file(config)
+    find_config_file(config)
     return config.stem, config, weights

@@ -1,7 +1,7 @@
 """The paper's tables and figures from finished runs: tables 1 to 4 and C.1, figures 1, 6, C.1 and C.2.
 
-    python tools/paper.py output --output output/paper
-    python tools/paper.py output/vidt_nano output/mokd_vidt_nano --fps --output output/paper
+    python -m mokd_det paper output --output output/paper
+    python -m mokd_det paper output/vidt_nano output/mokd_vidt_nano --fps --output output/paper
 
 Takes run directories, or folders of them. A cell is filled by the runs whose networks, method and balancer are those of
 the config that stands for it (several: mean ± standard deviation), whatever their data and schedule: compare runs of

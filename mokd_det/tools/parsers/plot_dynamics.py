@@ -1,9 +1,9 @@
 """Draw how objectives pull at a model, of several runs side by side: losses, weights, conflict, dominance.
 
-    python tools/plot_dynamics.py output/demo/runs/student_seed0 output/demo/runs/mokd_seed0 --output dynamics.png
-    python tools/plot_dynamics.py RUN RUN --labels MoKD "fixed weights" --output dynamics.png
+    python -m mokd_det dynamics output/demo/runs/student_seed0 output/demo/runs/mokd_seed0 --output dynamics.png
+    python -m mokd_det dynamics RUN RUN --labels MoKD "fixed weights" --output dynamics.png
 
-A run is an output directory of tools/train_net.py, finished or not. Conflict and dominance appear where the
+A run is an output directory of a training, finished or not. Conflict and dominance appear where the
 run's balancer, or a diagnostics hook, has logged them. Exit status: 0; 2 for a mistake in the input.
 """
 

@@ -1,10 +1,10 @@
 """The main job on bundled data: a teacher, a student alone, the same student with MoKD; minutes on two cores.
 
-    python tools/quickstart.py --output output/demo
-    python tools/quickstart.py --output output/demo --seeds 0 1 2
-    python tools/quickstart.py --task classification --output output/demo_classification
+    python -m mokd_det quickstart --output output/demo
+    python -m mokd_det quickstart --output output/demo --seeds 0 1 2
+    python -m mokd_det quickstart --task classification --output output/demo_classification
 
-Generates the digits, trains by tools/train_net.py with configs/few_scenes/*.py from a teacher that the project brings,
+Generates the digits, trains with configs/few_scenes/*.py from a teacher that the project brings,
 evaluates on images that took no part in any choice, and writes results.md (what the committed replicates say, then
 this run), results.json, predictions.png and curves.png. What is finished is not done again: after an interruption the
 same command continues. The classification of single digits, with configs/quickstart_classification/*.py, trains its

@@ -1,7 +1,7 @@
 """Run a step again that was refused for NaN or infinity, and say where they begin.
 
-    python tools/replay_batch.py output/demo/runs/mokd/bad_batches/iteration_0000042_rank0.pth
-    python tools/replay_batch.py FILE --config-file output/other/config.yaml train.device=cpu
+    python -m mokd_det replay output/demo/runs/mokd/bad_batches/iteration_0000042_rank0.pth
+    python -m mokd_det replay FILE --config-file output/other/config.yaml train.device=cpu
 
 It prints the images, which of the numbers that entered are not finite, the first module whose output is not, every
 loss, and whether its gradient is finite. The configuration is the run's own config.yaml unless another one is

@@ -1,10 +1,10 @@
 """One self-contained HTML page about runs or a comparison: results, losses, weights, errors, pictures, settings.
 
-    python tools/report.py output/demo/runs/student_seed0 output/demo/runs/mokd_seed0 --dataset digits_test
-    python tools/report.py output/compare --output compare.html
-    python tools/report.py RUN --no-models
+    python -m mokd_det report output/demo/runs/student_seed0 output/demo/runs/mokd_seed0 --dataset digits_test
+    python -m mokd_det report output/compare --output compare.html
+    python -m mokd_det report RUN --no-models
 
-A RUN is an output directory of tools/train_net.py, finished or not, or of tools/compare_methods.py. Of finished runs
+A RUN is an output directory of a training, finished or not, or of a comparison. Of finished runs
 the trained student is run on the images of its evaluation, for errors, pictures and speed. The page opens in any
 browser without a network. Exit status: 0; 2 for a mistake in the input.
 """

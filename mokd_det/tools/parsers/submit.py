@@ -1,10 +1,10 @@
 """Queue a training on a SLURM cluster, on one or several machines; it is queued again when its time is up.
 
-    python tools/submit.py --nodes 2 --gpus 8 --hours 24 --slurm partition=gpu cpus_per_task=12 -- \\
+    python -m mokd_det submit --nodes 2 --gpus 8 --hours 24 --slurm partition=gpu cpus_per_task=12 -- \\
         --config-file configs/COCO/mokd_vidt_nano.py train.output_dir=output/mokd_vidt_nano
-    python tools/submit.py --local --gpus 2 --wait -- --config-file configs/quickstart/student.py
+    python -m mokd_det submit --local --gpus 2 --wait -- --config-file configs/quickstart/student.py
 
-What stands behind -- are arguments of train_net.py; --resume is added. The configuration is read before anything is
+What stands behind -- are arguments of train; --resume is added. The configuration is read before anything is
 queued. Needs the package submitit. Exit status: 0; 2 for a mistake in the input, or with --wait a training that failed.
 """
 
@@ -46,7 +46,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--logs", type=Path, default=Path("output/jobs"), metavar="DIR", help="(%(default)s)")
     parser.add_argument("--local", action="store_true", help="run on this machine, to try it")
     parser.add_argument("--wait", action="store_true", help="until the job has ended")
-    parser.add_argument("training", nargs="+", metavar="-- ARGUMENT", help="of train_net.py")
+    parser.add_argument("training", nargs="+", metavar="-- ARGUMENT", help="of python -m mokd_det train")
     return parser.parse_args(arguments)
 
 

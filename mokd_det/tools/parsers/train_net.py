@@ -1,10 +1,10 @@
 """Train or evaluate what a LazyConfig file describes.
 
-    python tools/train_net.py --config-file configs/quickstart/student.py train.max_iter=100
-    python tools/train_net.py --config-file configs/COCO/mokd_vidt_nano.py --num-gpus 4
-    python tools/train_net.py --config-file FILE --dry-run
-    python tools/train_net.py --config-file FILE --resume
-    python tools/train_net.py --config-file FILE --eval-only train.init_checkpoint=student_final.pth
+    python -m mokd_det train --config-file configs/quickstart/student.py train.max_iter=100
+    python -m mokd_det train --config-file configs/COCO/mokd_vidt_nano.py --num-gpus 4
+    python -m mokd_det train --config-file FILE --dry-run
+    python -m mokd_det train --config-file FILE --resume
+    python -m mokd_det train --config-file FILE --eval-only train.init_checkpoint=student_final.pth
 
 Exit status: 0; 2 for a mistake in the input, with one line on stderr; 1 for anything else.
 """
@@ -14,7 +14,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from mokd_det.training_arguments import argument_parser, check_config_file
+from mokd_det.model_zoo import find_config_file
+from mokd_det.training_arguments import argument_parser
 
 __all__ = ["check", "parse"]
 
@@ -30,4 +31,4 @@ def check(options: argparse.Namespace) -> None:
     Raises:
         ConfigError: naming it.
     """
-    check_config_file(options.config_file)
+    find_config_file(options.config_file)

@@ -1,7 +1,7 @@
 """Draw where models look: the DET tokens of detectors, the class token of classifiers, several models side by side.
 
-    python tools/visualize_attention.py photo.jpg images/ --model configs/COCO/vidt_nano.py nano.pth --output attention
-    python tools/visualize_attention.py --dataset digits_test --ids 4 18 --output output/attention \\
+    python -m mokd_det attention photo.jpg images/ --model configs/COCO/vidt_nano.py nano.pth --output attention
+    python -m mokd_det attention --dataset digits_test --ids 4 18 --output output/attention \\
         --run output/demo/runs/teacher --run output/demo/runs/mokd_seed0 --run output/demo/runs/student_seed0 \\
         --labels teacher MoKD "student alone"
 

@@ -1,0 +1,34 @@
+"""Fetch public photographs with boxes or classes, pinned and checked: bccd, cards, cifar10_jpeg.
+
+    python -m mokd_det fetch bccd cards
+
+Downloads the pinned commit, converts it and checks SHA-256; --archive FILE takes a download that is there already.
+
+Exit status: 0; 2 for a wrong argument, no network, or contents that are not the pinned ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+__all__ = ["parse"]
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("names", nargs="+", metavar="NAME", help="bccd, cards or cifar10_jpeg")
+    parser.add_argument(
+        "--root", type=Path, metavar="DIR", help="folder of all data sets ($DETECTRON2_DATASETS, or datasets)"
+    )
+    parser.add_argument(
+        "--archive", type=Path, metavar="FILE", help="the .tar.gz of the pinned commit, of a single NAME"
+    )
+    options = parser.parse_args(arguments)
+    if options.archive is not None and len(options.names) > 1:
+        parser.error("--archive is the archive of one NAME; give one")
+    return options
