@@ -8,7 +8,7 @@ import pytest
 
 from mokd_det import model_zoo
 from mokd_det.config import load_config
-from mokd_det.errors import ConfigError
+from mokd_det.errors import ConfigError, DatasetError
 
 
 def test_a_config_by_name() -> None:

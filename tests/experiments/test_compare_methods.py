@@ -242,7 +242,7 @@ def test_overrides_survive_the_command_line(value):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"methods": "none vdk"}, "has no method 'vdk'; known here: mokd, mokd_fixed"),
+        ({"methods": "none vdk"}, "has no method 'vdk'; known here: dto_kd, mokd, mokd_fixed"),
         ({"methods": "mokd@4"}, "the balancer of 'mokd' has no weights by name"),
         ({"methods": "vkd@much"}, "'much' is not a number"),
         ({"config": ROOT / "configs" / "quickstart" / "student.py"}, "model must be a Distiller"),

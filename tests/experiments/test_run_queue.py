@@ -165,3 +165,16 @@ def test_clock():
         "1:00:00",
         "2:02:05",
     ]
+
+
+def test_an_interrupted_command_says_how_it_is_continued(tmp_path, monkeypatch, capsys):
+    def interrupted(lock):
+        raise KeyboardInterrupt
+
+    for program, typed in (
+        ("tools/compare_methods.py", "python tools/compare_methods.py"),
+        ("python -m mokd_det compare", "python -m mokd_det compare"),
+    ):
+        monkeypatch.setattr(sys, "argv", [program])
+        assert training_runs.run_command(interrupted, tmp_path, ["--output", "a b"]) == 130
+        assert f"\n  {typed} --output 'a b'\n" in capsys.readouterr().err
