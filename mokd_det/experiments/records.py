@@ -145,7 +145,7 @@ def make_record(
     last_tenth = {}
     for objective in logged.objectives:
         at, losses = logged.objective(objective)
-        late = losses[at >= 0.9 * length] if len(at) else losses
+        late = losses[at >= 0.9 * (length - 1)] if len(at) else losses
         if len(late):
             last_tenth[objective] = float(late.mean())
     weights = {name: logged.series(f"raw_weight/{name}")[1] for name in logged.objectives}
