@@ -8,12 +8,16 @@ import pytest
 
 from mokd_det import model_zoo
 from mokd_det.config import load_config
-from mokd_det.errors import ConfigError, DatasetError
+from mokd_det.errors import ConfigError
 
 
 def test_a_config_by_name() -> None:
     config = model_zoo.get_config("COCO/mokd_vidt_nano.py")
     assert {"student", "teacher", "method"} <= set(config.model)
+    # What it defines, before --config-file would ask whose data.
+    assert "data" in model_zoo.get_config("custom/vidt_nano.py")
+    with pytest.raises(ConfigError, match="are not given"):
+        load_config("custom/vidt_nano.py")
     assert model_zoo.get_config_file("quickstart/mokd.py").endswith("configs/quickstart/mokd.py")
     with pytest.raises(
         ConfigError, match=r"there is no config 'COCO/vidt_nana.py' .* mean 'COCO/vidt_nano\.py'"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from mokd_det.model_zoo import CONFIGS, RECORDS, WEIGHTS
 from tests.config_room.test_own_data import CATEGORIES, DISTILLED, folder, paths
 
 __all__ = ["folder"]  # the fixture with the data
@@ -61,12 +62,18 @@ def _run(command: list, cwd: Path, environment: dict[str, str] | None = None, st
     return done.stdout + done.stderr
 
 
+def _files(folder: Path) -> set[str]:
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    return {name for name in files if "__pycache__" not in name}
+
+
 @pytest.mark.slow
 def test_from_data_to_an_exported_student(python: Command, installed: Path, folder: Path) -> None:
-    place, configs = python(
-        "-c", "import mokd_det; from mokd_det.model_zoo import CONFIGS; print(mokd_det.__file__, CONFIGS)"
-    ).split()
-    assert Path(place).is_relative_to(installed) and Path(configs).is_relative_to(installed)
+    place = python("-c", "import mokd_det; print(mokd_det.__file__)").strip()
+    assert Path(place).is_relative_to(installed)
+    for checkout in (CONFIGS, RECORDS, WEIGHTS):
+        packed = installed / "mokd_det" / "model_zoo" / checkout.name
+        assert _files(packed) == _files(checkout), checkout
 
     def mokd_det(*arguments: str, status: int = 0) -> str:
         return python("-m", "mokd_det", *arguments, status=status)
