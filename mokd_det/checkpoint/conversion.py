@@ -16,7 +16,7 @@ from mokd_det.checkpoint.coco_rows import contiguous_rows, has_class_rows
 from mokd_det.checkpoint.identity import identify
 from mokd_det.checkpoint.official_vidt import from_official, to_official
 from mokd_det.checkpoint.swin import microsoft_names
-from mokd_det.errors import CheckpointError
+from mokd_det.errors import CheckpointError, first_line
 
 __all__ = ["export_student", "official_weights", "student_weights", "write_file"]
 
@@ -112,5 +112,5 @@ def write_file(
                 torch.save({"model": dict(weights)}, handle)
     # A full disk shows as OSError or, from inside torch's zip writer, as RuntimeError.
     except (OSError, RuntimeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise CheckpointError(f"'{path}' could not be written ({reason})") from error

@@ -21,7 +21,7 @@ from yacs.config import CfgNode
 
 from mokd_det.checkpoint.origins import origin_of
 from mokd_det.command_hint import command
-from mokd_det.errors import CheckpointError
+from mokd_det.errors import CheckpointError, first_line
 
 __all__ = ["load_file", "require_file"]
 
@@ -86,7 +86,7 @@ def require_file(path: str | os.PathLike[str], what: str = "checkpoint") -> str:
     try:
         local = str(PathManager.get_local_path(name)) if "://" in name else name
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{what} '{name}' cannot be fetched: {_first_line(error)}") from error
+        raise CheckpointError(f"{what} '{name}' cannot be fetched: {first_line(error)}") from error
     if not os.path.isfile(local):
         origin = origin_of(name)
         problem = "is a directory" if os.path.isdir(local) else f"does not exist{origin and '; '}{origin}"
@@ -99,7 +99,7 @@ def _read_safetensors(local: str, source: str) -> dict[str, Tensor]:
         return load_safetensors(local)
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(
-            f"{source} cannot be read: broken or no safetensors file ({_first_line(error)})"
+            f"{source} cannot be read: broken or no safetensors file ({first_line(error)})"
         ) from error
 
 
@@ -123,7 +123,7 @@ def _read_pickle(local: str, source: str, trusted: bool) -> Any:
     # Damaged bytes end in whatever the instruction they happen to form runs into (struct.error, KeyError, …).
     except Exception as error:
         raise CheckpointError(
-            f"{source} cannot be read: broken or not a checkpoint ({_first_line(error)})"
+            f"{source} cannot be read: broken or not a checkpoint ({first_line(error)})"
         ) from error
 
 
@@ -243,7 +243,3 @@ def _without_wrappers(weights: dict[str, Tensor], lightning: bool, source: str) 
             for k, v in metadata.items()
         )
     return renamed
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

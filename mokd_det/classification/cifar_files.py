@@ -15,7 +15,7 @@ import numpy as np
 from mokd_det.classification.dataset import ArrayDataset
 from mokd_det.classification.subset import check_split
 from mokd_det.data.builtin import datasets_root
-from mokd_det.errors import DatasetError
+from mokd_det.errors import DatasetError, first_line
 
 __all__ = ["Cifar10", "Cifar100"]
 
@@ -138,7 +138,7 @@ def _read(file: Path) -> dict[str, Any]:
     except _Refused as error:
         raise DatasetError(f"'{file}' is refused: {error}, which could run code when loaded") from error
     except (OSError, EOFError, pickle.UnpicklingError, ValueError, TypeError, KeyError, IndexError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise DatasetError(f"'{file}' cannot be read: broken or not CIFAR's pickle ({reason})") from error
     if not isinstance(content, dict):
         raise DatasetError(f"'{file}' holds a {type(content).__name__}, not a dict")

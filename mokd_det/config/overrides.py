@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from mokd_det.config.call_arguments import accepted_arguments
 from mokd_det.config.near_keys import did_you_mean
 from mokd_det.config.train_settings import ddp_arguments, train_section_defaults
-from mokd_det.errors import ConfigError
+from mokd_det.errors import ConfigError, first_line
 
 __all__ = ["apply_overrides"]
 
@@ -58,7 +58,7 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
         try:
             parsed = parser.parse_override(text)
         except HydraException as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise ConfigError(f"override '{text}' is not of the form key.path=value: {reason}") from error
         if parsed.is_delete() or parsed.is_add() or parsed.is_force_add() or parsed.is_sweep_override():
             raise ConfigError(
@@ -67,7 +67,7 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
         try:
             _assign(cfg, parsed.key_or_group, parsed.value(), text)
         except OmegaConfBaseException as error:
-            raise ConfigError(f"override '{text}' cannot be applied: {str(error).splitlines()[0]}") from error
+            raise ConfigError(f"override '{text}' cannot be applied: {first_line(error)}") from error
     return cfg
 
 

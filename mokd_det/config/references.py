@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from mokd_det.config.near_keys import did_you_mean
-from mokd_det.errors import ConfigError
+from mokd_det.errors import ConfigError, first_line
 
 __all__ = ["check_references"]
 
@@ -32,10 +32,10 @@ def check_references(cfg: DictConfig, sections: Iterable[str]) -> None:
                 OmegaConf.to_container(value, resolve=True)
         except InterpolationKeyError as error:
             found = _MISSING.search(str(error))
-            key = found[1] if found else str(error).splitlines()[0]
+            key = found[1] if found else first_line(error)
             raise ConfigError(f"{error.full_key or section} refers to '{key}', {_hint(cfg, key)}") from error
         except OmegaConfBaseException as error:
-            raise ConfigError(f"{error.full_key or section}: {str(error).splitlines()[0]}") from error
+            raise ConfigError(f"{error.full_key or section}: {first_line(error)}") from error
 
 
 def _hint(cfg: DictConfig, key: str) -> str:

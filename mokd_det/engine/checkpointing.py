@@ -16,7 +16,7 @@ from mokd_det.checkpoint.atomic_file import atomic_write, remove_leftovers
 from mokd_det.checkpoint.key_report import compare_keys
 from mokd_det.checkpoint.reading import load_file
 from mokd_det.engine.machine_error import is_lost_worker
-from mokd_det.errors import CheckpointError
+from mokd_det.errors import CheckpointError, first_line
 
 __all__ = ["AtomicCheckpointer"]
 
@@ -49,7 +49,7 @@ def _save(content: Mapping[str, Any], path: Path) -> None:
             raise
         # The zip writer fails once more while it closes the file; what the system said stands behind that.
         first = next((e for e in _chain(error) if isinstance(e, OSError)), error)
-        reason = str(first).strip().splitlines()[0] if str(first).strip() else type(first).__name__
+        reason = first_line(first)
         raise CheckpointError(
             f"checkpoint '{path}' could not be written ({reason}); earlier checkpoints are untouched"
         ) from error

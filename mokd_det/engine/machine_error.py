@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from mokd_det.engine.termination import TrainingStopped
-from mokd_det.errors import ConfigError, MachineError, MoKDError
+from mokd_det.errors import ConfigError, MachineError, MoKDError, first_line
 
 __all__ = ["is_lost_worker", "machine_error", "machine_errors", "next_batch"]
 
@@ -38,7 +38,7 @@ def machine_error(error: BaseException, when: str) -> MachineError | None:
         error: what torch or the system raised.
         when: what the main process was at, e.g. "at iteration 3".
     """
-    text = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
+    text = first_line(error).rstrip(". ")
     if isinstance(error, OSError) and error.errno in _NO_SPACE:
         return MachineError(
             f"no space to write {when}: {text}. Checkpoints are untouched; make room, then --resume"

@@ -13,7 +13,7 @@ from detectron2.utils.logger import log_first_n
 from torch import nn
 
 from mokd_det.contract import TrainingTask, as_task
-from mokd_det.errors import ConfigError
+from mokd_det.errors import ConfigError, first_line
 
 __all__ = ["get_timm_param_groups", "get_vidt_param_groups", "vidt_param_group", "with_fast_kernel"]
 
@@ -133,7 +133,7 @@ def with_fast_kernel(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     try:
         return rebuilt("fused")
     except RuntimeError as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         log_first_n(
             logging.INFO,
             f"{kind.__name__} has no fused kernel here ({reason}); it uses foreach",

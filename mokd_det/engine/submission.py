@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mokd_det.engine.launch import EXIT_STOPPED
-from mokd_det.errors import ConfigError
+from mokd_det.errors import ConfigError, first_line
 
 __all__ = ["SubmittedTraining", "submit", "wait_for"]
 
@@ -125,5 +125,5 @@ def wait_for(job: Any, logs: Path) -> None:
         job.results()
     except UncompletedJobError as error:
         raise ConfigError(
-            f"job {job.job_id} failed, see {logs}/{job.job_id}_*_log.err: {str(error).splitlines()[0]}"
+            f"job {job.job_id} failed, see {logs}/{job.job_id}_*_log.err: {first_line(error)}"
         ) from error

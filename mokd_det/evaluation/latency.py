@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from mokd_det.errors import ConfigError
+from mokd_det.errors import ConfigError, first_line
 
 __all__ = ["PRECISIONS", "Latency", "autocast_to", "measure_latency"]
 
@@ -97,7 +97,7 @@ def measure_latency(
                     raise
                 raise ConfigError(
                     f"{type(model).__name__} cannot run in {precision} on this {device.type}: "
-                    f"{str(error).splitlines()[0]}"
+                    f"{first_line(error)}"
                 ) from error
             _wait_for(device)
             if index >= warmup:

@@ -11,7 +11,7 @@ import torch
 from sklearn.datasets import load_sample_images
 from torch import Tensor, nn
 
-from mokd_det.errors import ExportError
+from mokd_det.errors import ExportError, first_line
 
 __all__ = [
     "CHECK_SIZES",
@@ -146,7 +146,7 @@ def measure_agreement(
         try:
             theirs = run(padded, sizes)
         except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             raise ExportError(
                 f"the exported graph fails on images of shape {tuple(padded.shape)}: {reason}"
             ) from error

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import torch
 
-from mokd_det.errors import ExportError
+from mokd_det.errors import ExportError, first_line
 from mokd_det.export.graph import INPUTS, OUTPUTS, DetectorGraph, example_inputs
 from mokd_det.export.tracing import quiet_tracing
 
@@ -63,7 +63,7 @@ def onnx_bytes(graph: DetectorGraph, description: Mapping[str, str], *, opset: i
             )
         # torch.onnx reports what it cannot translate by several exception classes.
         except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             raise ExportError(f"the model cannot be written as ONNX with opset {opset}: {reason}") from error
     model = onnx.load_from_string(buffer.getvalue())
     onnx.helper.set_model_props(model, dict(description))

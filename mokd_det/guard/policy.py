@@ -15,6 +15,7 @@ from torch import nn
 
 from mokd_det.checkpoint.atomic_file import atomic_write
 from mokd_det.contract import TrainingTask
+from mokd_det.errors import first_line
 from mokd_det.guard.frozen_buffers import BufferCopy
 from mokd_det.guard.module_numbers import ModuleNumbers
 from mokd_det.guard.plain_batch import to_plain
@@ -91,7 +92,7 @@ def keep_batch(
         with atomic_write(file) as handle:
             torch.save(content, handle)
     except (TypeError, OSError, RuntimeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         logger.warning("The batch could not be kept in %s: %s", file, reason)
         return reason
     logger.info("Rank %d keeps its batch in %s", comm.get_rank(), file)
