@@ -95,7 +95,7 @@ def locked_folder(folder: str | os.PathLike[str], what: str) -> Iterator[int]:
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"{what} '{folder}' cannot be made: {error.strerror}") from error
+        raise ConfigError(f"{what} '{folder}' cannot be written: {error.strerror}") from error
     try:
         yield lock_folder(folder, what)
     finally:

@@ -206,7 +206,7 @@ class _DryRun:
         if self.processes > 1 and share is not None:
             self.cfg.dataloader.train.total_batch_size = share // self.processes
         trainer = build_trainer(self.cfg, self.settings)
-        trainer.non_finite = dataclasses.replace(trainer.non_finite, directory="")
+        trainer.guard.policy = dataclasses.replace(trainer.guard.policy, directory="")
         student = trainer.task.eval_model
         self._load(trainer)
         _title("model")

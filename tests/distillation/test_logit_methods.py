@@ -184,7 +184,7 @@ def test_parts_see_their_own_taps_and_nothing_else() -> None:
         "after_step",
     ]
     assert {"a/number", "kd/pooled/orthogonality_error"} <= set(method.diagnostics())
-    assert len(method.no_weight_decay_parameters()) == 4
+    assert len(method.no_weight_decay_parameters()) == 3
     # A tap that another part compares is read from both.
     assert Combined({"a": Adapting(), "kd": MoKD()}).student_only_taps == ()
 

@@ -35,6 +35,7 @@ from mokd_det.distillation import (
 )
 from mokd_det.distillation.tap_entries import all_finite, decode_rows, encode_rows
 from mokd_det.distillation.tap_store import RowKey, TapStore
+from mokd_det.distillation.taps import TapSource
 from mokd_det.engine import AtomicCheckpointer
 from mokd_det.errors import CacheError, ConfigError
 from mokd_det.layers.tap_point import FeatureMap
@@ -287,10 +288,7 @@ def stale_message(folder: str, change: dict[str, Any]) -> str:
     [
         ({"weights": 1e-6}, "the digest of the teacher's weights was "),
         ({"precision": "float32"}, "model.teacher_cache.precision was float16 and is float32"),
-        (
-            {"taps": {"neck": "neck"}},
-            "model.taps.head was TapSource(path='head', spec=None, strides=None) and is absent",
-        ),
+        ({"taps": {"neck": "neck"}}, f"model.taps.head was {TapSource('head')} and is absent"),
         (
             {"teacher_precision": "bfloat16"},
             "the precision of the teacher's forward was float32 and is float32, autocast bfloat16",

@@ -149,7 +149,7 @@ def test_results_as_table_and_as_strict_json(tmp_path):
 
 def test_the_methods_diagnostics_are_stored_every_period():
     trainer = make_trainer()
-    trainer.module.diagnostics = lambda: {"distill/neck/rank": float(trainer.iter)}
+    trainer.task.diagnostics = lambda: {"distill/neck/rank": float(trainer.iter)}
     trainer.register_hooks([MethodDiagnostics(2)])
     trainer.train(0, 5)
     assert trainer.storage.history("distill/neck/rank").values() == [(1.0, 1), (3.0, 3)]
