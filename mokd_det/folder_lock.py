@@ -48,7 +48,7 @@ def lock_folder(folder: str | os.PathLike[str], what: str) -> int:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
-            raise ConfigError(f"{what} '{folder}' cannot be written: {error.strerror}") from error
+            raise ConfigError(f"{what} '{folder}' cannot be made: {error.strerror}") from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -95,7 +95,7 @@ def locked_folder(folder: str | os.PathLike[str], what: str) -> Iterator[int]:
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"{what} '{folder}' cannot be written: {error.strerror}") from error
+        raise ConfigError(f"{what} '{folder}' cannot be made: {error.strerror}") from error
     try:
         yield lock_folder(folder, what)
     finally:

@@ -154,5 +154,5 @@ def test_help_shows_an_example(tool, capsys):
         tool.main(["--help"])
     assert caught.value.code == 0
     printed = capsys.readouterr().out
-    assert "python tools/convert_checkpoint.py vidt_tiny_150.pth vidt_tiny.pth" in printed
+    assert "python -m mokd_det convert vidt_tiny_150.pth vidt_tiny.pth" in printed
     assert "--keep-rows" in printed and "train.init_checkpoint=FILE" in printed

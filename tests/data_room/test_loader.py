@@ -353,7 +353,8 @@ def test_a_loader_that_is_referred_to_until_the_end_does_not_keep_the_program_fr
 
 def test_torch_does_not_interrupt_the_program_at_any_line(monkeypatch):
     """Its handler of lost workers raises between any two lines; another program's handler stays."""
-    before = signal.getsignal(signal.SIGCHLD)
+    # An earlier test of this process may have used torch's loader as it is.
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
         monkeypatch.setattr(torch.utils.data._utils.signal_handling, "_SIGCHLD_handler_set", False)
         assert list(build_share_loader(list(range(2)), num_workers=1)) == [[0], [1]]

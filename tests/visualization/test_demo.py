@@ -352,7 +352,7 @@ def test_mistakes_are_one_line(demo, data, names, run, tmp_path, capsys):
         ),
         (
             ["--output", tmp_path / "notes.txt", *model, images, "--annotations", names],
-            "notes.txt' cannot be written",
+            "notes.txt' cannot be made",
         ),
     ):
         assert call(demo, *arguments) == 2, arguments

@@ -252,7 +252,7 @@ def test_mistakes_are_one_line(data, detectors, folder, tmp_path, capsys):
         ([*output, *run, folder / "notes.txt"], "notes.txt' is no image"),
         ([*output, "--run", folder, folder], "no config.yaml there, so this is no finished training"),
         ([*output, *run, folder, *names, "--set", "train.devise=cpu"], "train.devise"),
-        (["--output", folder / "notes.txt", *run, folder, *names], "notes.txt' cannot be written"),
+        (["--output", folder / "notes.txt", *run, folder, *names], "notes.txt' cannot be made"),
         (
             [*output, *run, "--ids", 9, "--dataset", "attention_val", *names],
             "no image id 9; it has 4 images, ids 1 to 4",
