@@ -224,10 +224,12 @@ def _handler_of_lost_workers_kept_out() -> Iterator[None]:
     """
     in_main = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGCHLD) if in_main else None
+    # A plain torch loader may have installed it earlier; torch keeps no other reference to tell it by.
+    torch_came_first = getattr(before, "__module__", "").startswith("torch.utils.data.")
     yield
-    if in_main and signal.getsignal(signal.SIGCHLD) is not before:
+    if in_main and (torch_came_first or signal.getsignal(signal.SIGCHLD) is not before):
         # None stands for a handler that was not installed from Python.
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL if before is None else before)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL if before is None or torch_came_first else before)
 
 
 def _check_workers(num_workers: int) -> None:

@@ -353,10 +353,16 @@ def test_a_loader_that_is_referred_to_until_the_end_does_not_keep_the_program_fr
 
 def test_torch_does_not_interrupt_the_program_at_any_line(monkeypatch):
     """Its handler of lost workers raises between any two lines; another program's handler stays."""
-    # An earlier test of this process may have used torch's loader as it is.
-    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    before = signal.getsignal(signal.SIGCHLD)
     try:
         monkeypatch.setattr(torch.utils.data._utils.signal_handling, "_SIGCHLD_handler_set", False)
+        assert list(build_share_loader(list(range(2)), num_workers=1)) == [[0], [1]]
+        assert signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL
+
+        # Also where a plain loader of torch has installed it before.
+        monkeypatch.setattr(torch.utils.data._utils.signal_handling, "_SIGCHLD_handler_set", False)
+        list(torch.utils.data.DataLoader(list(range(2)), num_workers=1))
+        assert signal.getsignal(signal.SIGCHLD) != signal.SIG_DFL
         assert list(build_share_loader(list(range(2)), num_workers=1)) == [[0], [1]]
         assert signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL
 
