@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,15 +14,17 @@ from detectron2.data import transforms as T
 from mokd_det.data.sampling import sample_rng
 from mokd_det.errors import ConfigError
 from mokd_det.modeling.backbone import DET_BACKBONES
+from tests.documentation.pages import ROOT, python_blocks
 
-PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
+NAME = "docs/extending.md"
+PAGE = ROOT / NAME
 TAPS = ("patch", "neck", "head")
 
 
 @pytest.fixture(scope="module")
 def ran() -> dict[str, Any]:
     """What the page's code leaves behind, all of its blocks run in one namespace."""
-    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
+    blocks = python_blocks(NAME)
     assert len(blocks) == 8
     torch.manual_seed(0)
     namespace: dict[str, Any] = {}
@@ -109,18 +110,3 @@ def test_own_mapper_gives_the_same_samples_again(ran: dict[str, Any]) -> None:
     for one, other in zip(first, again, strict=True):
         assert one["image_id"] == other["image_id"] and torch.equal(one["image"], other["image"])
         assert torch.equal(one["instances"].gt_boxes.tensor, other["instances"].gt_boxes.tensor)
-
-
-def test_every_link_leads_somewhere() -> None:
-    text = re.sub(r"```.*?```", "", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
-    anchors = {
-        re.sub(r"[^\w -]", "", line.lstrip("# ").lower()).replace(" ", "-")
-        for line in text.splitlines()
-        if line.startswith("#")
-    }
-    for target in re.findall(r"\]\(([^)]+)\)", text):
-        path, _, anchor = target.partition("#")
-        if path:
-            assert (PAGE.parent / path).is_file(), target
-        else:
-            assert anchor in anchors, target

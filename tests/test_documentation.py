@@ -27,8 +27,7 @@ FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 def prose(page: Path) -> str:
     """A page without its code blocks and code spans."""
     text = FENCED.sub("", page.read_text("utf-8"))
-    lines = [line for line in text.splitlines() if not line.startswith("    ")]
-    return re.sub(r"`[^`\n]*`", "", "\n".join(lines))
+    return re.sub(r"`[^`\n]*`", "", text)
 
 
 def anchors(page: Path) -> set[str]:
@@ -97,7 +96,7 @@ def test_every_tool_has_a_section_with_a_command() -> None:
     sections = {part.partition("\n")[0]: part for part in text.split("\n## ")[1:]}
     assert sorted(sections) == TOOLS
     for tool, section in sections.items():
-        assert re.search(rf"^    python tools/{tool} ", section, flags=re.MULTILINE), tool
+        assert re.search(rf"^python tools/{tool} ", section, flags=re.MULTILINE), tool
         assert f"[{tool}](#{tool.replace('.', '')})" in text
 
 

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-PAGE = Path(__file__).parents[2] / "docs" / "balancing.md"
+from tests.documentation.pages import python_blocks
+
+PAGE = "docs/balancing.md"
 
 
 @pytest.fixture(scope="module")
 def ran() -> dict[str, Any]:
     """What the page's code leaves behind, all of its blocks run in one namespace."""
-    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
+    blocks = python_blocks(PAGE)
     assert len(blocks) == 3
     torch.manual_seed(0)
     namespace: dict[str, Any] = {}
     for number, block in enumerate(blocks):
-        exec(compile(block, f"{PAGE.name}, block {number}", "exec"), namespace)
+        exec(compile(block, f"{PAGE}, block {number}", "exec"), namespace)
     return namespace
 
 

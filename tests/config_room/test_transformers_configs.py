@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from mokd_det.errors import ConfigError
 from mokd_det.modeling import TransformersDetector
 from tests.config_room.test_own_data import CONFIGS, catalogs, paths, run  # noqa: F401
 from tests.config_room.test_own_data import folder as data_folder  # noqa: F401
+from tests.documentation.pages import ROOT, blocks, commands, python_blocks
 from tests.modeling.tiny_transformers import tiny_config
 
 transformers = pytest.importorskip("transformers")
@@ -48,10 +48,10 @@ def test_from_two_folders_to_a_student_that_transformers_loads(
     tmp_path: Path,
 ) -> None:
     """The commands of docs/transformers.md, on tiny models."""
-    page = (CONFIGS.parents[1] / "docs" / "transformers.md").read_text("utf-8")
-    command = re.search(r"python tools/train_net.py --config-file (\S+) (.*?)\n\n", page, flags=re.DOTALL)
-    assert command is not None
-    config, arguments = CONFIGS.parents[1] / command[1], command[2].replace("\\\n", " ").split()
+    page = "docs/transformers.md"
+    words = [words for block in blocks(page) if block.language == "bash" for words in commands(block.text)]
+    (command,) = (words for words in words if "--config-file" in words)
+    config, arguments = ROOT / command[3], command[4:]
     own = dict(pair.split("=") for pair in paths(data_folder))
     sources = (f"model.student.source={weights}/rtdetrv2", f"model.teacher.source={weights}/dfine")
     own |= dict(pair.split("=") for pair in sources)
@@ -61,10 +61,9 @@ def test_from_two_folders_to_a_student_that_transformers_loads(
     assert "re-initialised" in log and "enc_score_head.bias: other classes of the same number" in log
     assert "Own data: 3 classes (screw, nut, bolt)" in log and "queries are matched by boxes alone" in log
     exported = tmp_path / "run" / "student_final"
-    snippet = re.search(r"```python\n(.*?)```", page, flags=re.DOTALL)
-    assert snippet is not None
+    (snippet,) = python_blocks(page)
     found: dict[str, Any] = {}
-    exec(snippet[1].replace("output/custom/mokd_transformers/student_final", str(exported)), found)
+    exec(snippet.replace("output/custom/mokd_transformers/student_final", str(exported)), found)
     plain, processor = found["model"].eval(), found["processor"]
     assert plain.config.id2label == {0: "screw", 1: "nut", 2: "bolt"}
     student = TransformersDetector(exported).eval()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import mokd_det.distillation
 from mokd_det.distillation import Method
+from tests.documentation.pages import python_blocks
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
@@ -32,7 +33,7 @@ def test_the_configs_it_lists_exist() -> None:
 
 
 def test_its_example_runs() -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+    (example,) = python_blocks("docs/methods.md")
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         exec(compile(example, "docs/methods.md", "exec"), {})
