@@ -22,7 +22,7 @@ RUN_BY = {
 
 # First line of a block of Python → the file whose lines it shows.
 EXCERPTS = {
-    'student=timm_classifier("mobilenetv4_conv_small", drop_path_rate=0.1),': "configs/ImageNet/timm_pair.py",
+    "model = L(Distiller)(": "configs/ImageNet/timm_pair.py",
 }
 
 # Page → the configuration that its blocks of arguments change.
