@@ -92,9 +92,9 @@ def _add_unlabeled_images(cfg: DictConfig, facts: OwnDataFacts) -> None:
             "data.unlabeled.images is given, but the model has no teacher: from images without annotations only a "
             "teacher's outputs can be learned"
         )
-    labelled = [name for name in (facts.train_dataset, facts.val_dataset) if name is not None]
+    judged = [] if facts.val_dataset is None else [facts.val_dataset]
     images = LazyCall(UnlabeledImages)(
-        folder=facts.unlabeled_images, total_batch_size=facts.unlabeled_batch_size, leave_out=labelled
+        folder=facts.unlabeled_images, total_batch_size=facts.unlabeled_batch_size, leave_out=judged
     )
     cfg.dataloader.train.unlabeled = images
     cfg.model._target_ = "mokd_det.distillation.UnlabeledDistiller"

@@ -92,7 +92,8 @@ def build_train_loader(
         views: augment each image in so many ways only, which take turns by epoch; each input then has a "view_key"
             (:func:`~mokd_det.data.view_key.view_key`), by which a cache finds what it holds of it. None: augment
             anew in every epoch.
-        unlabeled: images without annotations, of which every batch has some more, marked as "unlabeled".
+        unlabeled: images without annotations, of which every batch has some more, marked as "unlabeled"; those that are
+            labelled here are left out.
         rank: of this process; None: Detectron2's.
         world_size: number of processes; None: Detectron2's.
 
@@ -114,7 +115,7 @@ def build_train_loader(
 
     batches: EpochBatches | MixedBatches = batches_of(len(records), total_batch_size)
     if unlabeled is not None:
-        more = unlabeled.records()
+        more = unlabeled.records(records)
         batches = MixedBatches(batches, batches_of(len(more), unlabeled.total_batch_size))
         records = [*records, *more]
     return TrainLoader(records, mapper, batches, num_workers)

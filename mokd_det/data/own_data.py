@@ -72,8 +72,8 @@ class OwnData:
         lr: learning rate for 16 images per step.
         on_bad_box: "error", or "drop" to leave out boxes without area inside their image.
         unlabeled: ``images``, a folder of images without annotations that a distillation also learns from, and
-            ``total_batch_size`` of them per batch (None: as many as labelled ones). Images of ``train`` and ``val``
-            that lie in the folder are left out.
+            ``total_batch_size`` of them per batch (None: as many as labelled ones). Images of ``val`` and the labelled
+            ones that lie in the folder are left out.
     """
 
     train: Mapping[str, str | None] = field(default_factory=dict)

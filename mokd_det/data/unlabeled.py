@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from torch.utils.data import Sampler
@@ -27,25 +28,26 @@ class UnlabeledImages:
     Attributes:
         folder: the images directly in it.
         total_batch_size: of them in each batch, over all processes.
-        leave_out: registered data sets whose images are not taken even if they lie in the folder: the labelled ones,
-            and those that the result is judged by.
+        leave_out: registered data sets whose images are not taken even if they lie in the folder: what the result is
+            judged by.
     """
 
     folder: str
     total_batch_size: int
     leave_out: Sequence[str] = ()
 
-    def records(self) -> list[dict[str, Any]]:
+    def records(self, labelled: Iterable[Mapping[str, Any]] = ()) -> list[dict[str, Any]]:
         """Detectron2's standard dicts, without annotations and marked as "unlabeled".
+
+        Args:
+            labelled: records of the images that the training has labels of, which are left out, too; where only some
+                of a data set are drawn, its others may serve without their labels.
 
         Raises:
             DatasetError: no such folder, or no image is left.
         """
-        known = {
-            os.path.realpath(record["file_name"])
-            for name in self.leave_out
-            for record in load_dataset_dicts(name)
-        }
+        judged = (record for name in self.leave_out for record in load_dataset_dicts(name))
+        known = {os.path.realpath(record["file_name"]) for record in chain(labelled, judged)}
         paths = [file.path for file in find_input_files([self.folder])]
         records = [
             {"file_name": str(path), "image_id": path.name, "annotations": [], "unlabeled": True}
@@ -53,9 +55,9 @@ class UnlabeledImages:
             if os.path.realpath(path) not in known
         ]
         if not records:
-            labelled = " and ".join(self.leave_out)
+            others = "".join(f" or those of {name}" for name in self.leave_out)
             raise DatasetError(
-                f"all {len(paths)} images in {self.folder} are those of {labelled}: none is left"
+                f"all {len(paths)} images in {self.folder} are labelled ones{others}: none is left"
             )
         return records
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import shutil
 
 import pytest
@@ -12,6 +13,7 @@ from detectron2.config import instantiate
 from PIL import Image
 
 from mokd_det.config import load_config
+from mokd_det.data.catalog import load_dataset_dicts
 from mokd_det.data.sampling import EpochBatches
 from mokd_det.data.unlabeled import MixedBatches, UnlabeledImages
 from mokd_det.distillation import UnlabeledDistiller
@@ -45,17 +47,37 @@ def test_a_batch_is_the_labelled_one_and_more():
 
 def test_labelled_images_of_the_folder_are_left_out(folder, photographs):  # noqa: F811
     config = load_config(MOKD, [*paths(folder), *DISTILLED])
-    labelled = [config.from_data.train_dataset, config.from_data.val_dataset]
+    labelled = load_dataset_dicts(config.from_data.train_dataset)
+    in_folder = UnlabeledImages(str(folder / "train"), 2)
     shutil.copy(photographs / "new1.png", folder / "train" / "new.png")
     try:
-        assert len(UnlabeledImages(str(folder / "train"), 2).records()) == 5
-        left = UnlabeledImages(str(folder / "train"), 2, labelled).records()
+        assert len(in_folder.records()) == 5
+        left = in_folder.records(labelled)
     finally:
         (folder / "train" / "new.png").unlink()
     assert [record["image_id"] for record in left] == ["new.png"]
     assert all(record["unlabeled"] and not record["annotations"] for record in left)
     with pytest.raises(DatasetError, match="none is left"):
-        UnlabeledImages(str(folder / "train"), 2, labelled).records()
+        in_folder.records(labelled)
+    judged = UnlabeledImages(str(folder / "train"), 2, [config.from_data.train_dataset])
+    with pytest.raises(DatasetError, match="none is left"):
+        judged.records()
+
+
+def test_what_is_not_drawn_serves_without_its_labels(folder):  # noqa: F811
+    more = f"data.unlabeled.images={folder}/train"
+    draw = "dataloader.train.draw={count: 2, seed: 1}"
+    config = load_config(MOKD, [*paths(folder), *DISTILLED, more, draw])
+    loader = instantiate(config.dataloader.train)
+    seen = {False: set(), True: set()}
+    for batch in itertools.islice(loader, 6):
+        for sample in batch:
+            seen[bool(sample.get("unlabeled"))].add(os.path.basename(sample["file_name"]))
+    everything = {
+        os.path.basename(r["file_name"]) for r in load_dataset_dicts(config.from_data.train_dataset)
+    }
+    assert len(seen[False]) == 2
+    assert seen[True] == everything - seen[False]
 
 
 def test_losses_of_each_part_are_those_of_a_distiller(folder, photographs):  # noqa: F811
