@@ -1,0 +1,42 @@
+"""Methods with few labels (docs/results.md): losses on the labelled photographs, and on unlabelled ones beside them.
+
+In NAME@W the weight W is that of the labelled photographs' distillation.
+"""
+
+from detectron2.config import LazyCall as L
+
+from mokd_det.balancing import FixedWeights
+from mokd_det.distillation import MoKD, NoDistillation, TokenMatching, VkD
+
+from ..common.objectives import alone, mokd
+
+
+def fixed(**weights):
+    """Constant weights; 1 where none is given."""
+    return L(FixedWeights)(weights=dict(distill=1.0, task=1.0) | weights)
+
+
+similarity = L(MoKD)(loss="similarity")
+unlabeled = {
+    "data.unlabeled.images": "datasets/bccd/images",
+    "objectives": dict(mokd.objectives, unlabeled=["loss_unlabeled_*"]),
+}
+methods = dict(
+    none=dict(label="student alone", method=L(NoDistillation)(), balancer=alone.balancer),
+    token_matching=dict(label="token matching, fixed", method=L(TokenMatching)(), balancer=fixed()),
+    vkd=dict(label="VkD, fixed", method=L(VkD)(), balancer=fixed()),
+    mokd_fixed=dict(label="MoKD, fixed", method=similarity, balancer=fixed()),
+    mokd=dict(label="MoKD, amortised", method=similarity, balancer=mokd.balancer),
+    mokd_unlabeled=dict(
+        label="MoKD and unlabelled, amortised",
+        method=similarity,
+        balancer=mokd.balancer,
+        settings=unlabeled,
+    ),
+    mokd_unlabeled_fixed=dict(
+        label="MoKD and unlabelled, fixed",
+        method=similarity,
+        balancer=fixed(unlabeled=1.0),
+        settings=unlabeled,
+    ),
+)
