@@ -19,4 +19,4 @@ objectives, balancer = mokd.objectives, mokd.balancer
 
 data.total_batch_size = 4
 dataloader.train.update(draw=dict(count=20, seed=0), views=16)
-train.update(max_iter=400, eval_period=200, output_dir="output/few_labels/mokd")
+train.update(max_iter=300, eval_period=300, output_dir="output/few_labels/mokd")

@@ -11,8 +11,8 @@ dataloader.train.mapper.augmentation.short_sides = [112, 128, 144]
 dataloader.test.mapper.augmentation.short_side = 128
 optimizer.update(lr=2e-3, fused=True)
 train.update(
-    max_iter=500,
-    eval_period=250,
+    max_iter=400,
+    eval_period=400,
     output_dir="output/few_labels/teacher",
     checkpointer=dict(period=100_000, max_to_keep=1),
     diagnostics_period=0,
