@@ -1,12 +1,14 @@
 """Further published methods for detectors, with the taps that they read and their published weights.
 
 As configs/common/methods.py, for tools/compare_methods.py's ``--methods-file``; the names of the taps are a ViDT's.
+Where they have to be spelled for a model (a dense detector's pyramid, one stride), they are the config's own.
+Sources of the weights: docs/methods.md.
 """
 
 from detectron2.config import LazyCall as L
 
 from mokd_det.balancing import FixedWeights
-from mokd_det.distillation import FGD, KDDETR, MGD, PKD, DETRDistill
+from mokd_det.distillation import FGD, KDDETR, LD, MGD, PKD, CrossKD, DETRDistill, FoundationFeatures
 
 from .methods import methods as basic
 from .objectives import mokd
@@ -15,9 +17,10 @@ plain_sum, amortized = L(FixedWeights)(weights=dict(distill=1.0, task=1.0)), mok
 
 
 def entry(label, method, taps, weights, balancer=plain_sum):
-    """One method: its taps, by the names that the models offer, and the weight of each of its terms."""
-    distill = {f"loss_distill_{term}": weight for term, weight in weights.items()}
-    settings = {"model.taps": {tap: tap for tap in taps}, "objectives.distill": distill}
+    """One method: its taps, by the names that the models offer (None: the config's), and the weight of each term."""
+    settings = {"objectives.distill": {f"loss_distill_{term}": weight for term, weight in weights.items()}}
+    if taps is not None:
+        settings["model.taps"] = {tap: tap for tap in taps}
     return dict(label=label, method=method, balancer=balancer, settings=settings)
 
 
@@ -48,4 +51,9 @@ methods = dict(
         ["logits", "boxes"],
         per_kind(["general", "specific"], {"class": 1.0, "bbox": 5.0, "giou": 2.0}),
     ),
+    # dense detectors with their pyramid as the tap "patch"; for boxes compared by GIoU no weight is published
+    cross_kd=entry("CrossKD", L(CrossKD)(), None, {"class": 1.0, "box": 1.0}),
+    ld=entry("LD", L(LD)(), ["corners", "logits"], dict(sides=0.25)),
+    # configs whose teacher is a ViT (configs/examples/foundation_vidt_nano.py, configs/few_scenes/foundation.py)
+    foundation=entry("foundation features", L(FoundationFeatures)(), None, dict(patch=5.0)),
 )

@@ -12,7 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from mokd_det.distillation import FGD, KDDETR, MGD, PKD, CrossKD, DETRDistill, FoundationFeatures, Method
+from mokd_det.distillation import FGD, KDDETR, LD, MGD, PKD, CrossKD, DETRDistill, FoundationFeatures, Method
 from mokd_det.distillation.context import MethodContext, Objects
 from mokd_det.distillation.taps import TapValue
 from mokd_det.layers.tap_point import FeatureMap
@@ -39,6 +39,7 @@ METHODS: dict[str, Callable[[], Method]] = {
     "cross": cross_kd,
     "points": lambda: KDDETR(general=2),
     "distill": DETRDistill,
+    "sides": LD,
 }
 STACKS = ("head", "head_logits", "head_boxes", "prior_logits", "prior_boxes", "general_logits", "general_boxes",
           "specific_logits", "specific_boxes")  # fmt: skip
@@ -67,8 +68,8 @@ def whole_batch() -> tuple[dict[str, TapValue], dict[str, TapValue], Objects]:
         side: dict[str, TapValue] = {
             name: [FeatureMap(draw(4, channels, 3, 5), padding, 8)] for name, channels in maps.items()
         }
-        for name in (*STACKS, "logits", "boxes"):
-            channels = 4 if name == "head" or name.endswith("boxes") else 3
+        for name in (*STACKS, "logits", "boxes", "corners"):
+            channels = {"head": 4, "corners": 8}.get(name, 4 if name.endswith("boxes") else 3)
             leads = (2,) if name in STACKS and (who == "student" or name.startswith("head")) else ()
             value = draw(*leads, 4, 2, channels)
             side[name] = value.sigmoid() if name.endswith("boxes") else value

@@ -21,9 +21,10 @@ class PKD(Method):
 
         patch = ½ Σ_levels mean (N(F_s) − N(F_t))²  =  Σ_levels mean_c (1 − ρ_c)
 
-    with ρ_c the correlation of channel c. Published on feature pyramids with weight 6 per level. The published code
-    lets padded cells into the statistics (``mask_padding=False``), and takes them over the images of one GPU
-    (``across_ranks=False``), so that its loss depends on how a batch is spread.
+    with ρ_c the correlation of channel c. Published on four levels of feature pyramids with weights 6 (two-stage
+    teachers) and 10 (RetinaNet, RepPoints, FCOS) per level. The published code lets padded cells into the statistics
+    (``mask_padding=False``), and takes them over the images of one GPU (``across_ranks=False``), so that its loss
+    depends on how a batch is spread.
 
     Args:
         mask_padding: leave padded cells out of statistics and loss.
