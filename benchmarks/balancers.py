@@ -15,10 +15,13 @@ exact ones, on real digits.
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +41,8 @@ from mokd_det.balancing import (
     FixedWeights,
     GradientShare,
     GradNorm,
+    MeanOf,
+    Replay,
     StepContext,
     SumNorm,
     TorchJD,
@@ -45,6 +50,19 @@ from mokd_det.balancing import (
 )
 
 OBJECTIVES = ("distill", "task")
+
+
+_FOLDER = tempfile.TemporaryDirectory()  # goes with the program
+
+
+def recorded_run() -> str:
+    """A finished run of 100 records, all of the same weights."""
+    weights = {f"{kind}/{name}": 0.5 for kind in ("pi", "raw_weight") for name in OBJECTIVES}
+    lines = [json.dumps({"iteration": 20 * record, **weights}) for record in range(100)]
+    Path(_FOLDER.name, "metrics.json").write_text("\n".join(lines))
+    return _FOLDER.name
+
+
 BALANCERS: dict[str, Callable[[], Balancer]] = {
     "fixed": FixedWeights,
     "uncertainty": UncertaintyWeighting,
@@ -58,6 +76,8 @@ BALANCERS: dict[str, Callable[[], Balancer]] = {
     "gradient_share, update_every=10": lambda: GradientShare(period=100, update_every=10),
     "dot": DOT,
     "sum_norm of amortized": lambda: SumNorm(Amortized()),
+    "mean_of": lambda: MeanOf(recorded_run()),
+    "replay": lambda: Replay(recorded_run()),
     "torchjd mgda": lambda: TorchJD("mgda"),
     "torchjd pcgrad": lambda: TorchJD("pcgrad"),
     "torchjd cagrad": lambda: TorchJD("cagrad"),

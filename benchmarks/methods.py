@@ -6,7 +6,8 @@
 
 Convolutional methods: the networks and settings of a CIFAR-100 config, ResNet-20 from ResNet-56 unless --config names
 another one; methods of vision transformers: a ViT of 6 blocks of width 96 from one of 12 of width 192, 64 patches;
-methods of detectors: the quick start's ViDTs, 8 images of 128 × 128, and for CrossKD torchvision's FCOS, 2 such images.
+methods of detectors: the quick start's ViDTs, 8 images of 128 × 128, for CrossKD torchvision's FCOS, 2 such images, and
+for LD the D-FINEs of configs/digits_pairs, 16 of 64 × 64.
 Random weights and images; the losses are summed with the config's weights, the optimiser is SGD, and neither trainer
 nor data loader take part. Time: see harness.py; medians of the differences to the same round's step of the student
 beside the teacher's forward, and of the ratios to that of the student alone. Memory: one process per method, the growth
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from detectron2.config import LazyCall as L
 from detectron2.config import instantiate
 from detectron2.structures import Boxes, Instances
 from harness import add_arguments, run
@@ -65,7 +67,10 @@ FAMILIES = {
     "vit: ": VIT,
     "vidt: ": [f"vidt: {name}" for name in [*DETECTORS, "mokd"]],
     "fcos: ": ["fcos: cross_kd"],
+    "d_fine: ": ["d_fine: ld"],
 }
+DETECTORS_OF = {"vidt": (8, 128), "fcos": (2, 128), "d_fine": (16, 64)}
+"""Family → images of a batch and their side."""
 CHOICES = [name for methods in FAMILIES.values() for name in methods]
 WITHOUT_TEACHER = ("uskd",)
 
@@ -91,7 +96,14 @@ def transformer_pair(name: str) -> Distiller:
 
 
 def detector_pair(family: str, name: str) -> Distiller:
-    """The quick start's ViDTs, or torchvision's FCOS from itself."""
+    """The quick start's ViDTs, torchvision's FCOS from itself, or two small D-FINEs."""
+    if family == "d_fine":
+        model = load_config(str(ROOT / "configs/digits_pairs/ld.py")).model
+        model.student.class_names = model.teacher.class_names = [str(digit) for digit in range(10)]
+        model.teacher_checkpoint = ""
+        if name != "ld":
+            model.method, model.taps = L(NoDistillation)(), {}
+        return instantiate(model)
     if family == "fcos":
         builders = [fcos_resnet50_fpn] * 2
         student, teacher = (
@@ -125,7 +137,7 @@ class Run:
         torch.manual_seed(0)
         family, _, short = name.rpartition(": ")
         self.runs_teacher = short == TEACHER
-        if family in ("vidt", "fcos"):
+        if family in DETECTORS_OF:
             self.model = detector_pair(family, short)
             groups: Any = {"all": ["loss_*"]}
         elif family == "vit":
@@ -202,8 +214,9 @@ def family_of(name: str) -> str:
 
 
 def batch_for(arguments: argparse.Namespace, name: str) -> Any:
-    if family_of(name) in ("vidt: ", "fcos: "):
-        return random_scenes(*((8, 128) if name.startswith("vidt") else (2, 128)))
+    family = family_of(name).removesuffix(": ")
+    if family in DETECTORS_OF:
+        return random_scenes(*DETECTORS_OF[family])
     return random_batch(arguments.batch)
 
 
