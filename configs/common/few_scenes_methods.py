@@ -1,4 +1,5 @@
-"""The cells of the comparison in docs/results.md: four losses, each at its best fixed weight and amortised.
+"""The cells of the comparisons in docs/results.md: four losses, each at its best fixed weight and amortised, and
+methods for detectors at their best of three weights.
 
 Weights and learning rate were searched on a replicate that is not reported, on validation images.
 """
@@ -8,6 +9,7 @@ from detectron2.config import LazyCall as L
 from mokd_det.balancing import ClosedForm, FixedWeights
 from mokd_det.distillation import MoKD, NoDistillation, TokenMatching, VkD
 
+from .detector_methods import methods as detectors
 from .objectives import alone, mokd
 
 
@@ -31,3 +33,7 @@ for name, label, method, weight in (
         ("closed_form", "closed form", L(ClosedForm)()),
     ):
         methods[f"{name}_{kind}"] = dict(label=f"{label}, {said}", method=method, balancer=balancer)
+# times the weights in detector_methods.py
+for name, weight in dict(pkd=1 / 4, mgd=100, fgd=4, detr_distill=1, kd_detr=1 / 4, foundation=1).items():
+    label = f"{detectors[name]['label']}, {weight:g} × published"
+    methods[f"{name}_fixed"] = {**detectors[name], "label": label, "balancer": _fixed(weight)}

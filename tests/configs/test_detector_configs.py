@@ -26,9 +26,9 @@ TASKS = {
 }
 
 
-def step(cfg: DictConfig, size: int = 64) -> tuple[Distiller, dict[str, float]]:
+def step(cfg: DictConfig, size: int = 64, classes: int = 80) -> tuple[Distiller, dict[str, float]]:
     cfg.model.teacher_checkpoint = ""
-    cfg.dataloader.train = L(random_batches)(classes=80, size=size)
+    cfg.dataloader.train = L(random_batches)(classes=classes, size=size)
     settings = TrainSettings.from_config(cfg.train)
     torch.manual_seed(0)
     trainer = build_trainer(cfg, settings)
@@ -107,3 +107,20 @@ def test_a_foundation_model_teaches_by_its_features() -> None:
     model, latest = step(cfg)
     assert latest["loss_distill_patch"] > 0
     assert model.method.projections["patch_stride32"].weight.shape == (16, 256)
+
+
+@pytest.mark.parametrize(
+    ("name", "teacher", "terms"),
+    [("cross_kd", "fcos_teacher", {"class", "box"}), ("ld", "d_fine_teacher", {"sides"})],
+)
+def test_small_pairs_train_the_methods_that_a_vidt_cannot(name: str, teacher: str, terms: set[str]) -> None:
+    if name == "ld":
+        pytest.importorskip("transformers")
+    cfg = load_config(str(ROOT / "digits_pairs" / f"{name}.py"))
+    assert cfg.model.teacher == load_config(str(ROOT / "digits_pairs" / f"{teacher}.py")).model
+    model, latest = step(cfg, classes=3)
+    found = {key.removeprefix("loss_distill_") for key in latest if key.startswith("loss_distill_")}
+    assert found == terms
+    # The last layers of D-FINE's corners start at 0: all distributions are equal in the first step.
+    assert all((latest[f"loss_distill_{term}"] > 0) == (name != "ld") for term in terms)
+    assert all(torch.isfinite(p).all() for p in model.parameters())

@@ -2,7 +2,7 @@
 """A small vision transformer of timm as a teacher of features, trained as a classifier on the bundled digits.
 
     python datasets/make_digits.py digits --train 12000 --test 1000
-    python datasets/make_digits_vit.py
+    python docs/make_digits_vit.py
 
 No foundation model: it stands in for one where nothing can be downloaded. It learns to name the digit in the middle of
 a window of 32 × 32 pixels from the training scenes of ``digits``, whose source digits are not those of the validation
