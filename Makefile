@@ -71,7 +71,7 @@ compare-quick: setup ## student alone, token matching, VkD and MoKD on bundled d
 	  --test-dataset digits_test --output output/compare
 
 docs: setup ## the documentation site, strictly, into output/site
-	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict # not --quiet: it would hide warnings from --strict
 
 docs-pictures: setup ## make the pictures of docs/tools.md anew, from what the demo has left; needs Chromium
 	$(PYTHON) docs/make_pictures.py

@@ -66,7 +66,7 @@ fi
 if [ -z "$own_environment$system_site" ]; then
     export PIP_CONSTRAINT=constraints.txt
 fi
-[ -n "$own_environment" ] || echo "setup: installing the packages: 6 GB, one to three minutes"
+[ -n "$own_environment" ] || echo "setup: installing the packages: 6 GB, one to four minutes"
 "$python" -m pip install --disable-pip-version-check -qq "${requirements[@]}"
 
 # The Linux wheels of opencv-python need libGL, which servers seldom have; the headless build has the same Python API.

@@ -65,7 +65,7 @@ def relink(markdown: str, place: Path, target: Path) -> str:
             return found[0]
         file = (ROOT / place / name).resolve().relative_to(ROOT).as_posix()
         inside = COPIED.get(file) or (file.removeprefix("docs/") if file.startswith("docs/") else None)
-        if inside is None:
+        if inside is None or (ROOT / file).is_dir():
             return text if file in text or text.startswith("`") else f"{text} (`{file}`)"
         up = "../" * len(target.parts)
         return f"{picture}[{text}]({up}{inside}{mark}{anchor})"

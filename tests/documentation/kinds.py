@@ -61,7 +61,7 @@ NOT_RUN = {
     r"--num-gpus|^torchrun|--nodes": "several GPUs or machines",
     r"train_net.py .*configs/(ImageNet|CIFAR100)/": "data that no test has",
     r"configs/fashion_pairs/": "Fashion-MNIST, which does not come with the project",
-    r"compare .*configs/few_scenes/": "six replicates are hours; what it is made of runs on other pages",
+    r"^make compare-quick|compare .*--draw": "hours; comparisons are run for docs/tools.md and the tutorials",
     r"fetch\.py": "a network; its own tests give it an archive",
     r"^(\S*pip|python3\.10) ": "the environment would be another one",
     r"^make (test|setup)\b": "the tests themselves, and what they run in",

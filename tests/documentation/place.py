@@ -49,7 +49,7 @@ def shortened(words: list[str]) -> list[str]:
         return [*words, *(part for split, n in COUNTS.items() for part in (f"--{split}", str(n)))]
     if tool == "quickstart":
         teacher = ["--teacher-iterations", "2"] if "classification" in words else []
-        return [*words, "--iterations", "2", "--images", "10", "--jobs", "1", "--seeds", "0", *teacher]
+        return [*words, "--iterations", "2", "--images", "20", "--jobs", "1", "--seeds", "0", *teacher]
     if tool == "compare_methods" and "--records" not in words:
         config = words[words.index("--config") + 1]
         first = words.index("--methods") + 1
@@ -68,7 +68,8 @@ def shortened(words: list[str]) -> list[str]:
             words += ["--teacher-set", *_STEPS]
         return [*words, "--replicates", "2", "--jobs", "1"]
     if tool == "analyze_model" and "--all-variants" not in words:
-        return [*words, "--size", "64", "64", "--batch-size", "1", "--warmup", "0", "--repeats", "1"]
+        size = [] if "--size" in words else ["--size", "64", "64"]
+        return [*words, *size, "--batch-size", "1", "--warmup", "0", "--repeats", "1"]
     if tool == "report":
         return [*words, "--images", "4", "--pictures", "2"]
     return words
@@ -117,9 +118,8 @@ def make_place(folder: Path) -> None:
     make_own_data(folder)
 
     (folder / "checkpoints").mkdir()
-    config = load_config(
-        ROOT / CUSTOM, [*_SMALL[CUSTOM], "data.train.json=", "data.train.images="], training=False
-    )
+    own = [f"data.train.json={folder}/screws/train.json", f"data.train.images={folder}/screws/images"]
+    config = load_config(CUSTOM, [*_SMALL[CUSTOM], *own, "data.val=null", "model.teacher_checkpoint="])
     for name, model in (("vidt_base_50", config.model.teacher), ("vidt_nano_50", config.model.student)):
         weights = instantiate(model).state_dict()
         torch.save({"model": weights}, folder / "checkpoints" / f"{name}.pth")
