@@ -112,8 +112,8 @@ def test_every_import_of_the_package_is_declared() -> None:
             else:
                 continue
             imported.update({name.partition(".")[0]: str(path.relative_to(ROOT)) for name in names})
-    # Kernels that are used where they are: PyTorch's Linux wheels bring Triton, the others are the user's choice.
-    kernels = {"triton", "torch_ms_deform_attn", "msda_triton"}
+    # Kernels that are used where they are: PyTorch's Linux wheels bring Triton, the other is the user's choice.
+    kernels = {"triton", "torch_ms_deform_attn"}
     provided = set(sys.stdlib_module_names) | {"mokd_det"} | kernels
     for requirement in requirements_of(
         "mokd_det", ("", "balancers", "evaluation", "export", "slurm", "transformers")

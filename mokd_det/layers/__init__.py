@@ -1,11 +1,8 @@
 """Building blocks without a notion of detection, of a teacher or of training."""
 
-from .attention import attend
 from .boxes import box_iou, cxcywh_to_xyxy, generalized_iou, inverse_sigmoid, xyxy_to_cxcywh
 from .deformable_attention import MultiScaleDeformableAttention
 from .det_attention import attend_det_tokens, det_attention_weights
-from .dropout import dropout
-from .feed_forward import feed_forward
 from .fused_kernel import fused_kernel
 from .gather_kernel import gather_kernel
 from .kernel_choice import choose_kernel
@@ -23,14 +20,11 @@ __all__ = [
     "ReconfiguredAttention",
     "TapPoint",
     "TapSpec",
-    "attend",
     "attend_det_tokens",
     "box_iou",
     "choose_kernel",
     "cxcywh_to_xyxy",
     "det_attention_weights",
-    "dropout",
-    "feed_forward",
     "fused_kernel",
     "gather_kernel",
     "generalized_iou",

@@ -19,7 +19,6 @@ from .fused_kernel import fused_sampling
 from .kernel_choice import AUTO, check_kernel, choose_kernel
 from .kernel_registry import HALF_PRECISION, KERNELS, register_kernel
 from .level_table import level_table
-from .plain_linear import is_plain_linear
 
 __all__ = ["MultiScaleDeformableAttention", "grid_sample_kernel"]
 
@@ -44,6 +43,18 @@ def grid_sample_kernel(
         output = output + (sampled * weights[:, :, :, level]).sum(-1)
         start += size
     return output.unflatten(0, (-1, heads)).flatten(1, 2).transpose(1, 2)
+
+
+def _is_plain_linear(layer: nn.Module) -> bool:
+    """Whether this is torch's own linear layer and nobody watches it.
+
+    What is computed without a call to the layer passes by a hook on it (a tap, for one) and by a layer that was put in
+    its place (low-rank adaptation, quantisation).
+    """
+    watched = (
+        layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
+    )
+    return type(layer) is nn.Linear and not watched
 
 
 class MultiScaleDeformableAttention(nn.Module):
@@ -138,7 +149,7 @@ class MultiScaleDeformableAttention(nn.Module):
         Reads are longer then, of all channels instead of a head's. The factor is where both took equal time on a CPU.
         """
         read = query.shape[1] * self.num_heads * 4 * self.num_levels * self.num_points
-        return value.shape[1] * value.shape[2] > 5 * read and is_plain_linear(self.value_proj)
+        return value.shape[1] * value.shape[2] > 5 * read and _is_plain_linear(self.value_proj)
 
     def _sample_and_project(
         self,

@@ -6,8 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import attend
-
 __all__ = ["attend_det_tokens", "det_attention_weights"]
 
 
@@ -24,12 +22,12 @@ def attend_det_tokens(
             DET tokens see each other only.
         padding_mask: (B, H, W) bool, True on image padding; such keys get -100.
     """
-    query, key, value = _project(qkv, num_heads, det, patches)
+    query, key, value = (x.transpose(1, 2) for x in _project(qkv, num_heads, det, patches))
     mask = None
     if patches is not None and padding_mask is not None:
         padded = F.pad(padding_mask.flatten(1), (0, det.shape[1]))  # no DET token is padding
         mask = torch.zeros_like(padded, dtype=query.dtype).masked_fill(padded, -100.0)[:, None, None]
-    return attend(query, key, value, mask=mask).flatten(2)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).flatten(2)
 
 
 def det_attention_weights(

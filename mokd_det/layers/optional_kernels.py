@@ -16,12 +16,11 @@ from mokd_det.errors import ConfigError
 from .kernel_registry import Kernel, register_kernel
 from .level_table import level_table
 
-__all__ = ["PACKAGES", "msda_triton_kernel", "torch_ms_deform_attn_kernel", "triton_kernel"]
+__all__ = ["PACKAGES", "torch_ms_deform_attn_kernel", "triton_kernel"]
 
 PACKAGES: Mapping[str, str] = {
     "triton": "triton",
     "torch_ms_deform_attn": "torch-ms-deform-attn",
-    "msda_triton": "msda-triton",
 }
 """Names of kernels, which are those of the modules that they import, and what to install for them."""
 
@@ -37,7 +36,10 @@ def triton_kernel(
     from . import triton_kernel as kernels
 
     if value.device.type != "cuda" and not kernels.INTERPRETED:
-        _refuse("triton", value.device)
+        raise ConfigError(
+            f'deformable attention kernel "triton" needs tensors on CUDA, not on {value.device}; "auto" runs on every '
+            "device"
+        )
     return kernels.sample(value, shapes, locations, weights)
 
 
@@ -59,29 +61,6 @@ def torch_ms_deform_attn_kernel(
     return output
 
 
-def msda_triton_kernel(
-    value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor
-) -> Tensor:
-    """Triton kernels of the package msda-triton.
-
-    Raises:
-        ConfigError: tensors that are not on CUDA, for which the package would change to another way silently.
-    """
-    from msda_triton import multiscale_deformable_attention
-
-    if value.device.type != "cuda":
-        _refuse("msda_triton", value.device)
-    sizes = level_table(shapes, value.device, torch.int64)[:, :2].contiguous()
-    output: Tensor = multiscale_deformable_attention(value, sizes, locations, weights, "zeros", False)
-    return output.flatten(2)
-
-
-def _refuse(name: str, device: torch.device) -> None:
-    raise ConfigError(
-        f'deformable attention kernel "{name}" needs tensors on CUDA, not on {device}; "auto" runs on every device'
-    )
-
-
 def _register(name: str, kernel: Kernel, *, half_precision: bool = False) -> None:
     if importlib.util.find_spec(name) is not None:
         register_kernel(name, half_precision=half_precision)(kernel)
@@ -89,4 +68,3 @@ def _register(name: str, kernel: Kernel, *, half_precision: bool = False) -> Non
 
 _register("triton", triton_kernel, half_precision=True)
 _register("torch_ms_deform_attn", torch_ms_deform_attn_kernel)
-_register("msda_triton", msda_triton_kernel)

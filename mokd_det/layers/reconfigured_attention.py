@@ -7,23 +7,21 @@ DET to DET, and, where asked for, DET to all patches.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import attend_packed
 from .det_attention import attend_det_tokens
 
 __all__ = [
     "ReconfiguredAttention",
+    "attend_windows",
     "build_shift_mask",
     "merge_windows",
     "partition_windows",
     "relative_position_index",
     "shift_mask",
-    "window_index",
 ]
 
 
@@ -76,68 +74,13 @@ def build_shift_mask(
 shift_mask = lru_cache(maxsize=64)(build_shift_mask)
 
 
-class WindowIndex(NamedTuple):
-    """Which cell of a batch of maps is which cell of a shifted window.
-
-    Attributes:
-        cells: (B·windows·size²,) int64, the map's cell in every cell of a window; 0 in those of the padding.
-        padding: positions in ``cells`` that are padding.
-        places: (B·H·W,) int64, the place of every cell of the map in ``cells``.
-    """
-
-    cells: Tensor
-    padding: Tensor
-    places: Tensor
-
-
-@lru_cache(maxsize=64)
-def window_index(
-    batch: int, height: int, width: int, size: int, shift: int, device: torch.device
-) -> WindowIndex:
-    """The index of a batch of (height, width) maps, padded to whole windows at the right and bottom, then rolled."""
-    with torch.inference_mode(False):  # see build_shift_mask
-        cells = torch.arange(batch * height * width).view(batch, height, width, 1)
-        cells = F.pad(cells, (0, 0, 0, -width % size, 0, -height % size), value=-1)
-        cells = partition_windows(cells.roll((-shift, -shift), dims=(1, 2)), size).flatten()
-        inside = cells >= 0
-        places = torch.empty(batch * height * width, dtype=torch.int64)
-        places[cells[inside]] = inside.nonzero().squeeze(1)
-        padding = (~inside).nonzero().squeeze(1)
-        return WindowIndex(*(x.to(device) for x in (cells.clamp(min=0), padding, places)))
-
-
-class _ToWindows(torch.autograd.Function):
-    """Cells (B·H·W, C) and what stands in padding (C,) -> (B·windows·size², C), in one copy."""
-
-    @staticmethod
-    def forward(ctx: Any, cells: Tensor, padding: Tensor, index: WindowIndex) -> Tensor:
-        ctx.index = index
-        windows = cells.index_select(0, index.cells)
-        if len(index.padding):
-            windows.index_copy_(0, index.padding, padding.expand(len(index.padding), -1).to(windows.dtype))
-        return windows
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        index = ctx.index
-        grad_padding = None
-        if ctx.needs_input_grad[1]:
-            grad_padding = grad.index_select(0, index.padding).sum(0)
-        # Every cell has one place: no sums, as the derivative of an index_select would make them.
-        return _FromWindows.apply(grad, index), grad_padding, None
-
-
-class _FromWindows(torch.autograd.Function):
-    """Inverse of :class:`_ToWindows`; what stands in padding is dropped."""
-
-    @staticmethod
-    def forward(ctx: Any, windows: Tensor, index: WindowIndex) -> Tensor:
-        ctx.index = index
-        return windows.index_select(0, index.places)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return _ToWindows.apply(grad, grad.new_zeros(grad.shape[1]), ctx.index), None
+def attend_windows(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+    """softmax(q kᵀ / √d + bias) v of (B·windows, heads, tokens, d); ``bias`` broadcasts to the logits."""
+    if query.device.type != "cpu":
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+    # A CPU's fused attention takes no bias that learns, and what PyTorch does instead is slower than the products.
+    logits = query * query.shape[-1] ** -0.5 @ key.transpose(-2, -1)
+    return (logits + bias).softmax(-1) @ value
 
 
 class ReconfiguredAttention(nn.Module):
@@ -173,41 +116,27 @@ class ReconfiguredAttention(nn.Module):
         The map is zero-padded to whole windows and the padding takes part, as in the published model; image padding
         is not masked either.
         """
-        # The sizes of a trace (for export, or to count FLOPs) are variables, nothing to keep an index for.
-        if torch.jit.is_tracing() or torch.compiler.is_compiling():
-            return self._attend_rolled(patches, shift)
-        batch, height, width, channels = patches.shape
-        size = self.window_size
-        index = window_index(batch, height, width, size, shift, patches.device)
-        qkv = self.qkv(patches).flatten(0, 2)
-        # Projected zeros are the projection's bias, so the padding need not be projected.
-        windows = _ToWindows.apply(qkv, self.qkv.bias, index)
-        mask = None
-        if shift:
-            full = height + -height % size, width + -width % size
-            mask = shift_mask(*full, size, shift, qkv.device, qkv.dtype)
-        out = attend_packed(
-            windows.view(-1, size * size, 3, self.num_heads, channels // self.num_heads),
-            self._window_bias().to(qkv.dtype),
-            mask,
-        )
-        return _FromWindows.apply(out.view(-1, channels), index).view(batch, height, width, channels)
-
-    def _attend_rolled(self, patches: Tensor, shift: int) -> Tensor:
-        """:meth:`attend_windows` in operators that graphs of every size can hold."""
         _, height, width, channels = patches.shape
-        size = self.window_size
-        pad_h, pad_w = -height % size, -width % size
-        full_h, full_w = height + pad_h, width + pad_w
-        patches = F.pad(patches, (0, 0, 0, pad_w, 0, pad_h))
-        mask = None
+        size, heads = self.window_size, self.num_heads
+        full_h, full_w = height + -height % size, width + -width % size
+        # The sizes of a trace (for export, or to count FLOPs) are variables: what they decide is for every size.
+        graph = torch.jit.is_tracing() or torch.compiler.is_compiling()
+        if graph or (full_h, full_w) != (height, width):
+            patches = F.pad(patches, (0, 0, 0, full_w - width, 0, full_h - height))
         if shift:
             patches = patches.roll((-shift, -shift), dims=(1, 2))
-            mask = build_shift_mask(full_h, full_w, size, shift, patches.device, patches.dtype)
         qkv = self.qkv(partition_windows(patches, size))
-        packed = qkv.view(-1, size * size, 3, self.num_heads, channels // self.num_heads)
-        out = attend_packed(packed, self._window_bias().to(qkv.dtype), mask)
-        out = merge_windows(out.flatten(2), size, full_h, full_w)
+        query, key, value = (
+            qkv.view(-1, size**2, 3, heads, channels // heads).permute(2, 0, 3, 1, 4).unbind(0)
+        )
+        bias = self._window_bias().to(qkv.dtype)
+        if shift:
+            make = build_shift_mask if graph else shift_mask
+            mask = make(full_h, full_w, size, shift, qkv.device, qkv.dtype)
+            # not len(), whose result a trace would keep
+            bias = (bias + mask[:, None]).repeat(query.shape[0] // mask.shape[0], 1, 1, 1)
+        out = attend_windows(query, key, value, bias).transpose(1, 2).flatten(2)
+        out = merge_windows(out, size, full_h, full_w)
         if shift:
             out = out.roll((shift, shift), dims=(1, 2))
         return out[:, :height, :width]

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mokd_det.layers import MLP, MultiScaleDeformableAttention, attend, dropout, inverse_sigmoid
+from mokd_det.layers import MLP, MultiScaleDeformableAttention, inverse_sigmoid
 
 from .activation_checkpointing import checkpointed
 
@@ -50,8 +50,10 @@ class SelfAttention(nn.MultiheadAttention):
         both = F.linear(query, weight[: 2 * dim], bias[: 2 * dim])
         query, key = both.view(batch, tokens, 2, self.num_heads, -1).unbind(2)
         value = F.linear(value, weight[2 * dim :], bias[2 * dim :]).view(batch, tokens, self.num_heads, -1)
-        out = attend(query, key, value, dropout=self.dropout if self.training else 0.0)
-        return self.out_proj(out.flatten(2)), None
+        query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+        dropped = self.dropout if self.training else 0.0
+        out = F.scaled_dot_product_attention(query, key, value, dropout_p=dropped)
+        return self.out_proj(out.transpose(1, 2).flatten(2)), None
 
 
 class DecoderLayer(nn.Module):
@@ -80,7 +82,7 @@ class DecoderLayer(nn.Module):
         self.dropout = dropout
 
     def _drop(self, x: Tensor) -> Tensor:
-        return dropout(x, self.dropout, self.training)
+        return F.dropout(x, self.dropout, self.training)
 
     def forward(
         self,

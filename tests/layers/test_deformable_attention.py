@@ -22,7 +22,7 @@ from mokd_det.layers import (
     register_kernel,
 )
 from mokd_det.layers.fused_kernel import fused_sampling
-from mokd_det.layers.optional_kernels import PACKAGES, msda_triton_kernel, torch_ms_deform_attn_kernel
+from mokd_det.layers.optional_kernels import PACKAGES, torch_ms_deform_attn_kernel
 from tests.layers.sampling_cases import CASES, compare, make_inputs, outputs_and_gradients
 
 # Those for a CPU; Triton's are in test_triton_kernel.py.
@@ -369,15 +369,8 @@ def test_a_missing_package_is_named(name: str, monkeypatch: pytest.MonkeyPatch) 
     assert kernel_choice.kernel_problem.__wrapped__(name, CUDA) == f"the package {package} is not installed"
 
 
-def test_cuda_kernels_refuse_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cuda_kernel_refuses_a_cpu() -> None:
     inputs = make_inputs((1, 2, 1, 4, 2), [(3, 4)], dtype=torch.float32)
-    monkeypatch.setitem(
-        sys.modules, "msda_triton", types.SimpleNamespace(multiscale_deformable_attention=None)
-    )
-    with pytest.raises(
-        ConfigError, match='kernel "msda_triton" needs tensors on CUDA, not on cpu; "auto" runs'
-    ):
-        msda_triton_kernel(inputs[0], [(3, 4)], *inputs[1:])
     with pytest.raises(ConfigError, match='kernel "triton" needs tensors on CUDA, not on cpu; "auto" runs'):
         KERNELS["triton"](inputs[0], [(3, 4)], *inputs[1:])
 

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mokd_det.layers import ReconfiguredAttention, masked_sine_encoding
-from mokd_det.layers.reconfigured_attention import merge_windows, partition_windows, shift_mask
+from mokd_det.layers.reconfigured_attention import (
+    attend_windows,
+    merge_windows,
+    partition_windows,
+    shift_mask,
+)
 
 
 @pytest.fixture
@@ -60,6 +66,28 @@ def test_window_attention(attention: ReconfiguredAttention, shift: int) -> None:
             row, column = (y + shift) % 8, (x + shift) % 8
             if row < height and column < width:
                 torch.testing.assert_close(out[0, row, column], expected, rtol=1e-10, atol=1e-12)
+
+
+def test_a_map_smaller_than_its_window() -> None:
+    out = ReconfiguredAttention(dim=4, num_heads=1, window_size=4).attend_windows(torch.randn(1, 1, 1, 4), 2)
+    assert out.shape == (1, 1, 1, 4) and torch.isfinite(out).all()
+
+
+def test_products_are_pytorchs_attention() -> None:
+    """With a bias that learns: outputs and gradients, which a GPU gets from PyTorch's; in bfloat16 closely."""
+    torch.manual_seed(0)
+    query, key, value, bias = leaves = [
+        torch.randn(shape, dtype=torch.float64, requires_grad=True)
+        for shape in [(4, 2, 5, 3)] * 3 + [(2, 5, 5)]
+    ]
+    results = []
+    for attend in (attend_windows, lambda q, k, v, b: F.scaled_dot_product_attention(q, k, v, attn_mask=b)):
+        out = attend(query, key, value, bias)
+        results.append((out, *torch.autograd.grad(out.square().sum(), leaves)))
+    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-13)
+    half = attend_windows(*(leaf.bfloat16() for leaf in leaves))
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.double(), results[0][0], rtol=0.05, atol=0.05)
 
 
 def test_det_attention_with_masked_patches(attention: ReconfiguredAttention) -> None:

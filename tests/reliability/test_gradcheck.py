@@ -100,7 +100,7 @@ def test_det_attention(masked):
 
 
 # Triton's kernels have theirs in tests/layers.
-@pytest.mark.parametrize("kernel", sorted(set(KERNELS) - {"triton", "msda_triton"}))
+@pytest.mark.parametrize("kernel", sorted(set(KERNELS) - {"triton"}))
 @pytest.mark.parametrize("coordinates", [2, 4], ids=["points", "boxes"])
 def test_deformable_attention(kernel, coordinates):
     """Parameters and values; the locations lie between the cells, where bilinear reading has no kinks."""

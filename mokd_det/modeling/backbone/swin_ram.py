@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mokd_det.layers import ReconfiguredAttention, feed_forward, masked_sine_encoding
+from mokd_det.layers import ReconfiguredAttention, masked_sine_encoding
 from mokd_det.modeling.activation_checkpointing import checkpointed
 
 from .base import DetBackbone, DetFeatures, register_backbone, resize_mask
@@ -76,7 +76,7 @@ class FeedForward(nn.Module):
         self.fc1, self.fc2 = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return feed_forward(x, self.fc1, self.fc2)
+        return self.fc2(F.gelu(self.fc1(x)))
 
 
 class PatchMerging(nn.Module):
