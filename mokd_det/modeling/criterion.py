@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from detectron2.utils import comm
 from torch import Tensor, nn
+from torchvision.ops import sigmoid_focal_loss
 
 from mokd_det.layers import box_iou, cxcywh_to_xyxy, generalized_iou
 
@@ -15,15 +16,6 @@ from .matcher import HungarianMatcher, Matches
 from .targets import Targets
 
 __all__ = ["SetCriterion"]
-
-
-def _focal(logits: Tensor, target: Tensor, alpha: float, gamma: float) -> Tensor:
-    """Elementwise sigmoid focal loss (Lin et al. 2017), for soft targets as well."""
-    probability = logits.sigmoid()
-    entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    correct = probability * target + (1 - probability) * (1 - target)
-    weight = alpha * target + (1 - alpha) * (1 - target)
-    return entropy * (1 - correct) ** gamma * weight
 
 
 class SetCriterion(nn.Module):
@@ -141,7 +133,7 @@ class SetCriterion(nn.Module):
         position = (matches.level, matches.image, matches.query, labels)
         if self.class_loss == "focal":
             target = torch.zeros_like(logits).index_put(position, logits.new_ones(()))
-            return _focal(logits, target, self.alpha, self.gamma).sum((1, 2, 3))
+            return sigmoid_focal_loss(logits, target, self.alpha, self.gamma).sum((1, 2, 3))
         probability = logits.detach().sigmoid()
         iou = box_iou(corners.detach(), target_corners)[0].clamp(min=1e-6)
         quality = (probability[position] ** 0.25 * iou**0.75).clamp(min=0.01)
@@ -164,7 +156,8 @@ class SetCriterion(nn.Module):
             # stays float32, as published: its own arithmetic is part of what the goldens pin down
             target = F.adaptive_avg_pool2d(canvas, logits.shape[1:3]).permute(0, 2, 3, 1).flatten(1, 2)
             logits = logits.flatten(1, 2)  # (B, cells, classes)
-            focal = focal + _focal(logits, target, self.alpha, self.gamma).mean(1).sum() / count
+            entries = sigmoid_focal_loss(logits, target, self.alpha, self.gamma)
+            focal = focal + entries.mean(1).sum() / count
             probability, truth = logits.sigmoid().flatten(1), target.flatten(1)
             overlap = 2 * (probability * truth).sum(1) + 1
             dice = dice + (1 - overlap / (probability.sum(1) + truth.sum(1) + 1)).sum() / count
