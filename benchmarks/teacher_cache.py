@@ -21,16 +21,14 @@ from typing import Any
 
 import torch
 from detectron2.config import LazyCall as L
-from detectron2.structures import Boxes, Instances
-from detectron2.utils.events import EventStorage
 from harness import add_arguments, run
+from training import bare_trainer, random_scenes, step
 
 from mokd_det.balancing import FixedWeights
-from mokd_det.config import TrainSettings, load_config
+from mokd_det.config import load_config
 from mokd_det.data.sampling import SampleKey
 from mokd_det.data.view_key import view_key
 from mokd_det.distillation import NoDistillation, TeacherCache
-from mokd_det.engine.build import build_trainer
 from mokd_det.engine.trainer import MoKDTrainer
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -39,17 +37,9 @@ BATCHES = 4
 
 def batches(size: int, batch: int, classes: int, fresh: bool) -> Iterator[list[dict[str, Any]]]:
     """A few batches of random images with six objects each, again and again; ``fresh``: as ever new views."""
-    generator = torch.Generator().manual_seed(0)
-    items = []
-    for index in range(BATCHES * batch):
-        low = torch.rand(6, 2, generator=generator) * size * 0.6
-        instances = Instances((size, size))
-        high = low + 8 + torch.rand(6, 2, generator=generator) * size * 0.3
-        instances.gt_boxes = Boxes(torch.cat((low, high), 1))
-        instances.gt_classes = torch.randint(0, classes, (6,), generator=generator)
-        image = torch.randint(0, 256, (3, size, size), generator=generator, dtype=torch.uint8)
-        key = view_key(SampleKey(0, index, 0), image)
-        items.append({"image": image, "instances": instances, "image_id": index, "view_key": key})
+    items = random_scenes(BATCHES * batch, size, size, objects=6, classes=classes)
+    for index, item in enumerate(items):
+        item["view_key"] = view_key(SampleKey(0, index, 0), item["image"])
     listed = [items[first : first + batch] for first in range(0, len(items), batch)]
     for number in itertools.count():
         chosen = listed[number % BATCHES]
@@ -63,8 +53,7 @@ def trainer(
     args: argparse.Namespace, cache: Path | None, alone: bool = False, fresh: bool = False
 ) -> MoKDTrainer:
     """The trainer of the config on random images, without hooks and checkpoints."""
-    cfg = load_config(str(CONFIGS / args.config), ["train.init_checkpoint=", f"train.amp.enabled={args.amp}"])
-    cfg.model.teacher_checkpoint = ""
+    cfg = load_config(str(CONFIGS / args.config), [f"train.amp.enabled={args.amp}"])
     cfg.dataloader.train = L(batches)(
         size=args.size, batch=args.batch, classes="${...model.student.num_classes}", fresh=fresh
     )
@@ -73,19 +62,7 @@ def trainer(
     if alone:
         cfg.model.method, cfg.balancer = L(NoDistillation)(), L(FixedWeights)()
         cfg.objectives = {"task": ["loss_*"]}
-    torch.manual_seed(0)
-    built = build_trainer(cfg, TrainSettings.from_config(cfg.train))
-    built.model.train()
-    built.storage, built.iter, built.max_iter = EventStorage(), 0, 10**9
-    return built
-
-
-def step(trained: MoKDTrainer) -> None:
-    """One optimiser step, as the training loop runs it."""
-    with trained.storage:
-        trained.run_step()
-    trained.storage.step()
-    trained.iter += 1
+    return bare_trainer(cfg)
 
 
 def main() -> None:

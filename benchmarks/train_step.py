@@ -24,15 +24,13 @@ from typing import Any
 
 import torch
 from detectron2.config import LazyCall as L
-from detectron2.structures import Boxes, Instances
-from detectron2.utils.events import EventStorage
 from harness import Spread, add_arguments, run, table
 from torch import Tensor, nn
+from training import bare_trainer, random_scenes, step
 
 from mokd_det.classification import ClassificationBatch
-from mokd_det.config import TrainSettings, load_config
+from mokd_det.config import load_config
 from mokd_det.distillation.taps import TapValue
-from mokd_det.engine.build import build_trainer
 from mokd_det.engine.trainer import MoKDTrainer
 from mokd_det.evaluation.flop_count import count_flops
 from mokd_det.layers.tap_point import FeatureMap
@@ -54,17 +52,7 @@ def labelled_batches(size: int, batch: int) -> Iterator[ClassificationBatch]:
 
 def batches(size: int, batch: int) -> Iterator[list[dict]]:
     """One fixed batch of random images with eight objects each, for ever."""
-    generator = torch.Generator().manual_seed(0)
-    items = []
-    for index in range(batch):
-        low = torch.rand(8, 2, generator=generator) * size * 0.6
-        instances = Instances((size, size))
-        instances.gt_boxes = Boxes(
-            torch.cat((low, low + 8 + torch.rand(8, 2, generator=generator) * size * 0.3), 1)
-        )
-        instances.gt_classes = torch.randint(0, 80, (8,), generator=generator)
-        image = torch.randint(0, 256, (3, size, size), generator=generator, dtype=torch.uint8)
-        items.append({"image": image, "instances": instances, "image_id": index})
+    items = random_scenes(batch, size, size)
     while True:
         yield items
 
@@ -90,29 +78,16 @@ def alone_config(name: str) -> tuple[str, list[str]]:
 
 def trainer(config: str, size: int, batch: int, overrides: list[str]) -> MoKDTrainer:
     """The trainer of a config on random images, without hooks and checkpoints."""
-    cfg = load_config(str(find_config(config)), ["train.init_checkpoint=", *overrides])
-    if "teacher" in cfg.model:
-        cfg.model.teacher_checkpoint = ""
+    cfg = load_config(str(find_config(config)), overrides)
     make = labelled_batches if classifies(config) else batches
     cfg.dataloader.train = L(make)(size=size, batch=batch)
-    built = build_trainer(cfg, TrainSettings.from_config(cfg.train))
-    built.model.train()
-    built.storage, built.iter, built.max_iter = EventStorage(), 0, 10**9
-    return built
+    return bare_trainer(cfg)
 
 
-def step(trained: MoKDTrainer, update_every: int | None = None) -> None:
-    """One optimiser step, as the training loop runs it.
-
-    Args:
-        update_every: of the balancer, for this step; None: as configured.
-    """
-    if update_every is not None:
-        trained.balancer.update_every = update_every
-    with trained.storage:
-        trained.run_step()
-    trained.storage.step()
-    trained.iter += 1
+def step_with(trained: MoKDTrainer, update_every: int) -> None:
+    """One step with this ``update_every`` of the balancer."""
+    trained.balancer.update_every = update_every
+    step(trained)
 
 
 def teacher_forward(trained: MoKDTrainer, images: object, amp: bool) -> None:
@@ -267,8 +242,8 @@ def main() -> None:
         {
             "student step": lambda: step(alone),
             "teacher forward": lambda: teacher_forward(mokd, images, args.amp),
-            "MoKD step": lambda: step(mokd, update_every=1),
-            "MoKD step without update": lambda: step(mokd, update_every=1_000_000),
+            "MoKD step": lambda: step_with(mokd, 1),
+            "MoKD step without update": lambda: step_with(mokd, 1_000_000),
             **Parts(mokd, images).calls(),
         },
         rounds=args.rounds,

@@ -18,10 +18,10 @@ import itertools
 from typing import Any
 
 import torch
-from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from harness import add_arguments, run
 from torch import nn
+from training import random_scenes
 
 from mokd_det.balancing import Amortized, FixedWeights, Objectives
 from mokd_det.distillation import Distiller, HungarianTokenMatching, MoKD
@@ -59,22 +59,6 @@ def detector(kind: str, width: int, layers: int, size: int) -> TransformersDetec
     return TransformersDetector(config, image_size=size)
 
 
-def images(size: int, batch: int) -> list[dict[str, Any]]:
-    """Random images with four objects each."""
-    generator = torch.Generator().manual_seed(0)
-    items = []
-    for _ in range(batch):
-        low = torch.rand(4, 2, generator=generator) * size * 0.6
-        instances = Instances((size, size))
-        instances.gt_boxes = Boxes(
-            torch.cat((low, low + 8 + 0.3 * size * torch.rand(4, 2, generator=generator)), 1)
-        )
-        instances.gt_classes = torch.randint(0, 80, (4,), generator=generator)
-        image = torch.randint(0, 256, (3, size, size), generator=generator, dtype=torch.uint8)
-        items.append({"image": image, "instances": instances})
-    return items
-
-
 def trainer(model: nn.Module, batch: Any, objectives: dict[str, list[str]], balancer: Any) -> MoKDTrainer:
     """Ready for :meth:`~mokd_det.engine.MoKDTrainer.run_step`."""
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
@@ -100,7 +84,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=3, help="decoder layers (%(default)s)")
     add_arguments(parser)
     options = parser.parse_args()
-    batch = images(options.size, options.batch)
+    batch = random_scenes(options.batch, options.size, options.size, objects=4)
     made = (options.width, options.layers, options.size)
 
     bare = detector("rt_detr_v2", *made)

@@ -29,11 +29,11 @@ from pathlib import Path
 
 import torch
 from detectron2.config import instantiate
-from detectron2.structures import Boxes, Instances
 from harness import add_arguments, heading, run, table
 from memory import reset_peak, resident_peak
 from plain_vidt import plain_vidt
 from torch.utils.flop_counter import FlopCounterMode
+from training import random_scenes
 
 from mokd_det.config import load_config
 from mokd_det.engine.optimizer import get_vidt_param_groups, with_fast_kernel
@@ -59,22 +59,6 @@ def build(variant: str, checkpointed: str = "nothing") -> ViDT:
     cfg.model.transformer.activation_checkpointing = decoder
     torch.manual_seed(0)
     return instantiate(cfg.model).train()
-
-
-def inputs(batch: int, height: int, width: int) -> list[dict]:
-    """Random images of eight objects."""
-    generator = torch.Generator().manual_seed(0)
-    items = []
-    for index in range(batch):
-        low = torch.rand(8, 2, generator=generator) * 0.6
-        size = 0.03 + 0.3 * torch.rand(8, 2, generator=generator)
-        instances = Instances((height, width))
-        scale = torch.tensor([width, height, width, height])
-        instances.gt_boxes = Boxes(torch.cat((low, low + size), 1) * scale)
-        instances.gt_classes = torch.randint(0, 80, (8,), generator=generator)
-        image = torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
-        items.append({"image": image, "instances": instances, "image_id": index})
-    return items
 
 
 def training_step(model: ViDT, batch: list[dict], optimizer: torch.optim.Optimizer) -> Callable[[], None]:
@@ -153,7 +137,7 @@ def product_speed() -> float:
 
 def compare(args: argparse.Namespace) -> None:
     """Plain against ours."""
-    batch = inputs(args.batch, *args.size)
+    batch = random_scenes(args.batch, *args.size)
     ours = build(args.model)
     plain = plain_vidt(ours)
     both = {"plain": plain, "ours": ours}
@@ -196,7 +180,7 @@ def compare_compiled(args: argparse.Namespace) -> None:
     import torch._dynamo
 
     torch._dynamo.config.cache_size_limit = 64  # each block compiles the same code anew for its shapes
-    batch = inputs(args.batch, *args.size)
+    batch = random_scenes(args.batch, *args.size)
     calls: dict[str, Callable[[], object]] = {}
     for name in ("eager", "compiled"):
         model = build(args.model)
@@ -223,10 +207,10 @@ def compare_compiled(args: argparse.Namespace) -> None:
 
 def one_setting(args: argparse.Namespace) -> None:
     """Peak growth and time of steps under one setting of activation checkpointing, as JSON on stdout."""
-    model, batch = build(args.model, args.setting), inputs(args.batch, *args.size)
+    model, batch = build(args.model, args.setting), random_scenes(args.batch, *args.size)
     step = training_step(model, batch, with_fast_kernel(torch.optim.AdamW(model.parameters(), lr=1e-5)))
     small = training_step(
-        model, inputs(1, 32, 32), with_fast_kernel(torch.optim.AdamW(model.parameters(), lr=1e-5))
+        model, random_scenes(1, 32, 32), with_fast_kernel(torch.optim.AdamW(model.parameters(), lr=1e-5))
     )
     small()  # gradients and libraries are there before the measured step
     reset_peak()
