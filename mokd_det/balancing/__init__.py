@@ -1,7 +1,6 @@
 """Balancing of two or more objectives: from named losses and parameters to one gradient.
 
-This room knows nothing of images, detectors or distillation; it serves any model that returns a dict of
-losses.
+This room knows nothing of images, detectors or distillation; it serves any model that returns a dict of losses.
 """
 
 from .amortized import Amortized
@@ -13,10 +12,9 @@ from .dot import DOT
 from .fixed import FixedWeights
 from .gradient_share import GradientShare
 from .gradnorm import GradNorm
-from .mean_of import MeanOf
 from .min_norm import min_norm_weights
 from .objectives import Objectives
-from .replay import Replay
+from .recorded_weights import MeanOf, Replay
 from .sum_norm import SumNorm
 from .torchjd_adapter import TORCHJD_METHODS, TorchJD
 from .uncertainty import UncertaintyWeighting

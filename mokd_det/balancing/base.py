@@ -62,14 +62,12 @@ class StepContext:
 class Balancer(ABC):
     """Turns K objectives into one gradient.
 
-    Life of a step, as :class:`mokd_det.engine.MoKDTrainer` runs it: ``backward(forwards, context)`` leaves
-    the combined gradient (times ``loss_scale``) in every parameter's ``.grad``, averaged over ranks and
-    micro-batches; the trainer clips and steps; ``after_step(forwards, context)`` follows only if the
-    optimiser really stepped.
+    Life of a step, as :class:`mokd_det.engine.MoKDTrainer` runs it: ``backward(forwards, context)`` leaves the combined
+    gradient (times ``loss_scale``) in every parameter's ``.grad``, averaged over ranks and micro-batches; the trainer
+    clips and steps; ``after_step(forwards, context)`` follows only if the optimiser really stepped.
 
-    Like ``Tensor.backward``, :meth:`backward` adds to what is in ``.grad``: the trainer clears it before. Own
-    state changes in :meth:`after_step` alone, and only by finite values, so a step that was skipped or failed
-    leaves no mark.
+    Like ``Tensor.backward``, :meth:`backward` adds to what is in ``.grad``: the trainer clears it before. Own state
+    changes in :meth:`after_step` alone, and only by finite values, so a step that was skipped or failed leaves no mark.
 
     State (weights, their optimiser, counters) goes through ``state_dict``/``load_state_dict`` as plain
     tensors and numbers; loading it (after :meth:`setup`) makes the continuation bit-equal.

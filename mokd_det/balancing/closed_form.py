@@ -19,9 +19,8 @@ __all__ = ["ClosedForm"]
 class ClosedForm(GramBalancer):
     """g* = Σ π_i g_i with π* = argmin over the simplex of ½ ‖Σ π_i g_i‖², g_i = ∇log D_i.
 
-    Costs K backward passes and holds K gradients of the parameters. An objective whose gradient vanishes is
-    left out of the step (``docs/theory.md``); opposite gradients give g* = 0, a Pareto-stationary point for
-    this batch.
+    Costs K backward passes and holds K gradients of the parameters. An objective whose gradient vanishes is left out of
+    the step (``docs/theory.md``); opposite gradients give g* = 0, a Pareto-stationary point for this batch.
 
     Args:
         update_every: π* is computed in one of this many steps and applied in all.

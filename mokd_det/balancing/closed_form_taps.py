@@ -20,11 +20,10 @@ __all__ = ["ClosedFormTaps"]
 class ClosedFormTaps(ClosedForm):
     """π* from ∂log D_i/∂z, z the shared representation, then one backward pass of Σ a_i L_i.
 
-    Where z separates the shared parameters from the losses, ∇_θ log D_i = (∂z/∂θ)ᵀ ∂log D_i/∂z, hence
-    ‖Σ π_i ∇_θ log D_i‖ ≤ ‖∂z/∂θ‖ ‖Σ π_i ∂log D_i/∂z‖: the norm that is minimised bounds the exact one (Sener
-    & Koltun's MGDA-UB) and the weights differ from :class:`ClosedForm`'s; ``docs/theory.md`` measures by how
-    much. Parameters behind the taps (heads, decoder) do not enter. If one tap feeds another, paths through
-    both count twice.
+    Where z separates the shared parameters from the losses, ∇_θ log D_i = (∂z/∂θ)ᵀ ∂log D_i/∂z, hence ‖Σ π_i ∇_θ log
+    D_i‖ ≤ ‖∂z/∂θ‖ ‖Σ π_i ∂log D_i/∂z‖: the norm that is minimised bounds the exact one (Sener & Koltun's MGDA-UB) and
+    the weights differ from :class:`ClosedForm`'s; ``docs/theory.md`` measures by how much. Parameters behind the taps
+    (heads, decoder) do not enter. If one tap feeds another, paths through both count twice.
 
     Needs K partial backward passes from the losses to the taps and one full one: nearly free when the taps
     are close to the losses. With m > 1 micro-batches each is run forward twice, because π* belongs to all of

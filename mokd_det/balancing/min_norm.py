@@ -5,9 +5,8 @@
 Theorem 3.1 of the MoKD preprint solves this without π ≥ 0. The constraint is kept here: without it, gradients
 that agree (g_2 = 3 g_1) get π = (1.5, −0.5) and an update of zero. See ``docs/theory.md``.
 
-Where the minimiser is not unique, the one of least ‖π‖ is returned: it is unique and does not depend on the
-order of the objectives. Equal gradients therefore share their weight equally, as do gradients that are all
-zero.
+Where the minimiser is not unique, the one of least ‖π‖ is returned: it is unique and does not depend on the order of
+the objectives. Equal gradients therefore share their weight equally, as do gradients that are all zero.
 """
 
 from __future__ import annotations

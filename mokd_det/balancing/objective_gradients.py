@@ -44,8 +44,7 @@ class ObjectiveGradients:
         self._rows: list[list[Tensor | None]] = []
 
     def collect(self, forwards: Sequence[Forward]) -> Tensor:
-        """K backward passes through each micro-batch, and the average over ranks of the shared parameters'
-        rows.
+        """K backward passes through each micro-batch, and the average over ranks of the shared parameters' rows.
 
         Returns:
             Detached objectives (K,) float64, averaged over micro-batches and ranks.

@@ -1,4 +1,4 @@
-"""Weights that another run learned, read from its metrics."""
+"""Controls of a balancer: weights that another run learned, as their mean or replayed in time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .base import Balancer, Forward, StepContext
 from .log_objective import LogObjective
 from .single_backward import adaptive_backward, weighted_backward
 
-__all__ = ["RecordedWeights", "WeightsOf"]
+__all__ = ["MeanOf", "RecordedWeights", "Replay"]
 
 WeightsOf = Literal["losses", "logarithms"]
 _SCALAR: dict[str, str] = {"losses": "raw_weight", "logarithms": "pi"}
@@ -42,7 +42,7 @@ class RecordedWeights(Balancer):
     def __init__(
         self,
         run: str | os.PathLike[str],
-        of: WeightsOf,
+        of: WeightsOf = "losses",
         total: float | None = 1.0,
         min_losses: Mapping[str, float] | Sequence[float] | float = 0.0,
         eps: float = 1e-8,
@@ -94,6 +94,43 @@ class RecordedWeights(Balancer):
         """Go on with the weights that this run began with, whatever has become of the other."""
         if self._is_own_state(state):
             self._iterations, self._table = state["iterations"].cpu(), state["weights"].cpu()
+
+
+class MeanOf(RecordedWeights):
+    """Σ w̄_i L_i with w̄ the mean over a finished run's records: what is left of a balancer without its adaptivity.
+
+    With two objectives a weight is one number, which a sweep finds too (Kurin et al. 2022, Xin et al. 2022). Where this
+    control equals the run it comes from, the balancer has saved the sweep and no more.
+
+    Args: as :class:`RecordedWeights`; ``of="logarithms"`` holds the mean π on the logarithms instead.
+    """
+
+    def weights_at(self, iteration: int) -> np.ndarray:
+        return self._table.numpy().mean(axis=0)
+
+
+class Replay(RecordedWeights):
+    """π(t) of another run (another seed, say), open loop: a schedule in the place of feedback.
+
+    Linear between that run's records, constant before the first and after the last. Where this control equals the run
+    it comes from, the balancer is a schedule: nothing that it does depends on this run's gradients.
+
+    Args: as :class:`RecordedWeights`; ``of="losses"`` replays the factors of the ∇L_i instead of π.
+    """
+
+    def __init__(
+        self,
+        run: str | os.PathLike[str],
+        of: WeightsOf = "logarithms",
+        total: float | None = 1.0,
+        min_losses: Mapping[str, float] | Sequence[float] | float = 0.0,
+        eps: float = 1e-8,
+    ) -> None:
+        super().__init__(run, of, total, min_losses, eps)
+
+    def weights_at(self, iteration: int) -> np.ndarray:
+        iterations = self._iterations.numpy()
+        return np.array([np.interp(iteration, iterations, column) for column in self._table.numpy().T])
 
 
 def _read(run: str | os.PathLike[str], scalar: str, objectives: Sequence[str]) -> tuple[Tensor, Tensor]:

@@ -23,8 +23,7 @@ def mean_losses(forwards: Sequence[Forward]) -> Tensor:
 def weighted_backward(
     forwards: Sequence[Forward], context: StepContext, weights: Tensor | Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """Backward of Σ a_i L_i, averaged over the micro-batches; ranks are averaged by the data-parallel
-    wrapper.
+    """Backward of Σ a_i L_i, averaged over the micro-batches; ranks are averaged by the data-parallel wrapper.
 
     Args:
         forwards: one per micro-batch; the last one synchronises.

@@ -36,10 +36,9 @@ class TorchJD(GramBalancer):
     weighting receives the Gram matrix of gradients that already are averaged over both. Methods that draw
     random orders (PCGrad) draw them from the iteration number: the same on every rank and after a resume.
 
-    Methods that keep a history (GradVac, PCD, Nash-MTL, …) are left out because torchjd offers no way to save
-    it, and so are those that need whole gradients or act on them element by element (ConFIG, GradDrop,
-    trimmed mean). MGDA here is torchjd's Frank–Wolfe iteration, a baseline: :class:`ClosedForm` solves the
-    same problem exactly.
+    Methods that keep a history (GradVac, PCD, Nash-MTL, …) are left out because torchjd offers no way to save it, and
+    so are those that need whole gradients or act on them element by element (ConFIG, GradDrop, trimmed mean). MGDA here
+    is torchjd's Frank–Wolfe iteration, a baseline: :class:`ClosedForm` solves the same problem exactly.
 
     Args:
         method: one of ``TORCHJD_METHODS``.

@@ -17,9 +17,8 @@ _MARK = ".partial-"
 def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[Any]]:
     """Open a temporary file beside ``path`` that takes its place when the block ends well.
 
-    The data are on the disk before the name changes (fsync of the file, then of the directory), so a crash or
-    a power cut leaves the old file or the complete new one. If the block raises, the temporary file is
-    removed.
+    The data are on the disk before the name changes (fsync of the file, then of the directory), so a crash or a power
+    cut leaves the old file or the complete new one. If the block raises, the temporary file is removed.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}{_MARK}{os.getpid()}")

@@ -22,8 +22,7 @@ __all__ = ["export_student", "official_weights", "student_weights", "write_file"
 
 
 def export_student(training_checkpoint: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
-    """The student of a training, without the method and the trainer's state: ``{"model": state dict}`` on the
-    CPU.
+    """The student of a training, without the method and the trainer's state: ``{"model": state dict}`` on the CPU.
 
     Args:
         training_checkpoint: a checkpoint's content, as :func:`mokd_det.checkpoint.load_file` returns it.
@@ -63,8 +62,7 @@ def student_weights(
 def official_weights(
     content: Mapping[str, Any], source: str, *, keep_rows: str = "coco80"
 ) -> dict[str, Tensor]:
-    """Weights under the names of the model's authors: ViDT's for a detector, Microsoft's for a Swin
-    classifier.
+    """Weights under the names of the model's authors: ViDT's for a detector, Microsoft's for a Swin classifier.
 
     Args:
         content: a checkpoint's content, as :func:`mokd_det.checkpoint.load_file` returns it.
@@ -90,8 +88,7 @@ def write_file(
     path: str | os.PathLike[str],
     description: Mapping[str, str] | None = None,
 ) -> None:
-    """Write weights atomically: as safetensors if the name ends so, else as ``{"model": weights}`` by
-    ``torch.save``.
+    """Write weights atomically: as safetensors if the name ends so, else as ``{"model": weights}`` by ``torch.save``.
 
     Args:
         weights: a state dict.

@@ -91,9 +91,8 @@ def load_into(
 ) -> LoadReport:
     """Load a file into a model.
 
-    A :class:`mokd_det.modeling.ViDT` takes files of this package, published ViDT and ViDT+ files, and, for
-    its backbone alone, Swin classifiers in Microsoft's or timm's layout. Any other model takes files with
-    exactly its names.
+    A :class:`mokd_det.modeling.ViDT` takes files of this package, published ViDT and ViDT+ files, and, for its backbone
+    alone, Swin classifiers in Microsoft's or timm's layout. Any other model takes files with exactly its names.
 
     Args:
         model: the bare module, not its data-parallel wrapper.

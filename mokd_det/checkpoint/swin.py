@@ -1,5 +1,4 @@
-"""Classification checkpoints of Swin Transformer, by their authors' names and by timm's, as backbone
-weights."""
+"""Classification checkpoints of Swin Transformer, by their authors' names and by timm's, as backbone weights."""
 
 from __future__ import annotations
 
@@ -32,8 +31,7 @@ NOT_IN_CLASSIFIERS = (
 
 
 def is_timm_layout(weights: Mapping[str, Tensor]) -> bool:
-    """Whether patch merging is numbered by the stage it leads to (timm), not by the one it follows
-    (Microsoft)."""
+    """Whether patch merging is numbered by the stage it leads to (timm), not by the one it follows (Microsoft)."""
     stages = {found[1] for found in map(_DOWNSAMPLE.match, weights) if found is not None}
     return bool(stages) and "0" not in stages
 

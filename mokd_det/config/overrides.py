@@ -1,7 +1,6 @@
 """Command-line overrides that can only change what exists.
 
-Detectron2's ``LazyConfig.apply_overrides`` accepts any key, so a misspelt one trains the wrong thing in
-silence.
+Detectron2's ``LazyConfig.apply_overrides`` accepts any key, so a misspelt one trains the wrong thing in silence.
 """
 
 from __future__ import annotations
@@ -128,8 +127,7 @@ def _set(
 def _child(
     cfg: DictConfig, container: DictConfig | ListConfig, name: str, path: str, default: bool = False
 ) -> Any:
-    """The value at ``name``; with ``default`` also that of an argument the call has but the config does not
-    set."""
+    """The value at ``name``; with ``default`` also that of an argument the call has but the config does not set."""
     if isinstance(container, ListConfig):
         if not name.isdigit() or int(name) >= len(container):
             raise ConfigError(

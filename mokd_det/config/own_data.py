@@ -64,8 +64,7 @@ def fill_from_data(cfg: DictConfig, overrides: Sequence[str] = (), *, training: 
 
 
 def own_data_summary(cfg: DictConfig) -> list[str]:
-    """Lines for the log: the data and what followed from it, and a teacher of other classes; none without own
-    data."""
+    """Lines for the log: the data and what followed from it, and a teacher of other classes; none without own data."""
     facts = cfg.get("from_data")
     if facts is None or facts.get("class_names") is None:
         return []

@@ -33,11 +33,11 @@ from mokd_det.distillation.methods import (
     TokenMatching,
     VkD,
 )
+from mokd_det.distillation.query_matching import HungarianTokenMatching
 from mokd_det.distillation.stiefel import StiefelLinear
 from mokd_det.distillation.subspace import SubspaceHead, common_dimension
 from mokd_det.distillation.taps import TapRecorder, TapSource, TapValue, tap_specs
 from mokd_det.distillation.teacher_cache import TeacherCache
-from mokd_det.distillation.token_matching import HungarianTokenMatching
 from mokd_det.distillation.unlabeled import UnlabeledDistiller
 
 __all__ = [

@@ -17,12 +17,7 @@ from mokd_det.contract import PreparedBatch, TrainingTask, as_task
 from mokd_det.distillation.context import batch_context
 from mokd_det.distillation.map_alignment import align_maps, image_sizes, stretched_objects
 from mokd_det.distillation.methods.base import Method
-from mokd_det.distillation.requirements import known_class_names, require_query_decoder
-from mokd_det.distillation.side_stream import SideStream, SideWork
-from mokd_det.distillation.tap_pairing import CommonTaps, TapPairing
-from mokd_det.distillation.taps import TapRecorder, TapSource, TapValue, tap_specs
-from mokd_det.distillation.teacher_cache import TeacherCache
-from mokd_det.distillation.token_matching import (
+from mokd_det.distillation.query_matching import (
     PREDICTION_TAPS,
     HungarianTokenMatching,
     TokenMatchingChoice,
@@ -30,6 +25,11 @@ from mokd_det.distillation.token_matching import (
     parse_token_matching,
     take_queries,
 )
+from mokd_det.distillation.requirements import known_class_names, require_query_decoder
+from mokd_det.distillation.side_stream import SideStream, SideWork
+from mokd_det.distillation.tap_pairing import CommonTaps, TapPairing
+from mokd_det.distillation.taps import TapRecorder, TapSource, TapValue, tap_specs
+from mokd_det.distillation.teacher_cache import TeacherCache
 from mokd_det.errors import ConfigError, IncompatibleModelsError, require_choice
 from mokd_det.layers.tap_point import TapSpec
 from mokd_det.modeling.query_decoder import QueryDecoder
@@ -101,7 +101,7 @@ class Distiller(TrainingTask):
             :func:`mokd_det.checkpoint.load_into`); "": they stay as they are.
         ignore_teacher_keys: patterns of tensors in that file that the teacher may lack.
         token_matching: which query of the teacher a student's is compared with: "index", the one of the same
-            index; "hungarian" (or a :class:`~mokd_det.distillation.token_matching.HungarianTokenMatching` with
+            index; "hungarian" (or a :class:`~mokd_det.distillation.query_matching.HungarianTokenMatching` with
             costs of its own), the one that predicts the most similar object, whatever the numbers of queries.
         teacher_precision: of the teacher's forward: "as_student" (that of the training), "float32", or mixed
             "bfloat16" or "float16", whatever the student trains in. Its weights stay as they are.

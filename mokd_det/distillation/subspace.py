@@ -46,9 +46,8 @@ class SubspaceHead(nn.Module):
     to its easy directions. With n = n_t, ``learn_teacher_subspace=False``, ``loss="regression"``,
     ``norm="standardize"``, ``student_norm="after"``, ``bias=True`` and ``eps=0`` the head is VkD's detection loss.
 
-    After every optimiser step P_s and P_t go back to the manifold
-    (:func:`mokd_det.distillation.stiefel.retract_`; methods do it for all their heads at once). P, D and b
-    take no weight decay.
+    After every optimiser step P_s and P_t go back to the manifold (:func:`mokd_det.distillation.stiefel.retract_`;
+    methods do it for all their heads at once). P, D and b take no weight decay.
 
     Args:
         n_s: channels of the student's rows.

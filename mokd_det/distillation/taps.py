@@ -292,8 +292,7 @@ class TapRecorder:
     Args:
         model: any module.
         taps: name → tap (see the module's docstring). An undescribed module is recorded too: a tensor (B, C)
-            as vectors, (B, N, C) as tokens, anything else as maps (B, C, H, W) whose stride is 0, that is,
-            unknown.
+            as vectors, (B, N, C) as tokens, anything else as maps (B, C, H, W) whose stride is 0, that is, unknown.
 
     Raises:
         IncompatibleModelsError: unknown path (with near matches).

@@ -229,8 +229,7 @@ def _export(student: nn.Module, file: Path, what: str) -> None:
 
 
 def do_test(cfg: DictConfig, settings: TrainSettings, *, resume: bool = False) -> dict[str, Any]:
-    """Evaluate ``init_checkpoint``, or with ``resume`` the newest checkpoint; writes
-    ``<output_dir>/results.json``.
+    """Evaluate ``init_checkpoint``, or with ``resume`` the newest checkpoint; writes ``<output_dir>/results.json``.
 
     Only the student of a distillation is built: no teacher file is needed.
 

@@ -142,8 +142,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
         return self._restore(load_file(path), path, checkpointables)
 
     def resume(self) -> dict[str, Any] | None:
-        """Load the newest readable checkpoint of ``save_dir`` with all checkpointables, the same one on every
-        rank.
+        """Load the newest readable checkpoint of ``save_dir`` with all checkpointables, the same one on every rank.
 
         The file that ``last_checkpoint`` names is tried first, then the others, newest first; each one that
         cannot be read is reported and passed over.

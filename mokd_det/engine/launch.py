@@ -59,8 +59,7 @@ def launch(
     timeout: timedelta = timedelta(minutes=30),
     grace_seconds: float = 5.0,
 ) -> int:
-    """Run ``main(*args)`` in ``num_processes`` processes on this machine: one per GPU, or gloo processes on a
-    CPU.
+    """Run ``main(*args)`` in ``num_processes`` processes on this machine: one per GPU, or gloo processes on a CPU.
 
     Like Detectron2's ``launch``, and further: a machine without GPUs shares its cores between the processes
     (unless OMP_NUM_THREADS is set); when one process fails, the others get ``grace_seconds`` to report and

@@ -12,8 +12,7 @@ __all__ = ["EpochCosineParamScheduler"]
 
 
 class EpochCosineParamScheduler(ParamScheduler):
-    """Cosine decay that changes once per epoch and lags one epoch behind: ViDT's ``warmupcos`` without
-    warm-up.
+    """Cosine decay that changes once per epoch and lags one epoch behind: ViDT's ``warmupcos`` without warm-up.
 
     With E epochs, epoch e (from 0) has the multiplier ``end + (start - end)·(1 + cos(π·t/E))/2`` where
     ``t = max(e - 1, 0)``: the official scheduler takes its step for epoch e at the *end* of epoch e, so the

@@ -1,5 +1,4 @@
-"""The output directory of a run: nothing of an earlier run is lost in it, and nothing of one is mixed into
-another."""
+"""The output directory of a run: nothing of an earlier run is lost in it, and nothing of one is mixed into another."""
 
 from __future__ import annotations
 

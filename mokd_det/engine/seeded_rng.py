@@ -15,8 +15,7 @@ __all__ = ["seeded_rng", "step_seed"]
 def step_seed(seed: int, iteration: int, micro_batch: int, rank: int) -> int:
     """Mix the coordinates of a forward into one 63-bit seed.
 
-    Neighbouring coordinates give unrelated streams (numpy's ``SeedSequence``, whose output is stable across
-    versions).
+    Neighbouring coordinates give unrelated streams (numpy's ``SeedSequence``, whose output is stable across versions).
     """
     words = np.random.SeedSequence([seed, iteration, micro_batch, rank]).generate_state(1, np.uint64)
     return int(words[0]) >> 1

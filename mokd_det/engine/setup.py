@@ -1,5 +1,4 @@
-"""What every tool does first: arguments, configuration, output directory, logging, seeds, a record of the
-run."""
+"""What every tool does first: arguments, configuration, output directory, logging, seeds, a record of the run."""
 
 from __future__ import annotations
 
@@ -50,8 +49,7 @@ def default_setup(cfg: DictConfig, args: argparse.Namespace) -> TrainSettings:
     """Make the output directory and lock it, start the loggers, log the environment, save the resolved configuration,
     seed.
 
-    All ranks get the same seed: they build equal models (a teacher without a checkpoint too), and per-rank
-        randomness
+    All ranks get the same seed: they build equal models (a teacher without a checkpoint too), and per-rank randomness
     comes from the data loader and the trainer, which seed for themselves.
 
     Args:

@@ -24,7 +24,7 @@ from mokd_det.tools.parsers.compare_methods import PLACE
 
 __all__ = [
     "GridRun",
-    "Method",
+    "MethodEntry",
     "Teacher",
     "draw_overrides",
     "plan",
@@ -44,7 +44,7 @@ DISTILL = "distill"
 
 
 @dataclass(frozen=True)
-class Method:
+class MethodEntry:
     """What a method changes in a configuration.
 
     Attributes:
@@ -80,7 +80,7 @@ class Method:
         texts.append(as_override("balancer", balancer))
         return [*texts, *(as_override(key, value) for key, value in self.settings.items())]
 
-    def with_places(self, places: Mapping[str, str]) -> Method:
+    def with_places(self, places: Mapping[str, str]) -> MethodEntry:
         """The method with texts replaced wherever they stand in its values."""
         node, balancer, settings = (
             _replaced(part, places) for part in (self.node, self.balancer, dict(self.settings))
@@ -130,7 +130,7 @@ class GridRun(TrainingRun):
     """
 
     student: str
-    method: Method
+    method: MethodEntry
     replicate: int
     half: Half
     teacher: Path | None
@@ -139,7 +139,7 @@ class GridRun(TrainingRun):
     base: str
 
 
-def read_methods(path: Path, names: Sequence[str]) -> list[Method]:
+def read_methods(path: Path, names: Sequence[str]) -> list[MethodEntry]:
     """The named methods of a methods file.
 
     Raises:
@@ -159,7 +159,7 @@ def read_methods(path: Path, names: Sequence[str]) -> list[Method]:
     return methods
 
 
-def _read_method(entries: DictConfig, text: str, path: Path) -> Method:
+def _read_method(entries: DictConfig, text: str, path: Path) -> MethodEntry:
     name, _, weight = text.partition("@")
     if name not in entries:
         hint = did_you_mean(name, [str(key) for key in entries])
@@ -185,7 +185,9 @@ def _read_method(entries: DictConfig, text: str, path: Path) -> Method:
         label += f", weight {float(weight):g}"
     target = entry["method"]["_target_"]
     target = locate(target) if isinstance(target, str) else target
-    return Method(text, label, entry["method"], balancer, getattr(target, "needs_teacher", True), settings)
+    return MethodEntry(
+        text, label, entry["method"], balancer, getattr(target, "needs_teacher", True), settings
+    )
 
 
 def plan_teachers(options: argparse.Namespace) -> dict[int, Teacher]:
@@ -260,7 +262,7 @@ def draw_overrides(config: DictConfig, count: int | None, replicate: int, option
 
 
 def plan(
-    options: argparse.Namespace, methods: Sequence[Method], teachers: Mapping[int, Path | None]
+    options: argparse.Namespace, methods: Sequence[MethodEntry], teachers: Mapping[int, Path | None]
 ) -> list[GridRun]:
     """All cells, replicate by replicate: an unfinished grid has its first replicates complete. What takes something
     from another cell stands after it.
@@ -305,7 +307,9 @@ def plan(
     return list(planned.values())
 
 
-def _references(method: Method, replicate: int, options: argparse.Namespace) -> dict[str, tuple[str, int]]:
+def _references(
+    method: MethodEntry, replicate: int, options: argparse.Namespace
+) -> dict[str, tuple[str, int]]:
     """``{run:…}`` in a method's settings → (method, replicate) that it stands for."""
     found = {}
     for match in _REFERENCE.finditer(str((method.node, method.balancer, dict(method.settings)))):
@@ -336,7 +340,7 @@ def _cell(
     path: Path,
     base: DictConfig,
     base_digest: str,
-    method: Method,
+    method: MethodEntry,
     replicate: int,
     teacher: Path | None,
     references: Mapping[str, GridRun],
@@ -400,7 +404,7 @@ def settings_digest(config: DictConfig, *, method: bool = True) -> str:
     return config_digest(config)
 
 
-def _teacher_weights(method: Method, config: DictConfig, teacher: Path | None) -> Path | None:
+def _teacher_weights(method: MethodEntry, config: DictConfig, teacher: Path | None) -> Path | None:
     """The file that a method's teacher comes from; None: it has no teacher, or one without a file."""
     configured = config.model.get("teacher_checkpoint")
     if not method.needs_teacher or not (teacher or configured):

@@ -1,4 +1,4 @@
-"""The numbers that enter a training forward: are they all finite, and if not, of which images?"""
+"""The inputs of a training forward: are they all finite, and if not, of which images?"""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mokd_det.contract import LoadedBatch, PreparedBatch, loaded_batch
 
-__all__ = ["IMAGES", "bad_positions", "describe_images", "entering_numbers", "number_sums"]
+__all__ = ["IMAGES", "bad_positions", "describe_images", "forward_inputs", "number_sums"]
 
 IMAGES = "an input image"
 """How messages call the images of a batch."""
@@ -44,7 +44,7 @@ def describe_images(batch: Any, positions: Sequence[int] | None = None) -> str:
     return shown if more <= 0 else f"{shown} and {more} more"
 
 
-def entering_numbers(batch: Any) -> dict[str, list[Tensor]]:
+def forward_inputs(batch: Any) -> dict[str, list[Tensor]]:
     """The floating-point images of a batch and the teacher's taps, by what messages call them.
 
     Whole numbers (images as they come from a decoder) are left out: they are finite.
@@ -58,20 +58,20 @@ def entering_numbers(batch: Any) -> dict[str, list[Tensor]]:
         images = [inputs.images]
     elif isinstance(inputs, Sequence):
         images = [item.get("image") for item in inputs if isinstance(item, Mapping)]
-    entering = {IMAGES: _floating(images)}
+    found = {IMAGES: _floating(images)}
     for name, value in (batch.teacher_taps if isinstance(batch, PreparedBatch) else {}).items():
         levels = [level.tensor for level in value] if isinstance(value, list) else [value]
-        entering[f"the teacher's tap '{name}'"] = _floating(levels)
-    return entering
+        found[f"the teacher's tap '{name}'"] = _floating(levels)
+    return found
 
 
 def number_sums(batch: Any) -> dict[str, Tensor | float]:
-    """One scalar per kind of number that enters: 0, or NaN where one of them is NaN or infinite.
+    """One scalar per kind of input: 0, or NaN where one of them is NaN or infinite.
 
     Numbers on the host are judged at once; for those on a device the scalar stays there, so nothing waits.
     """
     sums: dict[str, Tensor | float] = {}
-    for name, tensors in entering_numbers(batch).items():
+    for name, tensors in forward_inputs(batch).items():
         on_host = [tensor for tensor in tensors if tensor.device.type == "cpu"]
         # A sum reads the numbers once and writes nothing; it may overflow without anything being wrong.
         bad = any(
@@ -89,10 +89,10 @@ def bad_positions(batch: Any, name: str) -> list[int]:
     """Positions in the batch of the images with a number that is NaN or infinite.
 
     Args:
-        batch: see :func:`entering_numbers`.
+        batch: see :func:`forward_inputs`.
         name: a key of its result.
     """
-    tensors = entering_numbers(batch)[name]
+    tensors = forward_inputs(batch)[name]
     inputs = loaded_batch(batch)
     if name == IMAGES and isinstance(inputs, Sequence):
         kept = [number for number, item in enumerate(inputs) if _floating([item.get("image")])]

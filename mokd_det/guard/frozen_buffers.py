@@ -29,8 +29,7 @@ class BufferCopy:
 
 @contextmanager
 def frozen_buffers(model: nn.Module) -> Iterator[None]:
-    """Let the forwards inside work on copies of the buffers: BatchNorm statistics, counters, any module's
-    own.
+    """Let the forwards inside work on copies of the buffers: BatchNorm statistics, counters, any module's own.
 
     The modules stay in training mode, so a BatchNorm normalises by the batch as in the forward that is
     repeated. The buffers themselves are not written at all (restoring them afterwards would invalidate graphs

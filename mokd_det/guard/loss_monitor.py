@@ -23,13 +23,13 @@ class _Watched(NamedTuple):
     """What is on its way to the host for a micro-batch.
 
     Attributes:
-        entering: names of the first columns after the flag: numbers that enter the forward.
+        inputs: names of the first columns after the flag: numbers that enter the forward.
         losses: names of the last columns.
-        copy: (ranks, 1 + entering + losses).
+        copy: (ranks, 1 + inputs + losses).
         batch: what the model was called with.
     """
 
-    entering: tuple[str, ...]
+    inputs: tuple[str, ...]
     losses: tuple[str, ...]
     copy: HostCopy
     batch: Any
@@ -83,9 +83,9 @@ class LossMonitor:
                 found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
                 raise TypeError(f"a training forward must return scalar tensors; loss '{name}' has {found}")
         vector = torch.stack([value.detach().reshape(()).float() for value in losses.values()])
-        entering = number_sums(batch)
+        inputs = number_sums(batch)
         # Filled on the device: a copy from the host could wait for it.
-        others = [float(self._stop_requested), *entering.values()]
+        others = [float(self._stop_requested), *inputs.values()]
         flags = [v if isinstance(v, Tensor) else vector.new_full((), v) for v in others]
         vector = torch.cat([torch.stack(flags), vector])
         world_size = comm.get_world_size()
@@ -95,7 +95,7 @@ class LossMonitor:
             values = torch.stack(gathered)
         else:
             values = vector[None]
-        self._watched[micro_batch] = _Watched(tuple(entering), tuple(losses), HostCopy(values), batch)
+        self._watched[micro_batch] = _Watched(tuple(inputs), tuple(losses), HostCopy(values), batch)
 
     def watch_gradients(
         self, names: Sequence[str], groups: Sequence[str], gradients: Sequence[Tensor]
@@ -129,14 +129,14 @@ class LossMonitor:
         """
         sums: dict[str, float] = {}
         problems: list[_Problem] = []
-        for micro_batch, (entering, names, copy, _) in self._watched.items():
+        for micro_batch, (inputs, names, copy, _) in self._watched.items():
             values = copy.read().double()  # (ranks, columns)
-            first = 1 + len(entering)
+            first = 1 + len(inputs)
             self.stop_agreed |= bool(values[:, 0].any())
             for name, mean in zip(names, values[:, first:].mean(dim=0).tolist(), strict=True):
                 sums[name] = sums.get(name, 0.0) + mean / len(self._watched)
             for rank, row in enumerate(values.tolist()):
-                for name, value in zip(entering, row[1:first], strict=True):
+                for name, value in zip(inputs, row[1:first], strict=True):
                     if not math.isfinite(value):
                         problems.append(_Problem(name, value, micro_batch, rank, is_loss=False))
                 for name, value in zip(names, row[first:], strict=True):

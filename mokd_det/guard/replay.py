@@ -34,7 +34,7 @@ class MicroBatchReplay:
 
     Attributes:
         images: its images.
-        entering: kind of number that entered → the images in which it is not finite, "" if it is finite everywhere.
+        inputs: kind of number that entered → the images in which it is not finite, "" if it is finite everywhere.
         first_module: the first module whose output was not finite, with what went into it; "" for none.
         losses: name → value.
         gradients: loss → what its gradient is like, in words.
@@ -42,7 +42,7 @@ class MicroBatchReplay:
     """
 
     images: str
-    entering: dict[str, str] = field(default_factory=dict)
+    inputs: dict[str, str] = field(default_factory=dict)
     first_module: str = ""
     losses: dict[str, float] = field(default_factory=dict)
     gradients: dict[str, str] = field(default_factory=dict)
@@ -53,7 +53,7 @@ class MicroBatchReplay:
         """Nothing was found."""
         numbers = all(math.isfinite(value) for value in self.losses.values())
         return numbers and not (
-            any(self.entering.values()) or self.first_module or self.failure or any(self.gradients.values())
+            any(self.inputs.values()) or self.first_module or self.failure or any(self.gradients.values())
         )
 
 
@@ -77,7 +77,7 @@ class Replay:
         lines = [f"iteration {self.iteration}, rank {self.rank}: {self.message}"]
         for number, part in enumerate(self.micro_batches):
             lines += ["", f"micro-batch {number}: {part.images}"]
-            for name, images in part.entering.items():
+            for name, images in part.inputs.items():
                 lines.append(f"  {name}: {f'NOT FINITE for {images}' if images else 'finite'}")
             lines.append(f"  first module with an output that is not finite: {part.first_module or 'none'}")
             if part.failure:
@@ -139,14 +139,14 @@ def _replay(
     model: nn.Module, batch: Any, seed: int, device: torch.device, autocast: AbstractContextManager[Any]
 ) -> MicroBatchReplay:
     found = MicroBatchReplay(describe_images(batch))
-    found.entering[IMAGES] = _bad_images(batch, IMAGES)
+    found.inputs[IMAGES] = _bad_images(batch, IMAGES)
     task = as_task(model)
     watched = {"": model} if task.teacher is None else {"": model, "teacher": task.teacher}
     try:
         with _first_bad_output(watched, found), autocast:
             prepared = task.prepare_batch(batch)
             for name in number_sums(prepared):
-                found.entering[name] = _bad_images(prepared, name)
+                found.inputs[name] = _bad_images(prepared, name)
             with seeded_rng(seed, device):
                 losses = model(prepared)
     # Whatever a forward raises over such numbers is part of what is to be shown.

@@ -123,8 +123,7 @@ class _TopDown(nn.Module):
 class EPFF(nn.Module):
     """Efficient pyramid feature fusion of ViDT+ (Song et al. 2022, section 3.2): a light top-down pyramid.
 
-    The output runs from the coarsest level to the finest, as the published decoder weights expect; ``strides`` says
-    so.
+    The output runs from the coarsest level to the finest, as the published decoder weights expect; ``strides`` says so.
 
     Args:
         hidden_dim: channels of the residual units' bottleneck.

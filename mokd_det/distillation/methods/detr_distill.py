@@ -14,6 +14,7 @@ from mokd_det.distillation.box_losses import box_distance, generalized_iou_dista
 from mokd_det.distillation.context import MethodContext, Objects
 from mokd_det.distillation.methods.base import Method
 from mokd_det.distillation.precision import full_precision
+from mokd_det.distillation.query_matching import HungarianTokenMatching
 from mokd_det.distillation.requirements import (
     known_class_names,
     require_equal_classes,
@@ -24,7 +25,6 @@ from mokd_det.distillation.requirements import (
 from mokd_det.distillation.rows import check_comparable, pair_rows, row_channels
 from mokd_det.distillation.tap_pairing import teacher_levels
 from mokd_det.distillation.taps import TapValue
-from mokd_det.distillation.token_matching import HungarianTokenMatching
 from mokd_det.errors import ConfigError
 from mokd_det.layers import xyxy_to_cxcywh
 from mokd_det.layers.tap_point import TapSpec
