@@ -18,7 +18,7 @@ from tests.config_room.test_own_data import small
 from tests.documentation.pages import ROOT
 from tests.documentation.parsing import tool_of
 
-COUNTS = {"train": 24, "val": 8, "test": 24}
+COUNTS = {"train": 40, "val": 8, "test": 24}
 CUSTOM = "configs/custom/mokd_vidt_nano.py"
 _STEPS = ["train.max_iter=2", "train.eval_period=0", "train.log_period=1", "train.device=cpu"]
 _PHOTOGRAPHS = [
@@ -49,7 +49,7 @@ def shortened(words: list[str]) -> list[str]:
         return [*words, *(part for split, n in COUNTS.items() for part in (f"--{split}", str(n)))]
     if tool == "quickstart":
         teacher = ["--teacher-iterations", "2"] if "classification" in words else []
-        return [*words, "--iterations", "2", "--images", "20", "--jobs", "1", "--seeds", "0", *teacher]
+        return [*words, "--iterations", "2", "--images", "40", "--jobs", "1", "--seeds", "0", *teacher]
     if tool == "compare_methods" and "--records" not in words:
         config = words[words.index("--config") + 1]
         first = words.index("--methods") + 1
