@@ -47,7 +47,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["mokd_det", "mokd_det.*"]),
-    package_data={"mokd_det": ["py.typed", "model_zoo/weights/*.safetensors"]},
+    package_data={"mokd_det": ["py.typed", "model_zoo/weights/*.safetensors", "report/templates/*"]},
     cmdclass={"build_py": BuildWithConfigs},
     install_requires=[
         # In no registry under its own name: docs/install.md tells the two ways to it.
@@ -55,6 +55,7 @@ setup(
         "fvcore>=0.1.5.post20221221",
         "hydra-core>=1.1",
         "iopath>=0.1.7",
+        "jinja2>=3.1",
         "matplotlib>=3.7",
         "numpy>=1.24",
         "omegaconf>=2.1,<2.4",

@@ -132,6 +132,15 @@ def test_every_package_of_mokd_det_is_installed_with_it() -> None:
     assert (ROOT / "mokd_det" / "py.typed").is_file()
 
 
+def test_templates_of_the_report_are_installed_with_it() -> None:
+    patterns = re.findall(r'"(report/[^"]+)"', (ROOT / "setup.py").read_text())
+    packed = {path for pattern in patterns for path in (ROOT / "mokd_det").glob(pattern)}
+    others = {
+        path for path in (ROOT / "mokd_det" / "report").rglob("*.*") if path.suffix not in (".py", ".pyc")
+    }
+    assert packed == others and any(path.name == "style.css" for path in packed)
+
+
 def test_lock_file_pins_every_declared_requirement_once_per_python() -> None:
     locked = locked_versions()
     for requirement in requirements_of("mokd_det", ("", "balancers", "evaluation", "export", "slurm", "dev")):

@@ -6,13 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mokd_det.report.markup import Content, element
 from mokd_det.report.run_record import RunGroup, flatten
-from mokd_det.report.section import (
-    Section,
-    absent,
-    table,
-)
+from mokd_det.report.section import Section, absent_section
 
 __all__ = ["configuration_section"]
 
@@ -35,38 +30,16 @@ def configuration_section(groups: Sequence[RunGroup]) -> Section:
     """What differs between the runs, then each configuration in full."""
     configured = [group for group in groups if group.first.config]
     if not configured:
-        return Section(
-            "configuration", "Configuration", "Configuration", absent("The runs left no config.yaml.")
-        )
-    content: list[Content] = [table(["", *(group.label for group in configured)], _key_facts(configured))]
-    if len(configured) > 1:
-        flat = [flatten(group.first.config) for group in configured]
-        keys = list(dict.fromkeys(key for one in flat for key in one))
-        different = [
-            [key, *(_setting(one.get(key, _NOTHING)) for one in flat)]
-            for key in keys
-            if any(one.get(key, _NOTHING) != flat[0].get(key, _NOTHING) for one in flat)
-        ]
-        title = f"All {len(different)} settings that differ" if different else ""
-        if different:
-            settings = table(["", *(group.label for group in configured)], different, code=True)
-            content.append(element("details", element("summary", title), settings))
-        else:
-            content.append(absent("The configurations are equal in every setting."))
-    for group in configured:
-        run = group.first
-        facts = element("ul", (element("li", f"{name}: {value}") for name, value in run.environment))
-        name = f"{group.label}: whole configuration and environment"
-        content.append(
-            element(
-                "details",
-                element("summary", name),
-                element("p", element("code", str(run.directory)), class_="soft"),
-                facts if run.environment else None,
-                element("pre", run.config_text),
-            )
-        )
-    return Section("configuration", "Configuration", "Configuration", content)
+        return absent_section("configuration", "Configuration", "The runs left no config.yaml.")
+    flat = [flatten(group.first.config) for group in configured]
+    keys = dict.fromkeys(key for one in flat for key in one)
+    different = [
+        [key, *(_setting(one.get(key, _NOTHING)) for one in flat)]
+        for key in keys
+        if any(one.get(key, _NOTHING) != flat[0].get(key, _NOTHING) for one in flat)
+    ]
+    data = {"groups": configured, "facts": _key_facts(configured), "different": different}
+    return Section("configuration", "Configuration", "Configuration", "configuration", data)
 
 
 def _key_facts(groups: Sequence[RunGroup]) -> list[list[str]]:

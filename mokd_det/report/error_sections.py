@@ -4,19 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+from mokd_det.evaluation.model_findings import ModelFindings
 from mokd_det.evaluation.tide import ERROR_TYPES, SPECIAL_TYPES, TideReport
-from mokd_det.report.bars import Bar, BarGroup, bar_groups, stacked_bars
-from mokd_det.report.markup import Content, element
-from mokd_det.report.model_findings import ModelFindings
 from mokd_det.report.run_record import RunGroup
-from mokd_det.report.section import (
-    Section,
-    absent,
-    colour_of,
-    legend,
-    metric_titles,
-)
+from mokd_det.report.section import Section, absent_section, metric_titles
 
 __all__ = ["errors_section", "per_class_section"]
 
@@ -28,99 +21,71 @@ def per_class_section(groups: Sequence[RunGroup]) -> Section:
     values: dict[str, list[dict[str, float]]] = {}
     metric = None
     for group in groups:
-        metric = metric or group.first.main_metric()
         found = group.first.main_metric()
+        metric = metric or found
         values[group.label] = [run.per_class(found) for run in group.runs] if found else []
-    classes = list(dict.fromkeys(name for runs in values.values() for run in runs for name in run))
+    classes = dict.fromkeys(name for runs in values.values() for run in runs for name in run)
     if not classes:
-        return Section("classes", "Classes", "Per class", absent("The evaluation gave no figures per class."))
+        return absent_section("classes", "Per class", "The evaluation gave no figures per class.")
 
     def mean(label: str, name: str) -> float | None:
-        numbers = [run[name] for run in values[label] if name in run and math.isfinite(run[name])]
-        return sum(numbers) / len(numbers) if numbers else None
+        return _mean(run[name] for run in values[label] if name in run and math.isfinite(run[name]))
 
     groups = [group for group in groups if any(values[group.label])]
-    bar_lists = []
-    for name in classes:
-        bars = [
-            Bar(group.label, colour_of(group), value, "–" if value is None else f"{value:.1f}")
-            for group in groups
-            for value in [mean(group.label, name)]
-        ]
-        bar_lists.append(BarGroup(name, bars))
-    bar_lists.sort(key=lambda group: -_mean_of([bar.value for bar in group.bars if bar.value is not None]))
-    hidden = len(bar_lists) - _MAX_CLASSES
-    note = None
+    means = {name: [mean(group.label, name) for group in groups] for name in classes}
+    order = sorted(classes, key=lambda name: -(_mean(v for v in means[name] if v is not None) or -1.0))
+    hidden = len(order) - _MAX_CLASSES
     if hidden > 0:
-        bar_lists = bar_lists[: _MAX_CLASSES // 2] + bar_lists[-(_MAX_CLASSES // 2) :]
-        note = element(
-            "p", f"The best and the worst 60; {hidden} classes between them are left out.", class_="note"
-        )
-    tested = any(run.test_results for group in groups for run in group.runs)
-    where = (
-        "test data where there are any, else validation data"
-        if tested
-        else "validation data, last evaluation"
-    )
-    return Section(
-        "classes",
-        "Classes",
-        f"{metric_titles([metric])[metric] if metric else ''} per class",
-        [
-            element("p", f"Percent; {where}; the best classes first.", class_="soft"),
-            legend(groups),
-            bar_groups(bar_lists, dense=True),
-            note,
-        ],
-    )
+        order = order[: _MAX_CLASSES // 2] + order[-(_MAX_CLASSES // 2) :]
+    bars = [
+        (name, "", [(g, v, "–" if v is None else f"{v:.1f}") for g, v in zip(groups, means[name])])
+        for name in order
+    ]
+    data = {
+        "groups": groups,
+        "bars": bars,
+        "highest": _highest(bars),
+        "tested": any(run.test_results for group in groups for run in group.runs),
+        "hidden": hidden,
+        "shown": _MAX_CLASSES,
+    }
+    title = metric_titles([metric])[metric] if metric else ""
+    return Section("classes", "Classes", f"{title} per class", "classes", data)
 
 
-def _mean_of(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else -1.0
+def _mean(values: Any) -> float | None:
+    numbers = list(values)
+    return sum(numbers) / len(numbers) if numbers else None
+
+
+def _highest(bars: Sequence[tuple[str, str, Sequence[tuple[RunGroup, float | None, str]]]]) -> float:
+    return max((value or 0.0 for _, _, group in bars for _, value, _ in group), default=0.0)
 
 
 def errors_section(groups: Sequence[RunGroup], findings: Mapping[str, ModelFindings]) -> Section | None:
     """TIDE's error types; None for classifiers only."""
-    if groups and all(group.label in findings and findings[group.label].classified for group in groups):
+    found = {group.label: findings[group.label] for group in groups if group.label in findings}
+    if groups and all(group.label in found and found[group.label].classified for group in groups):
         return None
-    content: list[Content] = [_problems(groups, findings)]
-    reports = {group.label: report for group in groups if (report := _tide(findings, group)) is not None}
+    reports = {label: one.tide for label, one in found.items() if one.tide is not None}
     shown = [group for group in groups if group.label in reports]
-    if not shown:
-        content.append(absent("TIDE needs a trained detector and the images that it is evaluated on."))
-        return Section("errors", "Errors", "What AP is lost to", content)
-    first = findings[shown[0].label]
-    content.append(
-        element(
-            "p",
-            f"TIDE on {first.images:,} of {first.of_images:,} images of {first.dataset}: AP points that would be won "
-            "if all errors of one type were mended, and those alone. They do not add up to what is missing.",
-            class_="soft",
-        )
-    )
-    content.append(legend(shown))
-    for number, errors in enumerate(reports[shown[0].label].errors):
-        title = f"IoU ≥ {errors.threshold:g}"
-        bars = _error_bars(shown, reports, number)
-        if number == 0:
-            content += [element("h3", title), *bars]
-        else:
-            content.append(element("details", element("summary", title), bars))
-    notes = [note for report in reports.values() for note in report.notes()]
-    if notes:
-        content.append(element("ul", (element("li", note) for note in notes)))
-    return Section("errors", "Errors", "What AP is lost to", content)
+    data: dict[str, Any] = {
+        "problems": [(label, problem) for label, one in found.items() for problem in one.problems],
+        "groups": shown,
+    }
+    if shown:
+        first = reports[shown[0].label]
+        data["first"] = found[shown[0].label]
+        data["thresholds"] = [_threshold(shown, reports, number) for number in range(len(first.errors))]
+        data["notes"] = [note for report in reports.values() for note in report.notes()]
+    return Section("errors", "Errors", "What AP is lost to", "errors", data)
 
 
-def _error_bars(groups: Sequence[RunGroup], reports: Mapping[str, TideReport], number: int) -> list[Content]:
+def _threshold(groups: Sequence[RunGroup], reports: Mapping[str, TideReport], number: int) -> tuple:
     """All types at one threshold, and class against place."""
     found = [(group, reports[group.label].errors[number]) for group in groups]
     bars = [
-        BarGroup(
-            name,
-            [Bar(g.label, colour_of(g), errors.dap[name], f"{errors.dap[name]:.1f}") for g, errors in found],
-            hint,
-        )
+        (name, hint, [(group, errors.dap[name], f"{errors.dap[name]:.1f}") for group, errors in found])
         for name, hint in {**ERROR_TYPES, **SPECIAL_TYPES}.items()
     ]
     rows = []
@@ -129,23 +94,5 @@ def _error_bars(groups: Sequence[RunGroup], reports: Mapping[str, TideReport], n
         words = "nothing lost" if share is None else f"{cls:.1f} + {loc:.1f} ({share:.0%} class)"
         rows.append((group.label, [cls, loc], words))
     aps = ", ".join(f"{group.label} {errors.ap:.1f}" for group, errors in found)
-    return [
-        element("p", f"AP at this threshold: {aps}."),
-        bar_groups(bars),
-        element("h4", "Class against place", class_="apart"),
-        stacked_bars(rows, ["classification (Cls)", "localisation (Loc)"], unit="dAP"),
-    ]
-
-
-def _tide(findings: Mapping[str, ModelFindings], group: RunGroup) -> TideReport | None:
-    found = findings.get(group.label)
-    return None if found is None else found.tide
-
-
-def _problems(groups: Sequence[RunGroup], findings: Mapping[str, ModelFindings]) -> Content:
-    return [
-        element("p", f"{group.label}: {problem}", class_="problem")
-        for group in groups
-        if group.label in findings
-        for problem in findings[group.label].problems
-    ]
+    longest = max(cls + loc for _, (cls, loc), _ in rows)
+    return f"IoU ≥ {found[0][1].threshold:g}", aps, bars, _highest(bars), rows, longest

@@ -5,17 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from mokd_det.evaluation.model_findings import ModelFindings
 from mokd_det.evaluation.replicate_statistics import estimate
-from mokd_det.report.markup import Markup, element
-from mokd_det.report.model_findings import ModelFindings
 from mokd_det.report.run_record import RunGroup, RunRecord
-from mokd_det.report.section import (
-    Section,
-    colour_of,
-    estimate_text,
-    metric_titles,
-    table,
-)
+from mokd_det.report.section import Section, estimate_text, metric_titles
 
 __all__ = ["overview_section"]
 
@@ -49,21 +42,14 @@ def overview_section(groups: Sequence[RunGroup], findings: Mapping[str, ModelFin
                 group.first.target("balancer") or "–",
             ]
         )
-    heads = ["", *(titles[name] for name in names), "iterations", "parameters", "method", "balancer"]
-    where = "the evaluation after the training" if tested else "the last evaluation during the training"
-    said = f"Percent, from {where}."
-    if any(len(group.runs) > 1 for group in groups):
-        said += " Mean of the seeds ± half of its 95 % t interval."
-    return Section(
-        "overview",
-        "Overview",
-        "Overview",
-        [
-            element("div", (_card(group) for group in groups), class_="cards"),
-            table(heads, rows, [False, *[True] * len(names), True, True, False, False]),
-            element("p", said, class_="note") if names else None,
-        ],
-    )
+    data = {
+        "cards": [(group, *_card(group)) for group in groups],
+        "heads": ["", *(titles[name] for name in names), "iterations", "parameters", "method", "balancer"],
+        "rows": rows,
+        "tested": tested,
+        "several": any(len(group.runs) > 1 for group in groups),
+    }
+    return Section("overview", "Overview", "Overview", "overview", data)
 
 
 def _result(group: RunGroup, name: str, tested: bool) -> str:
@@ -73,7 +59,8 @@ def _result(group: RunGroup, name: str, tested: bool) -> str:
     return estimate_text(estimate(numbers)) if numbers else "–"
 
 
-def _card(group: RunGroup) -> Markup:
+def _card(group: RunGroup) -> tuple[str, str]:
+    """The main figure and what it is."""
     metric = group.first.main_metric()
     what, figure = "never evaluated", "–"
     if metric is not None:
@@ -89,13 +76,7 @@ def _card(group: RunGroup) -> Markup:
     done, planned = group.first.iterations()
     if planned is not None and done < planned:
         what += f"; {done:,} of {planned:,} iterations"
-    return element(
-        "div",
-        element("div", group.label, class_="name"),
-        element("div", figure, class_="figure"),
-        element("div", what, class_="what"),
-        class_=f"card c{colour_of(group)}",
-    )
+    return figure, what
 
 
 def _method(run: RunRecord) -> str:

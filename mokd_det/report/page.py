@@ -2,27 +2,42 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
 import mokd_det
+from mokd_det.evaluation.model_findings import ModelFindings
 from mokd_det.report.comparison_record import ComparisonRecord
 from mokd_det.report.comparison_section import comparison_section
 from mokd_det.report.configuration_section import configuration_section
 from mokd_det.report.curve_sections import conflict_section, losses_section, results_section, weights_section
 from mokd_det.report.error_sections import errors_section, per_class_section
-from mokd_det.report.markup import Markup, element, join
-from mokd_det.report.model_findings import ModelFindings
 from mokd_det.report.overview_section import overview_section
 from mokd_det.report.picture_sections import attention_section, predictions_section
 from mokd_det.report.run_record import RunGroup
 from mokd_det.report.speed_section import speed_section
-from mokd_det.report.style import STYLE
+from mokd_det.visualization.inline_svg import chart_svg
 
-__all__ = ["report_page"]
+__all__ = ["page_templates", "report_page"]
 
-# Whatever a name or a configuration holds, a browser loads nothing and runs nothing.
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+# Characters that neither HTML nor XML can hold; they occur in file names, as do lone surrogates.
+_FORBIDDEN = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+
+
+def page_templates() -> Environment:
+    """The package's templates: every text in them is escaped, what is not there is an error."""
+    templates = Environment(
+        loader=PackageLoader("mokd_det.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.filters["svg"] = chart_svg
+    return templates
 
 
 def report_page(
@@ -43,7 +58,7 @@ def report_page(
         min_score: of the predictions in the pictures.
     """
     findings = findings or {}
-    parts = [
+    sections = [
         overview_section(groups, findings),
         *(comparison_section(one, number) for number, one in enumerate(comparisons)),
         results_section(groups),
@@ -57,28 +72,12 @@ def report_page(
         speed_section(groups, findings),
         configuration_section(groups),
     ]
-    count = sum(len(group.runs) for group in groups)
-    made = f"{count} run{'s' if count != 1 else ''}, {time.strftime('%Y-%m-%d')}, mokd_det {mokd_det.__version__}"
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("title", title),
-        # Nothing in it comes from outside, and an escaped style sheet would be another one.
-        Markup(f"<style>{STYLE}</style>"),
+    page = page_templates().get_template("page.html")
+    written = page.render(
+        title=title,
+        runs=sum(len(group.runs) for group in groups),
+        date=time.strftime("%Y-%m-%d"),
+        version=mokd_det.__version__,
+        sections=sections,
     )
-    body = element(
-        "body",
-        element("header", element("h1", title), element("p", made, class_="soft")),
-        element("nav", element("div", (element("a", part.short, href=f"#{part.id}") for part in parts))),
-        element(
-            "main",
-            (element("section", element("h2", part.title), part.content, id=part.id) for part in parts),
-        ),
-        element(
-            "footer",
-            element("p", f"Made by mokd_det {mokd_det.__version__}, python -m mokd_det report."),
-        ),
-    )
-    return "<!DOCTYPE html>\n" + join(element("html", head, body, lang="en")) + "\n"
+    return _FORBIDDEN.sub("\ufffd", written)

@@ -23,6 +23,9 @@ RESULT_NAMES = ("AP", "top1", "AP50", "AP75", "top5", "ece", "APs", "APm", "APl"
 
 _MAIN = RESULT_NAMES[:2]
 
+# How many the style sheet has.
+_COLOURS = 8
+
 
 @dataclass(frozen=True)
 class RunRecord:
@@ -77,14 +80,6 @@ class RunRecord:
         values = values[np.isfinite(values)]
         return float(values[-1]) if len(values) else None
 
-    def best(self, name: str) -> tuple[float, int] | None:
-        """The highest value of a scalar and its iteration."""
-        iterations, values = self.metrics.series(name)
-        if not np.isfinite(values).any():
-            return None
-        index = int(np.nanargmax(values))
-        return float(values[index]), int(iterations[index])
-
     def median(self, name: str) -> float | None:
         """The median of a scalar over everything logged."""
         values = self.metrics.series(name)[1]
@@ -138,13 +133,23 @@ class RunGroup:
 
     Attributes:
         label: their common name.
-        colour: number of the page's colour.
+        number: of the group on the page.
         runs: the first one stands for all where a picture needs one model.
     """
 
     label: str
-    colour: int
+    number: int
     runs: Sequence[RunRecord]
+
+    @property
+    def colour(self) -> int:
+        """Number of the page's colour."""
+        return self.number % _COLOURS
+
+    @property
+    def style(self) -> int:
+        """Number of the line style, which tells runs of one colour apart."""
+        return self.number // _COLOURS
 
     @property
     def first(self) -> RunRecord:

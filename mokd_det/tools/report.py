@@ -12,13 +12,12 @@ from pathlib import Path
 
 from mokd_det.checkpoint.atomic_file import atomic_write
 from mokd_det.errors import ConfigError
+from mokd_det.evaluation.model_findings import ModelFindings, examine
 from mokd_det.exit_status import exit_status
 from mokd_det.report import (
     ComparisonRecord,
-    ModelFindings,
     RunGroup,
     RunRecord,
-    examine,
     group_runs,
     is_comparison,
     read_comparison,
@@ -100,7 +99,8 @@ def run_models(
     found = {}
     for group in groups:
         findings = examine(
-            group.first,
+            group.first.directory,
+            group.label,
             dataset=dataset,
             max_images=options.images,
             pictures=options.pictures,

@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from mokd_det.evaluation.method_comparison import MethodRuns
 from mokd_det.evaluation.replicate_statistics import estimate
+from mokd_det.visualization.chart import Chart, Curve, draw_chart
 from mokd_det.visualization.figure_style import (
     LINE_COLOURS,
     MUTED,
@@ -71,27 +72,23 @@ def comparison_figure(
 def _draw_curves(
     axes: Axes, methods: Sequence[MethodRuns], colours: Mapping[str, str], reference: float
 ) -> None:
-    highest = reference
-    last = 0
+    curves = []
     for method in methods:
         runs = list(method.runs.values())
         # Runs of equal length are evaluated at equal iterations; another machine's records may be denser.
         common = sorted(set.intersection(*(set(run.iterations) for run in runs)))
-        iterations = np.asarray(common)
-        curves = np.array(
-            [[run.curve[list(run.iterations).index(i)] for i in common] for run in runs], dtype=float
+        values = np.array([[run.curve[list(run.iterations).index(i)] for i in common] for run in runs])
+        curves.append(
+            Curve(
+                method.label,
+                colours[method.label],
+                np.asarray(common),
+                values.mean(axis=0),
+                values.min(axis=0),
+                values.max(axis=0),
+            )
         )
-        colour = colours[method.label]
-        axes.fill_between(
-            iterations, curves.min(axis=0), curves.max(axis=0), color=colour, alpha=0.16, linewidth=0
-        )
-        (line,) = axes.plot(
-            iterations, curves.mean(axis=0), color=colour, marker="o", markersize=3.5, linewidth=1.6
-        )
-        line.set_clip_on(False)
-        highest = max(highest, float(curves.max()))
-        last = max(last, int(iterations[-1]))
-    axes.axhline(reference, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
+    draw_chart(axes, Chart("", curves, from_zero=True, reference=reference, marks=10**9))
     axes.annotate(
         f"reference {reference:.1f}",
         (0.01, reference),
@@ -101,12 +98,6 @@ def _draw_curves(
         color=MUTED,
         fontsize=8,
     )
-    plain_axes(axes)
-    axes.set_xlabel("iteration")
-    axes.set_xlim(0, last * 1.02)
-    axes.set_ylim(0, highest * 1.06 or 1.0)
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
-    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
 
 
 def _draw_finals(

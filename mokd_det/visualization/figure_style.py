@@ -35,6 +35,7 @@ __all__ = [
 DPI = 150
 INK = "#262626"
 MUTED = "#6b6b6b"
+GRID = "#e4e4e4"
 
 LINE_COLOURS = (
     "#3a3a3a",
@@ -119,7 +120,7 @@ def new_figure(width: float, height: float) -> Figure:
 def plain_axes(axes: Axes) -> None:
     """Only the axes that carry numbers, and a faint grid behind the lines."""
     axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="#e4e4e4", linewidth=0.7)
+    axes.grid(color=GRID, linewidth=0.7)
     axes.set_axisbelow(True)
 
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from mokd_det.visualization.figure_style import LINE_COLOURS, figure_style, new_figure, plain_axes
+from mokd_det.visualization.chart import Chart, Curve, draw_chart
+from mokd_det.visualization.figure_style import LINE_COLOURS, draw_legend, figure_style, new_figure
 from mokd_det.visualization.run_metrics import Series
 
 __all__ = ["epochs_figure", "size_figure"]
@@ -24,21 +24,11 @@ def size_figure(points: Mapping[str, Sequence[tuple[float, float]]], metric: str
         metric: name of the value.
         title: above the axes.
     """
-    with figure_style():
-        figure = new_figure(6.0, 4.0)
-        axes = figure.subplots()
-        plain_axes(axes)
-        for number, (method, values) in enumerate(points.items()):
-            sizes, found = np.array(sorted(values), dtype=np.float64).T
-            colour, marker = LINE_COLOURS[number % len(LINE_COLOURS)], _MARKERS[number % len(_MARKERS)]
-            axes.plot(sizes, found, color=colour, marker=marker, markersize=6, linewidth=1.2, label=method)
-        axes.set_xlim(left=0)
-        axes.set_xlabel("parameters, millions")
-        axes.set_ylabel(metric)
-        axes.set_title(title)
-        axes.legend(loc="best")
-        figure.set_layout_engine("constrained")
-    return figure
+    curves = []
+    for number, (method, values) in enumerate(points.items()):
+        sizes, found = np.array(sorted(values), dtype=np.float64).T
+        curves.append(Curve(method, _colour(number), sizes, found, mark=_MARKERS[number % len(_MARKERS)]))
+    return _figure(Chart(title, curves, metric, marks=10**9, across="parameters, millions"))
 
 
 def epochs_figure(curves: Mapping[str, Sequence[Series]], metric: str, title: str) -> Figure:
@@ -49,26 +39,27 @@ def epochs_figure(curves: Mapping[str, Sequence[Series]], metric: str, title: st
         metric: name of the value.
         title: above the axes.
     """
+    lines = [
+        Curve(method, _colour(number), *series, mark=".")
+        for number, (method, runs) in enumerate(curves.items())
+        for series in runs
+    ]
+    return _figure(Chart(title, lines, metric, marks=19, across="epoch"))
+
+
+def _figure(chart: Chart) -> Figure:
     with figure_style():
         figure = new_figure(6.0, 4.0)
         axes = figure.subplots()
-        plain_axes(axes)
-        for number, (method, runs) in enumerate(curves.items()):
-            for index, (epochs, values) in enumerate(runs):
-                label = method if index == 0 else None
-                colour = LINE_COLOURS[number % len(LINE_COLOURS)]
-                axes.plot(
-                    epochs,
-                    values,
-                    color=colour,
-                    linewidth=1.4,
-                    label=label,
-                    marker="." if len(epochs) < 20 else None,
-                )
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_xlabel("epoch")
-        axes.set_ylabel(metric)
-        axes.set_title(title)
-        axes.legend(loc="best")
+        lines = draw_chart(axes, chart)
+        named = {curve.label: line for curve, line in reversed(list(zip(chart.curves, lines)))}
+        labels = list(dict.fromkeys(curve.label for curve in chart.curves))
+        draw_legend(axes, [named[label] for label in labels], labels, loc="best")
+        axes.set_ylabel(chart.unit)
+        axes.set_title(chart.title)
         figure.set_layout_engine("constrained")
     return figure
+
+
+def _colour(number: int) -> str:
+    return LINE_COLOURS[number % len(LINE_COLOURS)]

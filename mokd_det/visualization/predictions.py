@@ -17,7 +17,7 @@ from matplotlib.transforms import Bbox
 from mokd_det.visualization.box_drawing import class_colour, draw_frame, place_label, show_image
 from mokd_det.visualization.figure_style import INK, MUTED, figure_style, new_figure
 
-__all__ = ["BoxSet", "match_predictions", "predictions_figure"]
+__all__ = ["BoxSet", "draw_boxes", "predictions_figure"]
 
 _CELL = 2.1
 _MATCHING_IOU = 0.5
@@ -115,7 +115,7 @@ def predictions_figure(
                 x = left + j * (_CELL + gap)
                 axes = figure.add_axes((x / width, y / height, _CELL / width, tall[i] / height))
                 show_image(axes, image)
-                _draw_boxes(axes, renderer, found[i].above(min_score), truth[i], class_names)
+                draw_boxes(axes, renderer, found[i].above(min_score), truth[i], class_names)
                 if i == 0:
                     axes.set_title(name, fontsize=11, fontweight="bold", pad=5)
                 if j == 0 and row_names:
@@ -125,11 +125,26 @@ def predictions_figure(
     return figure
 
 
-def _draw_boxes(
-    axes: Axes, renderer: RendererAgg, found: BoxSet, truth: BoxSet, class_names: Sequence[str]
+def draw_boxes(
+    axes: Axes,
+    renderer: RendererAgg,
+    found: BoxSet,
+    truth: BoxSet,
+    class_names: Sequence[str],
+    max_labels: int | None = None,
 ) -> None:
+    """Frames and labels as :func:`predictions_figure` explains them.
+
+    Args:
+        axes: their data coordinates are pixels.
+        renderer: of their figure.
+        found: what is drawn, best score first; the truth itself has no scores.
+        truth: what it is compared with.
+        class_names: by contiguous index.
+        max_labels: how many of the best are named; None: all.
+    """
     right, missed = (
-        match_predictions(found, truth) if found.scores is not None else (np.ones(len(found.boxes), bool), [])
+        _match(found, truth) if found.scores is not None else (np.ones(len(found.boxes), bool), [])
     )
     frames = [draw_frame(axes, truth.boxes[i], "#FFFFFF", _MISSED) for i in missed]
     frames += [
@@ -138,7 +153,7 @@ def _draw_boxes(
     ]
     taken: list[Bbox] = []
     outlines = [frame.get_window_extent(renderer) for frame in frames]
-    for i, (box, label) in enumerate(zip(found.boxes, found.classes, strict=True)):
+    for i, (box, label) in enumerate(zip(found.boxes[:max_labels], found.classes, strict=False)):
         text = class_names[int(label)]
         if found.scores is not None:
             text += f"  {found.scores[i]:.2f}"
@@ -147,7 +162,7 @@ def _draw_boxes(
         place_label(axes, renderer, text, box, ink, fill, taken, outlines)
 
 
-def match_predictions(found: BoxSet, truth: BoxSet) -> tuple[np.ndarray, list[int]]:
+def _match(found: BoxSet, truth: BoxSet) -> tuple[np.ndarray, list[int]]:
     """Which predictions (best first) hit a true box of their class, and which true boxes none hits."""
     assert found.scores is not None
     overlap = _iou(found.boxes, truth.boxes)

@@ -44,12 +44,13 @@ class RunMetrics:
         """Every scalar that occurs, in the order of appearance."""
         return list(dict.fromkeys(name for record in self.records for name in record if name != "iteration"))
 
-    def series(self, *names: str) -> Series:
-        """Sum of the given scalars where all of them were logged."""
+    def series(self, *names: str, factors: Sequence[float] | None = None) -> Series:
+        """Sum of the given scalars (times their factors) where all of them were logged."""
         found = [record for record in self.records if all(name in record for name in names)]
         iterations = np.array([record["iteration"] for record in found], dtype=np.int64)
         values = np.array([[_number(record[name]) for name in names] for record in found], dtype=np.float64)
-        return iterations, values.reshape(len(found), len(names)).sum(axis=1)
+        values = values.reshape(len(found), len(names))
+        return iterations, (values if factors is None else values * factors).sum(axis=1)
 
     def losses(self, objective: str | None = None) -> list[str]:
         """Names of all losses, or of those of one objective."""
@@ -67,21 +68,7 @@ class RunMetrics:
             next((weight for pattern, weight in weights.items() if fnmatchcase(name, pattern)), 1.0)
             for name in names
         ]
-        if not names:
-            return self.series("")
-        parts = [self._values(name, names) for name in names]
-        iterations = parts[0][0]
-        return iterations, np.sum(
-            [factor * values for factor, (_, values) in zip(factors, parts, strict=True)], axis=0
-        )
-
-    def _values(self, name: str, present: Sequence[str]) -> Series:
-        """One scalar at the iterations where all of ``present`` were logged."""
-        found = [record for record in self.records if all(other in record for other in present)]
-        return (
-            np.array([record["iteration"] for record in found], dtype=np.int64),
-            np.array([_number(record[name]) for record in found], dtype=np.float64),
-        )
+        return self.series(*names, factors=factors) if names else self.series("")
 
     def terms(self, objective: str | None = None) -> dict[str, list[str]]:
         """Term → its losses: ``loss_ce`` and ``loss_ce_0`` … of the auxiliary levels are the term "ce"."""

@@ -29,7 +29,10 @@ def parse(page: str) -> ElementTree.Element:
                 assert re.match(r"#[\w-]+$|data:image/(png|jpeg);base64,[A-Za-z0-9+/=]+$", value), value[:80]
                 assert not value.startswith("#") or value[1:] in ids
             if name == "style":
-                assert re.match(r"(width: ?[\d.]+%|--columns: \d+)$", value), value
+                drawn = (
+                    r"([a-z-]+: [\w#.,() -]+(; |$))+" if node.tag in SVG else r"width:[\d.]+%|--columns: \d+"
+                )
+                assert re.fullmatch(drawn, value) and "url" not in value, value
         if node.tag == "img":
             assert node.get("alt")
     styles = [node.text or "" for node in root.iter("style")]

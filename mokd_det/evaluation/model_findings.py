@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from detectron2.config import instantiate
 from detectron2.data import MetadataCatalog
+from omegaconf import OmegaConf
 from PIL import Image
 from torch import nn
 
@@ -29,7 +30,6 @@ from mokd_det.evaluation.detection_file import Detections, read_detections
 from mokd_det.evaluation.latency import Latency, measure_latency
 from mokd_det.evaluation.tide import TideReport, run_tide
 from mokd_det.progress import progress
-from mokd_det.report.run_record import RunRecord
 from mokd_det.visualization.attention_detector import DetectorAttention, record_detector_attention
 from mokd_det.visualization.predictions import BoxSet
 
@@ -109,7 +109,8 @@ class ModelFindings:
 
 
 def examine(
-    run: RunRecord,
+    directory: Path,
+    label: str,
     *,
     dataset: str | None = None,
     max_images: int = 500,
@@ -122,7 +123,8 @@ def examine(
     written.
 
     Args:
-        run: the run.
+        directory: the run's, with ``student_final.pth`` and ``config.yaml``.
+        label: the run's, in messages.
         dataset: registered name, for detectors; None: the configuration's.
         max_images: to look at, in the data set's order.
         pictures: how many of them are kept.
@@ -130,22 +132,26 @@ def examine(
     """
     findings = ModelFindings()
     try:
-        if run.weights is None:
+        file, weights = directory / "config.yaml", directory / "student_final.pth"
+        if not weights.is_file():
             raise ConfigError("the training is not finished (no student_final.pth), so its model was not run")
-        if not run.config:
+        if not file.is_file():
             raise ConfigError("there is no config.yaml to build the model from")
-        if run.setting("dataloader.test") is None:
+        cfg = OmegaConf.load(file)
+        if OmegaConf.select(cfg, "dataloader.test", throw_on_resolution_failure=False) is None:
             raise ConfigError("the configuration has no dataloader.test, so there are no images to look at")
-        is_detector = isinstance(run.setting("dataloader.test.dataset"), str)
-        overrides = [as_override("dataloader.test.dataset", dataset)] if dataset and is_detector else []
-        model = load_inference_model(run.directory / "config.yaml", run.weights, overrides)
+        images = OmegaConf.select(cfg, "dataloader.test.dataset", throw_on_resolution_failure=False)
+        overrides = (
+            [as_override("dataloader.test.dataset", dataset)] if dataset and isinstance(images, str) else []
+        )
+        model = load_inference_model(file, weights, overrides)
         findings.parameters = sum(parameter.numel() for parameter in model.model.parameters())
         device = next(model.model.parameters()).device
         findings.device = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
         if isinstance(model.model, ImageClassifier):
             _look_at_classes(model, findings, pictures)
         else:
-            _look_at_boxes(model, findings, run.label, max_images, pictures, thresholds)
+            _look_at_boxes(model, findings, label, max_images, pictures, thresholds)
     except MoKDError as error:
         findings.problems.append(str(error))
     return findings
