@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from mokd_det.errors import ConfigError
-from mokd_det.visualization.run_metrics import RunMetrics, read_run
+from mokd_det.visualization.run_metrics import RunMetrics, read_run, read_run_config
 
 __all__ = ["RESULT_NAMES", "RunGroup", "RunRecord", "flatten", "group_runs", "read_record"]
 
@@ -169,7 +168,7 @@ def read_record(directory: str | os.PathLike[str], label: str | None = None) -> 
     """
     directory = Path(directory)
     metrics = read_run(directory, label)
-    config, text = _read_config(directory / "config.yaml")
+    config, text = read_run_config(directory / "config.yaml")
     results: dict[str, float] = {}
     for file in (directory / "results.json", directory / "test" / "results.json"):
         results.update(_read_results(file))
@@ -202,21 +201,6 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
-
-
-def _read_config(path: Path) -> tuple[dict[str, Any], str]:
-    if not path.is_file():
-        return {}, ""
-    try:
-        text = path.read_text(encoding="utf-8")
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} is not a configuration: its top level is a {type(content).__name__}")
-    return content, text
 
 
 def _read_results(path: Path) -> dict[str, float]:

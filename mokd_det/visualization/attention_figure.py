@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -15,8 +16,8 @@ from matplotlib.lines import Line2D
 from mokd_det.visualization.attention_detector import CrossAttention, DetectorAttention, SamplingPoints
 from mokd_det.visualization.attention_drawing import HEAT, LEVEL_COLOURS, draw_heat, draw_points
 from mokd_det.visualization.attention_objects import ObjectTokens, group_tokens
-from mokd_det.visualization.box_drawing import draw_frame, show_image
-from mokd_det.visualization.figure_style import INK, MUTED, figure_style, new_figure
+from mokd_det.visualization.box_drawing import draw_frame, empty_frame, show_image
+from mokd_det.visualization.figure_style import INK, MUTED, draw_key, figure_style, new_figure
 
 __all__ = ["ClassMaps", "class_attention_figure", "layer_attention_figure", "object_attention_figure"]
 
@@ -276,81 +277,36 @@ def _assemble(
         head = 0.08 + 0.3 * bool(title) + 0.22 + 0.18 * subtitles
         height = head + len(rows) * (tall + _CAPTION) + _FOOT
         figure = new_figure(width, height)
+
+        def write(x: float, y: float, text: str, size: float, **style: Any) -> None:
+            """Inches from the lower left corner."""
+            figure.text(x / width, y / height, text, fontsize=size, **style)
+
         if title:
-            figure.text(
-                left / width,
-                1 - 0.08 / height,
-                title,
-                fontsize=12,
-                fontweight="bold",
-                va="top",
-            )
+            write(left, height - 0.08, title, 12, fontweight="bold", va="top")
         number = 0
         for name, columns in groups:
             centre = (xs[number] + xs[number + len(columns) - 1] + _CELL) / 2
-            top = 1 - (head - 0.04 - 0.18 * subtitles) / height
-            figure.text(
-                centre / width,
-                top,
-                name,
-                fontsize=10.5,
-                fontweight="bold",
-                ha="center",
-                va="bottom",
-            )
-            for column in columns:
-                figure.text(
-                    (xs[number] + _CELL / 2) / width,
-                    1 - (head - 0.05) / height,
-                    column,
-                    fontsize=8.5,
-                    color=MUTED,
-                    ha="center",
-                    va="bottom",
-                )
-                number += 1
+            top = height - head + 0.04 + 0.18 * subtitles
+            write(centre, top, name, 10.5, fontweight="bold", ha="center", va="bottom")
+            for x, column in zip(xs[number:], columns):
+                write(x + _CELL / 2, height - head + 0.05, column, 8.5, color=MUTED, ha="center", va="bottom")
+            number += len(columns)
         y = height - head
         for name, row in zip(row_names, rows, strict=True):
             y -= tall
-            figure.text(
-                (left - 0.09) / width,
-                (y + tall / 2) / height,
-                name,
-                fontsize=8.5,
-                color=MUTED,
-                rotation=90 if len(name) > 2 else 0,
-                ha="right" if len(name) <= 2 else "center",
-                va="center",
-            )
+            turned = {"rotation": 90, "ha": "center"} if len(name) > 2 else {"ha": "right"}
+            write(left - 0.09, y + tall / 2, name, 8.5, color=MUTED, va="center", **turned)
             for x, panel in zip(xs, row, strict=True):
                 axes = figure.add_axes((x / width, y / height, _CELL / width, tall / height))
-                _fill(axes, panel)
-                if panel.draw is not None:
-                    figure.text(
-                        (x + _CELL / 2) / width,
-                        (y - 0.03) / height,
-                        panel.caption,
-                        fontsize=8,
-                        color=INK,
-                        ha="center",
-                        va="top",
-                    )
+                if panel.draw is None:
+                    empty_frame(axes, panel.caption)
+                else:
+                    panel.draw(axes)
+                    write(x + _CELL / 2, y - 0.03, panel.caption, 8, color=INK, ha="center", va="top")
             y -= _CAPTION
         _draw_key(figure, strides, left, width, height, note)
     return figure
-
-
-def _fill(axes: Axes, panel: _Panel) -> None:
-    if panel.draw is not None:
-        panel.draw(axes)
-        return
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.set_facecolor("#f3f3f3")
-    axes.spines[:].set_visible(False)
-    axes.text(
-        0.5, 0.5, panel.caption, fontsize=8, color=MUTED, ha="center", va="center", transform=axes.transAxes
-    )
 
 
 def _draw_key(
@@ -378,16 +334,8 @@ def _draw_key(
             )
             for i, stride in enumerate(strides)
         ]
-        figure.legend(
-            handles=handles,
-            loc="lower left",
-            bbox_to_anchor=((left + 2.75) / width, 0.08 / height),
-            ncols=len(handles),
-            fontsize=8.5,
-            borderaxespad=0.0,
-            borderpad=0.0,
-            columnspacing=1.2,
-            handletextpad=0.1,
+        draw_key(
+            figure, handles, ((left + 2.75) / width, 0.08 / height), columnspacing=1.2, handletextpad=0.1
         )
         figure.text(
             (left + 2.85) / width,

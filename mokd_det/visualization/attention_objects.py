@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mokd_det.visualization.attention_detector import DetectorAttention
+from mokd_det.visualization.predictions import box_overlaps
 
 __all__ = ["ObjectTokens", "confident_tokens", "group_tokens"]
 
@@ -48,7 +49,8 @@ def group_tokens(detectors: Sequence[DetectorAttention], threshold: float) -> li
             free = [
                 (label == other_label, overlap, entry)
                 for other_box, other_label, entry in objects[:before]
-                if entry[number] is None and (overlap := _iou(box, other_box)) >= _SAME_PLACE
+                if entry[number] is None
+                and (overlap := float(box_overlaps(box[None], other_box[None])[0, 0])) >= _SAME_PLACE
             ]
             if free:
                 max(free, key=lambda candidate: candidate[:2])[2][number] = token
@@ -57,10 +59,3 @@ def group_tokens(detectors: Sequence[DetectorAttention], threshold: float) -> li
                 entry[number] = token
                 objects.append((box, label, entry))
     return [ObjectTokens(box, tuple(entry)) for box, _, entry in objects]
-
-
-def _iou(a: np.ndarray, b: np.ndarray) -> float:
-    """Intersection over union of two xyxy boxes."""
-    inner = float(np.clip(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0, None).prod())
-    areas = [float(np.clip(box[2:] - box[:2], 0, None).prod()) for box in (a, b)]
-    return inner / max(areas[0] + areas[1] - inner, 1e-9)

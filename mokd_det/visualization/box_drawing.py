@@ -11,9 +11,9 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import Stroke, withStroke
 from matplotlib.transforms import Bbox
 
-from mokd_det.visualization.figure_style import LIGHT_COLOURS
+from mokd_det.visualization.figure_style import LIGHT_COLOURS, MUTED
 
-__all__ = ["class_colour", "draw_frame", "place_label", "show_image"]
+__all__ = ["class_colour", "draw_frame", "empty_frame", "place_label", "show_image"]
 
 
 def show_image(axes: Axes, image: np.ndarray) -> None:
@@ -25,6 +25,16 @@ def show_image(axes: Axes, image: np.ndarray) -> None:
     axes.set_xticks([])
     axes.set_yticks([])
     axes.spines[:].set_visible(False)
+
+
+def empty_frame(axes: Axes, text: str) -> None:
+    """Axes without a picture, and why."""
+    axes.set_facecolor("#f1f1f1")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)
+    place = {"ha": "center", "va": "center", "transform": axes.transAxes, "wrap": True}
+    axes.text(0.5, 0.5, text, fontsize=8, color=MUTED, **place)
 
 
 def draw_frame(axes: Axes, box: np.ndarray, colour: str, style: object) -> Rectangle:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
 from mokd_det.data.sample_images import SampleImage
-from mokd_det.visualization.box_drawing import class_colour, draw_frame, place_label, show_image
+from mokd_det.visualization.box_drawing import class_colour, draw_frame, empty_frame, place_label, show_image
 from mokd_det.visualization.figure_style import INK, MUTED, figure_style, new_figure
 
 __all__ = ["contact_sheet"]
@@ -87,23 +87,10 @@ def _note(image: SampleImage) -> str:
 
 
 def _draw_cell(axes: Axes, renderer: RendererAgg, image: SampleImage, class_names: Sequence[str]) -> None:
-    axes.set_facecolor("#efefef")
     if image.pixels is None:
-        axes.set_xticks([])
-        axes.set_yticks([])
-        axes.spines[:].set_visible(False)
-        axes.text(
-            0.5,
-            0.5,
-            "cannot be decoded",
-            ha="center",
-            va="center",
-            fontsize=8,
-            color=MUTED,
-            wrap=True,
-            transform=axes.transAxes,
-        )
+        empty_frame(axes, "cannot be decoded")
         return
+    axes.set_facecolor("#efefef")
     show_image(axes, image.pixels)
     _fill_square(axes, image.pixels)
     frames = [

@@ -24,6 +24,7 @@ __all__ = [
     "LINE_COLOURS",
     "LINE_STYLES",
     "draw_header",
+    "draw_key",
     "draw_legend",
     "figure_style",
     "literal_text",
@@ -132,6 +133,20 @@ def draw_legend(
     for text, label in zip(legend.get_texts(), labels, strict=True):
         text.set_text(label)
     return legend
+
+
+def draw_key(figure: Figure, handles: Sequence[Line2D], place: tuple[float, float], **settings: Any) -> None:
+    """What the marks of a figure mean, in one line whose lower left corner is at ``place``."""
+    no_room = {"borderaxespad": 0.0, "borderpad": 0.0}
+    figure.legend(
+        handles=handles,
+        loc="lower left",
+        bbox_to_anchor=place,
+        ncols=len(handles),
+        fontsize=8.5,
+        **no_room,
+        **settings,
+    )
 
 
 def draw_header(figure: Figure, title: str, entries: Sequence[tuple[str, str]]) -> float:

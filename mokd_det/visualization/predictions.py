@@ -15,9 +15,9 @@ from matplotlib.lines import Line2D
 from matplotlib.transforms import Bbox
 
 from mokd_det.visualization.box_drawing import class_colour, draw_frame, place_label, show_image
-from mokd_det.visualization.figure_style import INK, MUTED, figure_style, new_figure
+from mokd_det.visualization.figure_style import INK, MUTED, draw_key, figure_style, new_figure
 
-__all__ = ["BoxSet", "draw_boxes", "predictions_figure"]
+__all__ = ["BoxSet", "box_overlaps", "draw_boxes", "predictions_figure"]
 
 _CELL = 2.1
 _MATCHING_IOU = 0.5
@@ -165,7 +165,7 @@ def draw_boxes(
 def _match(found: BoxSet, truth: BoxSet) -> tuple[np.ndarray, list[int]]:
     """Which predictions (best first) hit a true box of their class, and which true boxes none hits."""
     assert found.scores is not None
-    overlap = _iou(found.boxes, truth.boxes)
+    overlap = box_overlaps(found.boxes, truth.boxes)
     overlap[found.classes[:, None] != truth.classes[None, :]] = 0.0
     right = np.zeros(len(found.boxes), dtype=bool)
     free = np.ones(len(truth.boxes), dtype=bool)
@@ -177,7 +177,7 @@ def _match(found: BoxSet, truth: BoxSet) -> tuple[np.ndarray, list[int]]:
     return right, np.flatnonzero(free).tolist()
 
 
-def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def box_overlaps(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """(N, M) intersection over union of xyxy boxes."""
     low = np.maximum(a[:, None, :2], b[None, :, :2])
     high = np.minimum(a[:, None, 2:], b[None, :, 2:])
@@ -203,14 +203,4 @@ def _draw_key(figure: Figure, min_score: float, x: float, y: float) -> None:
         ha="right",
         va="bottom",
     )
-    figure.legend(
-        handles=handles,
-        loc="lower left",
-        bbox_to_anchor=(x, y),
-        ncols=len(handles),
-        fontsize=8.5,
-        borderaxespad=0.0,
-        borderpad=0.0,
-        columnspacing=1.6,
-        handlelength=2.6,
-    )
+    draw_key(figure, handles, (x, y), columnspacing=1.6, handlelength=2.6)

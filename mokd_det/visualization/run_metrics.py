@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mokd_det.errors import ConfigError
 
-__all__ = ["RunMetrics", "Series", "read_run"]
+__all__ = ["RunMetrics", "Series", "read_run", "read_run_config"]
 
 Series = tuple[np.ndarray, np.ndarray]
 """Iterations (N,) int64, ascending, and values (N,) float64; NaN where a value is not a number."""
@@ -126,14 +126,34 @@ def read_run(directory: str | os.PathLike[str], label: str | None = None) -> Run
     )
 
 
+def read_run_config(path: Path) -> tuple[dict[str, Any], str]:
+    """A run's configuration, and the same as written; empty if it left none.
+
+    Raises:
+        ConfigError: the file cannot be read or is no YAML mapping.
+    """
+    if not path.is_file():
+        return {}, ""
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} is not a configuration: its top level is a {type(content).__name__}")
+    return content, text
+
+
 def _read_objectives(path: Path) -> dict[str, dict[str, float]]:
     """Objective → pattern → weight."""
+    content, _ = read_run_config(path)
     if not path.is_file():
         return {}
     try:
-        config = OmegaConf.create(yaml.safe_load(path.read_text(encoding="utf-8")))
         # A run's method may be a choice of its config: the objectives are a reference then.
-        groups = OmegaConf.to_container(config["objectives"], resolve=True)
+        groups = OmegaConf.to_container(OmegaConf.create(content)["objectives"], resolve=True)
         return {
             str(name): {
                 str(pattern): float(group[pattern]) if isinstance(group, Mapping) else 1.0
@@ -142,14 +162,10 @@ def _read_objectives(path: Path) -> dict[str, dict[str, float]]:
             for name, group in groups.items()
             if group is not None
         }
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     except (KeyError, TypeError, AttributeError, ValueError, OmegaConfBaseException):
         raise ConfigError(
             f"{path} does not define 'objectives' as names with lists of loss patterns"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from error
 
 
 def _number(value: Any) -> float:
