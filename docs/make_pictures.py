@@ -1,11 +1,15 @@
 #!/usr/bin/env python
-"""Make the pictures of docs/tools.md anew, each by the tool that it shows, from what `make demo` has left.
+"""Make the pictures of docs/tools.md anew, each by the tool that it shows.
 
     make docs-pictures
     python docs/make_pictures.py --only eval_tide report
     python docs/make_pictures.py --without report          # no browser needed
 
-Exit status: 0; 2 if the demo has not been run, the browser for the report's picture is missing, or a tool fails.
+They show what `make demo` has left, and photographs of blood cells (BCCD, MIT licence) with the models of the
+comparison of docs/results.md that is called "BCCD".
+
+Exit status: 0; 2 if the demo or that comparison has not been run, the browser for the report's picture is missing, or a
+tool fails.
 """
 
 from __future__ import annotations
@@ -26,7 +30,6 @@ import numpy as np
 from PIL import Image
 
 from mokd_det.checkpoint.atomic_file import atomic_write
-from mokd_det.data import datasets_root
 from mokd_det.errors import ConfigError, MoKDError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,28 +48,46 @@ DEMO_FILES = (
 )
 
 
+PHOTOGRAPH_FILES = (
+    "runs/teacher_r0/student_final.pth",
+    *(f"runs/few_labels/{method}_r0/student_final.pth" for method in ("none", "mokd", "mokd_unlabeled")),
+)
+
+
 @dataclass(frozen=True)
 class Picture:
     """One picture.
 
     Attributes:
-        command: arguments after ``python``; ``{demo}``, ``{digits}`` and ``{output}`` are folders. Empty: the demo
-            itself has drawn it.
+        command: arguments after ``python``; ``{demo}``, ``{bccd}`` (the comparison) and ``{output}`` are
+            folders. Empty: the demo itself has drawn it.
         file: what the command draws, below ``{output}``, or the demo's file below ``{demo}``. A page is
             photographed.
+        suffix: the form that it is kept in: PNG for charts, JPEG for photographs.
     """
 
     command: str
     file: str
+    suffix: str = ".png"
+
+    @property
+    def is_of_demo(self) -> bool:
+        return not self.command or "{demo}" in self.command
+
+    @property
+    def is_of_bccd(self) -> bool:
+        return "{bccd}" in self.command
 
 
 STUDENTS = "{demo}/runs/student_seed0 {demo}/runs/mokd_seed0"
-BOTH = "--run {demo}/runs/student_seed0 --run {demo}/runs/mokd_seed0"
 LABELS = '--labels "student alone" MoKD'
 
 PICTURES = {
     "check_dataset": Picture(
-        "tools/check_dataset.py digits_few_val --samples 12 --output {output}", "contact_sheet.png"
+        "tools/check_dataset.py datasets/bccd/val.json datasets/bccd/images --drop-bad-boxes --samples 12 "
+        "--output {output}",
+        "contact_sheet.png",
+        ".jpg",
     ),
     "plot_dynamics": Picture(
         "tools/plot_dynamics.py {demo}/runs/mokd_seed0 --labels MoKD --output {output}/dynamics.png",
@@ -75,17 +96,24 @@ PICTURES = {
     "quickstart_predictions": Picture("", "predictions.png"),
     "quickstart_curves": Picture("", "curves.png"),
     "eval_tide": Picture(
-        f"tools/eval_tide.py {BOTH} {LABELS} --dataset digits_few_test --thresholds 0.5 0.75 --output {{output}}",
+        "tools/eval_tide.py --run {bccd}/runs/teacher_r0 --run {bccd}/runs/few_labels/none_r0 "
+        "--run {bccd}/runs/few_labels/mokd_r0 --run {bccd}/runs/few_labels/mokd_unlabeled_r0 "
+        '--labels teacher "student alone" MoKD "MoKD, unlabelled" --thresholds 0.5 0.75 --output {output}',
         "tide.png",
     ),
     "visualize_attention": Picture(
-        "tools/visualize_attention.py --dataset digits_few_test --ids 18 --run {demo}/runs/teacher "
-        '--run {demo}/runs/mokd_seed0 --run {demo}/runs/student_seed0 --labels teacher MoKD "student alone" '
-        "--output {output}",
-        "digits_few_test_18.png",
+        "tools/visualize_attention.py datasets/bccd/images/BloodImage_00058.jpg --run {bccd}/runs/teacher_r0 "
+        "--run {bccd}/runs/few_labels/mokd_unlabeled_r0 --run {bccd}/runs/few_labels/none_r0 "
+        '--labels teacher "MoKD, unlabelled" "student alone" --set dataloader.test.mapper.augmentation.short_side=256 '
+        "dataloader.test.mapper.augmentation.max_long_side=384 --max-objects 4 --output {output}",
+        "BloodImage_00058.png",
+        ".jpg",
     ),
     "demo": Picture(
-        "tools/demo.py {digits}/test/000018.png --run {demo}/runs/mokd_seed0 --output {output}", "000018.png"
+        "tools/demo.py datasets/bccd/images/BloodImage_00068.jpg --run {bccd}/runs/few_labels/mokd_unlabeled_r0 "
+        "--threshold 0.4 --output {output}",
+        "BloodImage_00068.png",
+        ".jpg",
     ),
     "report": Picture(
         f"tools/report.py {STUDENTS} {LABELS} --dataset digits_few_test --output {{output}}/report.html",
@@ -106,30 +134,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="DIR",
         help="output of make demo (%(default)s)",
     )
+    parser.add_argument(
+        "--bccd",
+        type=Path,
+        default=Path("output/few_labels"),
+        metavar="DIR",
+        help="output of the comparison on BCCD (%(default)s)",
+    )
     chosen = parser.add_mutually_exclusive_group()
     chosen.add_argument("--only", nargs="+", choices=PICTURES, default=[*PICTURES], help="make these")
     chosen.add_argument("--without", nargs="+", choices=PICTURES, default=[], help="leave these as they are")
     options = parser.parse_args(arguments)
     names = [name for name in options.only if name not in options.without]
     try:
-        make_pictures(names, options.demo)
+        make_pictures(names, options.demo, options.bccd)
     except MoKDError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def make_pictures(names: Sequence[str], demo: Path) -> None:
+def make_pictures(names: Sequence[str], demo: Path, bccd: Path) -> None:
     """Make some pictures.
 
     Raises:
-        ConfigError: the demo has not been run, there is no browser, a tool fails, or a picture is too large.
+        ConfigError: the demo or the comparison has not been run, there is no browser, a tool fails, or a picture is
+            too large.
     """
-    missing = [file for file in DEMO_FILES if not (demo / file).is_file()]
-    if missing:
-        raise ConfigError(
-            f"{demo} has no {missing[0]}: run `make demo` first, or name its output with --demo"
-        )
+    if any(PICTURES[name].is_of_demo for name in names):
+        need(demo, DEMO_FILES, "run `make demo` first, or name its output with --demo")
+    if any(PICTURES[name].is_of_bccd for name in names):
+        need(bccd, PHOTOGRAPH_FILES, "run the comparison of docs/results.md, or name its output with --bccd")
     pages = [name for name in names if PICTURES[name].file.endswith(".html")]
     browser = find_browser(pages[0]) if pages else ""
     FOLDER.mkdir(exist_ok=True)
@@ -138,7 +173,7 @@ def make_pictures(names: Sequence[str], demo: Path) -> None:
         with tempfile.TemporaryDirectory() as output:
             places = {
                 "demo": os.path.relpath(demo, ROOT),
-                "digits": datasets_root() / "digits_few",
+                "bccd": os.path.relpath(bccd, ROOT),
                 "output": output,
             }
             found = (Path(output) if picture.command else demo) / picture.file
@@ -146,13 +181,24 @@ def make_pictures(names: Sequence[str], demo: Path) -> None:
                 run([sys.executable, *shlex.split(picture.command.format(**places))])
             if name in pages:
                 found = photograph(found, browser)
-            content = compressed(found)
+            content = compressed(found, picture.suffix)
         if len(content) > LIMIT:
             raise ConfigError(f"the picture {name} has {len(content):,} bytes; the limit is {LIMIT:,}")
-        target = FOLDER / f"{name}.png"
+        target = FOLDER / f"{name}{picture.suffix}"
         with atomic_write(target, "wb") as file:
             file.write(content)
         print(f"{target.relative_to(ROOT)}: {len(content) / 1000:.0f} kB", flush=True)
+
+
+def need(folder: Path, files: Sequence[str], hint: str) -> None:
+    """Refuse a folder that lacks one of the files.
+
+    Raises:
+        ConfigError: naming the first of them.
+    """
+    missing = [file for file in files if not (folder / file).is_file()]
+    if missing:
+        raise ConfigError(f"{folder} has no {missing[0]}: {hint}")
 
 
 def run(command: Sequence[str]) -> None:
@@ -211,11 +257,14 @@ def photograph(page: Path, browser: str) -> Path:
     return picture
 
 
-def compressed(path: Path) -> bytes:
-    """A picture as PNG, with 256 colours if it would be too large with all of them."""
+def compressed(path: Path, suffix: str) -> bytes:
+    """A picture as JPEG, or as PNG, with 256 colours if it would be too large with all of them."""
     with Image.open(path) as image:
         pixels = image.convert("RGB")
     content = io.BytesIO()
+    if suffix == ".jpg":
+        pixels.save(content, "JPEG", quality=80, optimize=True, progressive=True)
+        return content.getvalue()
     pixels.save(content, "PNG", optimize=True)
     if content.tell() > LIMIT:
         content = io.BytesIO()

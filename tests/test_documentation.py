@@ -6,6 +6,7 @@ import importlib.util
 import re
 import runpy
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -101,7 +102,7 @@ def test_every_tool_has_a_section_with_a_command() -> None:
 
 
 def test_pictures_are_those_that_one_command_makes(make_pictures: ModuleType) -> None:
-    made = sorted(f"{name}.png" for name in make_pictures.PICTURES)
+    made = sorted(name + picture.suffix for name, picture in make_pictures.PICTURES.items())
     assert sorted(path.name for path in PICTURES.iterdir()) == made
     assert sorted(re.findall(r"\]\(tools/(\S+?)\)", TOOLS_PAGE.read_text("utf-8"))) == made
     for name in made:
@@ -122,9 +123,9 @@ def test_pictures_need_the_demo(
     )
 
 
-def finished_demo(make_pictures: ModuleType, folder: Path) -> Path:
-    """Files of the names that the demo leaves."""
-    for name in make_pictures.DEMO_FILES:
+def finished(folder: Path, names: Sequence[str]) -> Path:
+    """A folder with files of these names."""
+    for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
     return folder
@@ -139,8 +140,11 @@ def test_the_picture_of_the_report_needs_a_browser(
     monkeypatch.setattr(make_pictures, "FOLDER", tmp_path / "drawn")
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("BROWSER", raising=False)
-    demo = finished_demo(make_pictures, tmp_path / "demo")
-    assert make_pictures.main(["--demo", str(demo)]) == 2
+    demo = finished(tmp_path / "demo", make_pictures.DEMO_FILES)
+    bccd = finished(tmp_path / "bccd", make_pictures.PHOTOGRAPH_FILES)
+    assert make_pictures.main(["--demo", str(demo), "--bccd", str(tmp_path)]) == 2
+    assert f"error: {tmp_path} has no runs/teacher_r0/student_final.pth" in capsys.readouterr().err
+    assert make_pictures.main(["--demo", str(demo), "--bccd", str(bccd)]) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: the picture report needs a browser") and "--without report" in said
     assert not (tmp_path / "drawn").exists()
@@ -152,7 +156,7 @@ def test_pictures_of_the_demo_are_made_small(
     folder = tmp_path / "drawn"
     monkeypatch.setattr(make_pictures, "ROOT", tmp_path)
     monkeypatch.setattr(make_pictures, "FOLDER", folder)
-    demo = finished_demo(make_pictures, tmp_path / "demo")
+    demo = finished(tmp_path / "demo", make_pictures.DEMO_FILES)
     noise = Image.effect_noise((400, 400), 60).convert("RGB")
     noise.putpixel((0, 0), (255, 0, 0))
     noise.save(demo / "predictions.png")

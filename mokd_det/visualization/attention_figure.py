@@ -275,7 +275,10 @@ def _assemble(
         width = x - _GROUP_GAP + _MARGIN
         subtitles = any(name for _, columns in groups for name in columns)
         head = 0.08 + 0.3 * bool(title) + 0.22 + 0.18 * subtitles
-        height = head + len(rows) * (tall + _CAPTION) + _FOOT
+        # A narrow figure has the key of the levels above that of the maps.
+        is_narrow = width < left + 2.75 + 0.85 * len(strides) + 1.8 * bool(note)
+        raised = 0.6 if strides and is_narrow else 0.0
+        height = head + len(rows) * (tall + _CAPTION) + _FOOT + raised
         figure = new_figure(width, height)
 
         def write(x: float, y: float, text: str, size: float, **style: Any) -> None:
@@ -305,14 +308,20 @@ def _assemble(
                     panel.draw(axes)
                     write(x + _CELL / 2, y - 0.03, panel.caption, 8, color=INK, ha="center", va="top")
             y -= _CAPTION
-        _draw_key(figure, strides, left, width, height, note)
+        _draw_key(figure, strides, left, width, height, note, raised)
     return figure
 
 
 def _draw_key(
-    figure: Figure, strides: Sequence[int], left: float, width: float, height: float, note: str
+    figure: Figure,
+    strides: Sequence[int],
+    left: float,
+    width: float,
+    height: float,
+    note: str,
+    raised: float,
 ) -> None:
-    """The scale of the maps, the colours of the levels and what is not shown."""
+    """The scale of the maps, the colours of the levels, beside it or some inches above it, and what is not shown."""
     bar = figure.add_axes((left / width, 0.1 / height, 1.1 / width, 0.12 / height))
     bar.imshow(np.linspace(0, 1, 256)[None], aspect="auto", cmap=HEAT, vmin=-0.087, vmax=1)
     bar.set_axis_off()
@@ -320,6 +329,7 @@ def _draw_key(
         left / width, 0.38 / height, "attention: 0 to the picture's largest", fontsize=8.5, va="center"
     )
     if strides:
+        beside = left if raised else left + 2.75
         handles = [
             Line2D(
                 [],
@@ -334,12 +344,11 @@ def _draw_key(
             )
             for i, stride in enumerate(strides)
         ]
-        draw_key(
-            figure, handles, ((left + 2.75) / width, 0.08 / height), columnspacing=1.2, handletextpad=0.1
-        )
+        place = beside / width, (0.08 + raised) / height
+        draw_key(figure, handles, place, columnspacing=1.2, handletextpad=0.1)
         figure.text(
-            (left + 2.85) / width,
-            0.38 / height,
+            (beside if raised else beside + 0.1) / width,
+            (0.38 + raised) / height,
             "sampling points: colour is the level, area the weight",
             fontsize=8.5,
             va="center",

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from mokd_det.visualization.attention_detector import CrossAttention, DetectorAttention, SamplingPoints
 from mokd_det.visualization.attention_drawing import LEVEL_COLOURS, draw_heat, enlarge_map
@@ -142,6 +145,21 @@ def test_what_is_not_drawn_is_said(image):
     nothing = object_attention_figure(image, [("model", found)], NAMES, threshold=0.95)
     assert len(nothing.axes) == 4 and "no token ≥ 0.95" in texts(nothing)
     assert "not drawn" not in texts(nothing)
+
+
+@pytest.mark.parametrize("models", [1, 2, 3])
+def test_the_key_lies_in_the_figure_and_covers_nothing(image, models):
+    found = attention([A, B, C], [0, 1, 2], [0.9, 0.8, 0.7])
+    named = [(f"model {number}", found) for number in range(models)]
+    figure = object_attention_figure(image, named, NAMES, threshold=0.5, max_objects=1)
+    FigureCanvasAgg(figure).draw()
+    words = ("attention: 0", "sampling points:", "not drawn")
+    parts = [t for t in figure.texts if any(word in t.get_text() for word in words)] + figure.legends
+    boxes = [part.get_window_extent() for part in parts]
+    assert len(boxes) == 4
+    for box in boxes:
+        assert box.x0 >= 0 and box.x1 <= figure.bbox.x1
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
 
 
 def test_layers_of_unequal_detectors(image):
