@@ -9,6 +9,7 @@ from mokd_det.balancing import FixedWeights
 from mokd_det.distillation import MoKD, NoDistillation, TokenMatching, VkD
 
 from ..common.objectives import alone, mokd
+from .common import FOLDER
 
 
 def fixed(**weights):
@@ -18,7 +19,7 @@ def fixed(**weights):
 
 similarity = L(MoKD)(loss="similarity")
 unlabeled = {
-    "data.unlabeled.images": "datasets/bccd/images",
+    "data.unlabeled.images": f"{FOLDER}/images",
     "objectives": dict(mokd.objectives, unlabeled=["loss_unlabeled_*"]),
 }
 methods = dict(

@@ -241,7 +241,7 @@ class _DryRun:
     def _show_taps(self, trainer: MoKDTrainer, task: Distiller) -> None:
         _title("taps")
         task.train()
-        with torch.no_grad(), trainer.autocast():
+        with torch.no_grad(), trainer.precision.autocast():
             inputs = task.prepare_batch(next(iter(trainer.data_loader))).inputs
             for who, model in (("student", task.student), ("teacher", task.teacher)):
                 sources = task.tap_sources[who]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import shutil
 
 import pytest
@@ -19,6 +20,7 @@ from mokd_det.data.unlabeled import MixedBatches, UnlabeledImages
 from mokd_det.distillation import UnlabeledDistiller
 from mokd_det.distillation.distiller import Distiller
 from mokd_det.errors import ConfigError, DatasetError
+from mokd_det.tools.train_net import main
 from tests.config_room.test_own_data import ALONE, DISTILLED, MOKD, catalogs, folder, paths, run  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("catalogs")
@@ -120,6 +122,22 @@ def test_a_training_weighs_three_objectives(folder, photographs, tmp_path):  # n
     steps = [line for line in lines if "total_loss" in line]
     weights = [steps[-1][f"pi/{name}"] for name in ("distill", "task", "unlabeled")]
     assert sum(weights) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("with_unlabeled", [False, True])
+def test_a_dry_run_shows_the_taps(folder, photographs, tmp_path, capsys, with_unlabeled):  # noqa: F811
+    given = [f"train.output_dir={tmp_path}/run", f"model.teacher_checkpoint={folder}/classes3.pth"]
+    more = [f"data.unlabeled.images={photographs}"] if with_unlabeled else []
+    short = ["train.init_checkpoint=", "train.device=cpu"]
+    assert (
+        main(["--config-file", str(MOKD), "--dry-run", *paths(folder), *DISTILLED, *short, *given, *more])
+        == 0
+    )
+    said = capsys.readouterr().out
+    for who in ("student", "teacher"):
+        assert re.search(rf"^{who} +neck +\S", said, re.MULTILINE)
+    assert ("loss_unlabeled_neck" in said) is with_unlabeled
+    assert said.endswith("No error found; nothing was written.\n")
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,7 @@ NOT_RUN = {
     r"train_net.py .*configs/(ImageNet|CIFAR100)/": "data that no test has",
     r"configs/fashion_pairs/": "Fashion-MNIST, which does not come with the project",
     r"^make compare-quick|compare .*--draw": "hours; comparisons are run for docs/tools.md and the tutorials",
+    r"compare .*few_labels": "an hour of a core",
     r"fetch\.py": "a network; its own tests give it an archive",
     r"^(\S*pip|python3\.10) ": "the environment would be another one",
     r"^make (test|setup)\b": "the tests themselves, and what they run in",

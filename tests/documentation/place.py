@@ -96,7 +96,8 @@ def make_own_data(folder: Path) -> None:
     """Generated scenes where the pages have photographs of the reader's, or fetched ones: images beside JSON files."""
     generate("digits", folder / "made", counts={"train": 20, "val": 4, "test": 4})
     digits = folder / "made" / "digits"
-    for target in (folder / "data" / "bccd", folder / "screws", folder / "birds"):
+    bccd = folder / "datasets" / "bccd"
+    for target in (folder / "data" / "bccd", bccd, folder / "screws", folder / "birds"):
         (target / "images").mkdir(parents=True)
         for split in ("train", "val", "test"):
             content = json.loads(annotation_file(digits, split).read_text())
@@ -106,13 +107,15 @@ def make_own_data(folder: Path) -> None:
                 shutil.copy(source, target / "images" / image["file_name"])
             (target / f"{split}.json").write_text(json.dumps(content))
     shutil.rmtree(folder / "made")
+    # docs/results.md makes it of two splits.
+    shutil.copy(bccd / "val.json", bccd / "val_test.json")
 
 
 def make_place(folder: Path) -> None:
     """The checkout's programs and configs, the reader's data and the published weights that pages name."""
     for name in ("tools", "configs", "benchmarks", "docs"):
         (folder / name).symlink_to(ROOT / name)
-    (folder / "datasets").mkdir()
+    (folder / "datasets").mkdir(exist_ok=True)
     for program in (ROOT / "datasets").glob("*.py"):
         (folder / "datasets" / program.name).symlink_to(program)
     make_own_data(folder)
