@@ -222,18 +222,16 @@ def table_cells(rows: Sequence[ComparisonRow], metric: str, reference: float) ->
         else:
             together = row.together
             against = [
-                _with_interval(row.difference, "+.1f"),
+                row.difference.text("+.1f"),
                 _NONE if together.half_width is None else f"± {together.half_width:.1f}",
                 row.verdict(),
                 f"{row.better} of {row.difference.count}",
                 _NONE if row.detectable is None else f"{row.detectable:.1f}",
-                _NONE if row.equal_seconds is None else _with_interval(row.equal_seconds, "+.1f"),
+                _NONE if row.equal_seconds is None else row.equal_seconds.text("+.1f"),
             ]
         runs = f"{row.reached} of {row.final.count} runs"
         time = f"{row.to_reference:g} ({runs})" if row.to_reference is not None else f"not reached ({runs})"
-        body.append(
-            [row.label, _with_interval(row.final, ".1f"), *against, time, f"{row.seconds_per_iteration:.3f}"]
-        )
+        body.append([row.label, row.final.text(), *against, time, f"{row.seconds_per_iteration:.3f}"])
     return body
 
 
@@ -300,9 +298,7 @@ def verdicts(rows: Sequence[ComparisonRow], metric: str) -> list[str]:
         if together.verdict() == "unresolved":
             sentences.append(f"{said}, unresolved: {span} includes 0.")
         elif row.verdict() == "unresolved":
-            halves = "; ".join(
-                f"{half} {_with_interval(found, '+.1f')}" for half, found in row.halves.items()
-            )
+            halves = "; ".join(f"{half} {found.text('+.1f')}" for half, found in row.halves.items())
             sentences.append(f"{said}, unresolved: {span} excludes 0, but not in each half ({halves}).")
         else:
             also = ", and so does each half's" if len(row.halves) > 1 else ""
@@ -321,8 +317,3 @@ def power_sentence(rows: Sequence[ComparisonRow], metric: str) -> str:
         f"{' or '.join(map(str, sorted(counts)))} replicates find a true difference of {span} {metric}, depending on "
         f"the method, with a probability of 80 % (all comparisons at once); smaller ones are mostly missed."
     )
-
-
-def _with_interval(value: Estimate, form: str) -> str:
-    mean = format(value.mean, form)
-    return mean if value.half_width is None else f"{mean} ± {value.half_width:.1f}"

@@ -50,6 +50,11 @@ class Estimate:
         """Upper end of the interval."""
         return None if self.half_width is None else self.mean + self.half_width
 
+    def text(self, form: str = ".1f") -> str:
+        """The mean, in the given format, and half of the interval."""
+        mean = format(self.mean, form)
+        return mean if self.half_width is None else f"{mean} ± {self.half_width:.1f}"
+
     def verdict(self) -> str:
         """What a difference is, more being better: "better" or "worse" if the interval lies on one side of
         0, else "unresolved"; so is a single pair."""

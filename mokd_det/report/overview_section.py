@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from mokd_det.evaluation.model_findings import ModelFindings
 from mokd_det.evaluation.replicate_statistics import estimate
 from mokd_det.report.run_record import RunGroup, RunRecord
-from mokd_det.report.section import Section, estimate_text, metric_titles
+from mokd_det.report.section import Section, metric_titles
 
 __all__ = ["overview_section"]
 
@@ -56,7 +56,7 @@ def _result(group: RunGroup, name: str, tested: bool) -> str:
     """A result of all seeds."""
     values = [run.test_results.get(name) if tested else run.last(name) for run in group.runs]
     numbers = [value for value in values if value is not None and math.isfinite(value)]
-    return estimate_text(estimate(numbers)) if numbers else "–"
+    return estimate(numbers).text() if numbers else "–"
 
 
 def _card(group: RunGroup) -> tuple[str, str]:

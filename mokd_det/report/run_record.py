@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,34 +56,31 @@ class RunRecord:
 
     def result_names(self) -> list[str]:
         """ "task/metric" of everything that was evaluated during the training, the main metric first."""
-        found = [name for name in self.metrics.names() if name.rpartition("/")[2] in RESULT_NAMES]
-        return sorted(found, key=lambda name: RESULT_NAMES.index(name.rpartition("/")[2]))
+        return _results(self.metrics.names())
 
     def tested_names(self) -> list[str]:
         """The same of the evaluation after the training."""
-        found = [name for name in self.test_results if name.rpartition("/")[2] in RESULT_NAMES]
-        return sorted(found, key=lambda name: RESULT_NAMES.index(name.rpartition("/")[2]))
+        return _results(self.test_results)
 
     def main_metric(self) -> str | None:
         """The name of the figure that the run is judged by; None: it was never evaluated."""
         names = [*self.result_names(), *self.tested_names()]
-        return min(
-            (name for name in names if name.rpartition("/")[2] in _MAIN),
-            key=lambda name: _MAIN.index(name.rpartition("/")[2]),
-            default=None,
-        )
+        found = [name for name in names if name.rpartition("/")[2] in _MAIN]
+        return min(found, key=lambda name: _MAIN.index(name.rpartition("/")[2]), default=None)
 
     def last(self, name: str) -> float | None:
         """The last value of a scalar; None: there is none."""
-        values = self.metrics.series(name)[1]
-        values = values[np.isfinite(values)]
+        values = self._finite(name)
         return float(values[-1]) if len(values) else None
 
     def median(self, name: str) -> float | None:
         """The median of a scalar over everything logged."""
-        values = self.metrics.series(name)[1]
-        values = values[np.isfinite(values)]
+        values = self._finite(name)
         return float(np.median(values)) if len(values) else None
+
+    def _finite(self, name: str) -> np.ndarray:
+        values = self.metrics.series(name)[1]
+        return values[np.isfinite(values)]
 
     def per_class(self, metric: str) -> dict[str, float]:
         """Class → its last value of a metric, from the test results if they have it; NaN: no object of it."""
@@ -124,6 +121,12 @@ class RunRecord:
         """The name of the class that a part of the configuration builds, without its package."""
         name = self.setting(f"{path}._target_")
         return None if name is None else str(name).rpartition(".")[2]
+
+
+def _results(names: Iterable[str]) -> list[str]:
+    """Those of evaluations, the main metric first."""
+    found = [name for name in names if name.rpartition("/")[2] in RESULT_NAMES]
+    return sorted(found, key=lambda name: RESULT_NAMES.index(name.rpartition("/")[2]))
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mokd_det.evaluation.replicate_statistics import Estimate
-
-__all__ = ["Section", "absent_section", "estimate_text", "metric_titles"]
+__all__ = ["Section", "absent_section", "metric_titles"]
 
 
 @dataclass(frozen=True)
@@ -42,9 +40,3 @@ def metric_titles(names: Sequence[str]) -> dict[str, str]:
         name: metric if short.count(metric) == 1 else f"{metric} ({name.rpartition('/')[0]})"
         for name, metric in zip(names, short)
     }
-
-
-def estimate_text(value: Estimate, form: str = ".1f") -> str:
-    """A mean and half of its interval."""
-    mean = format(value.mean, form)
-    return mean if value.half_width is None else f"{mean} ± {value.half_width:.1f}"
