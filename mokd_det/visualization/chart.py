@@ -103,16 +103,17 @@ def draw_chart(axes: Axes, chart: Chart, *, end: float | None = None) -> list[Li
     """
     plain_axes(axes)
     low, high = chart.span()
-    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    locator = MaxNLocator(6, steps=[1, 2, 5, 10])
     if chart.scale == "log":
         axes.set_yscale("log", nonpositive="mask")
         if high / low >= 10:
             # Whole powers where they are several.
-            axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if high / low >= 1000 else (1.0, 2.0, 5.0)))
+            locator = LogLocator(subs=(1.0,) if high / low >= 1000 else (1.0, 2.0, 5.0))
     elif chart.scale == "symlog":
         # Linear within a thousandth of the largest value: its sign is the message.
         axes.set_yscale("symlog", linthresh=high / 1e3)
-        axes.yaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=high / 10))
+        locator = SymmetricalLogLocator(base=10, linthresh=high / 10)
+    axes.yaxis.set_major_locator(locator)
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(_number))
     axes.xaxis.set_major_formatter(FuncFormatter(_number))

@@ -75,6 +75,19 @@ def test_gaps_and_what_has_no_logarithm_are_left_out():
     assert "nan" not in ElementTree.tostring(svg, encoding="unicode").replace(NASTY, "")
 
 
+@pytest.mark.parametrize(
+    ("values", "ticks"),
+    [
+        ([6.0, 11.0], {"6", "8", "10"}),
+        ([0.3, 9.0], {"0.5", "1", "2", "5"}),
+        ([1e-2, 1e3], {"0.1", "1", "10", "100"}),
+    ],
+)
+def test_a_logarithmic_axis_has_several_ticks(values, ticks):
+    svg = chart(curve([0, 1], values), scale="log")
+    assert ticks <= {text.text for text in svg.iter("text") if text.get("style").count("end")}
+
+
 @pytest.mark.parametrize("values", [[], [5.0], [2.0, 2.0], [0.0, 0.0], [np.nan, np.nan], [-3.0, 1e9]])
 @pytest.mark.parametrize(
     "options", [{}, {"scale": "log"}, {"scale": "symlog"}, {"from_zero": True}, {"reference": 1.0}]
