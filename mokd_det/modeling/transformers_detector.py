@@ -22,11 +22,30 @@ from mokd_det.modeling.query_decoder import QueryDecoder
 from mokd_det.modeling.transformers_decoder import HybridDecoder
 from mokd_det.modeling.transformers_family import IMAGENET_MEAN, IMAGENET_STD, Family
 from mokd_det.modeling.transformers_source import Source, load_detector, quiet
-from mokd_det.modeling.transformers_taps import READERS, recorded
+from mokd_det.modeling.transformers_taps import READERS, class_logits, recorded
 
 __all__ = ["TransformersDetector"]
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What :meth:`TransformersDetector.inspect` found.
+
+    Attributes:
+        output: of transformers' model.
+        logits: (B, N, K), their sigmoid is the class's probability.
+        boxes: (B, N, 4) cxcywh relative to each image.
+        canvas: (height, width) of the model's input.
+        sizes: (height, width) of each image in it.
+    """
+
+    output: Any
+    logits: Tensor
+    boxes: Tensor
+    canvas: tuple[int, int]
+    sizes: list[tuple[int, int]]
 
 
 @META_ARCH_REGISTRY.register()
@@ -45,7 +64,7 @@ class TransformersDetector(TrainingTask):
         class_names: of the contiguous classes; None: the source's.
         num_classes: where names are not known; None: the source's.
         on_class_mismatch: if a folder has other classes: "error", or "reinit": its class heads start afresh, and the
-            log says which tensors.
+            log says at the first training step which tensors (unless a checkpoint has brought them).
         image_size: side or (height, width) that every image is resized to; None: no resizing; "auto": as the folder's
             processor says, else the family's.
         pixel_mean, pixel_std: of RGB in 0..1; None: as the folder's processor says, else the family's.
@@ -73,7 +92,7 @@ class TransformersDetector(TrainingTask):
         allow_download: bool = False,
     ) -> None:
         super().__init__()
-        model, family, processor = load_detector(
+        model, family, processor, self._fresh = load_detector(
             source, class_names, num_classes, on_class_mismatch, allow_download
         )
         config = model.config
@@ -112,6 +131,16 @@ class TransformersDetector(TrainingTask):
     def _batch_norms(self) -> Iterator[nn.Module]:
         return (m for m in self.detector.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
 
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *arguments: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+        self._fresh = {k: v for k, v in self._fresh.items() if f"{prefix}detector.{k}" not in state_dict}
+
+    def _report_fresh(self) -> None:
+        """At the first training step: a checkpoint may have brought the class heads that the folder did not have."""
+        for name, reason in self._fresh.items():
+            logger.warning("%s: re-initialised %s: %s", type(self.detector).__name__, name, reason)
+        self._fresh = {}
+
     def _freeze_unused(self) -> None:
         """Parameters that no loss reaches: left trainable, they would stop data-parallel training."""
         patterns = ["embeddings.mask_token"]
@@ -128,7 +157,7 @@ class TransformersDetector(TrainingTask):
     def parameter_parts(self) -> Mapping[str, Sequence[str]]:
         """Backbone, head (what predicts classes and boxes) and neck (encoder, decoder and all between)."""
         return {
-            "backbone": ("*.backbone.*", "*.conv_encoder.*", "detector.vit.*"),
+            "backbone": ("*.backbone.*", "*.conv_encoder.model.*", "detector.vit.*"),
             "head": (
                 "*class_embed*",
                 "*bbox_embed*",
@@ -168,6 +197,8 @@ class TransformersDetector(TrainingTask):
             Training: weighted losses by transformers' names, whose sum is its loss. Inference: one dict per image
             with ``instances`` (``pred_boxes``, ``scores``, ``pred_classes``).
         """
+        if self.training and self._fresh:
+            self._report_fresh()
         pixels, padding, stretched = self.preprocess(batched_inputs)
         labels = self.labels(batched_inputs) if self.training else None
         output = self._run(pixels, padding, labels, stretched)
@@ -189,7 +220,7 @@ class TransformersDetector(TrainingTask):
         images = [item["image"].to(self.device, non_blocking=True) for item in batched_inputs]
         given = [tuple(image.shape[-2:]) for image in images]
         if self.image_size is not None:
-            images = [_resized(image, self.image_size) for image in images]
+            images = [_resized(image, self.image_size, self.family.antialias) for image in images]
         sizes = [tuple(image.shape[-2:]) for image in images]
         height, width = self._canvas(sizes)
         pixels = self.pixel_mean.new_zeros(len(images), 3, height, width)
@@ -235,6 +266,7 @@ class TransformersDetector(TrainingTask):
         padding: Tensor | None,
         labels: list[dict[str, Tensor]] | None,
         stretched: bool = False,
+        **options: Any,
     ) -> Any:
         """One forward of the detector; whoever listens to a tap gets its value."""
         masks = {}
@@ -243,7 +275,7 @@ class TransformersDetector(TrainingTask):
             masks["pixel_mask"] = mask
         read = [name for name, tap in self.taps.items() if tap.is_read]
         with recorded(self.detector, self._reader.paths if read else ()) as seen:
-            output = self.detector(pixel_values=pixels, labels=labels, **masks)
+            output = self.detector(pixel_values=pixels, labels=labels, **masks, **options)
         for name in read:
             value = self._reader.read(name, self.detector, output, seen, padding, stretched, self._strides)
             self.taps[name](value)
@@ -317,6 +349,25 @@ class TransformersDetector(TrainingTask):
             results.append({"instances": instances})
         return results
 
+    @torch.no_grad()
+    def inspect(self, batched_inputs: Sequence[dict[str, Any]], **options: Any) -> Inspection:
+        """What transformers' model says of images, for looking into it.
+
+        Args:
+            batched_inputs: as in inference.
+            options: of the model's forward, such as ``output_attentions=True``.
+        """
+        pixels, padding, stretched = self.preprocess(batched_inputs)
+        sizes = [
+            tuple(item["image"].shape[-2:]) if self.image_size is None else self.image_size
+            for item in batched_inputs
+        ]
+        output = self._run(pixels, padding, None, stretched, **options)
+        logits, boxes = self._reader.predictions(output)
+        return Inspection(
+            output, class_logits(logits, self.family.softmax), boxes, tuple(pixels.shape[-2:]), sizes
+        )
+
     # --- transformers' formats ---------------------------------------------------------------------------------
 
     def save_pretrained(self, folder: str | Path) -> bool:
@@ -375,13 +426,13 @@ def _float(value: Any) -> Any:
     return value.float() if half else value
 
 
-def _resized(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """As transformers' processors resize: bilinear with antialiasing, uint8 stays uint8."""
+def _resized(image: Tensor, size: tuple[int, int], antialias: bool) -> Tensor:
+    """As transformers' processors resize: bilinear with antialiasing, uint8 stays uint8; RF-DETR's floats without."""
     from torchvision.transforms.v2 import functional as image_functions
 
     if tuple(image.shape[-2:]) == size:
         return image
-    return image_functions.resize(image, list(size), antialias=True)
+    return image_functions.resize(image if antialias else image.float(), list(size), antialias=antialias)
 
 
 def _image_size(

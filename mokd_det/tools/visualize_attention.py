@@ -29,6 +29,7 @@ from mokd_det.engine.inference_model import InferenceModel, load_inference_model
 from mokd_det.errors import ConfigError, DatasetError
 from mokd_det.exit_status import exit_status
 from mokd_det.folder_lock import locked_folder
+from mokd_det.modeling import TransformersDetector
 from mokd_det.progress import progress
 from mokd_det.tools.parsers.model_arguments import ModelFiles, model_files
 from mokd_det.tools.parsers.visualize_attention import check, parse
@@ -41,6 +42,7 @@ from mokd_det.visualization.attention_figure import (
     layer_attention_figure,
     object_attention_figure,
 )
+from mokd_det.visualization.attention_transformers import record_transformers_attention
 
 SHEET_ROWS = 8
 
@@ -163,7 +165,9 @@ def draw_detectors(
 
 def attend(model: InferenceModel, mapper: Callable, record: dict[str, Any]) -> DetectorAttention:
     """The attention of one detector in one image."""
-    return record_detector_attention(model.model, [mapper(record)])[0]
+    hugging_face = isinstance(model.model, TransformersDetector)
+    find = record_transformers_attention if hugging_face else record_detector_attention
+    return find(model.model, [mapper(record)])[0]
 
 
 def class_table(model: InferenceModel, json_file: str | None) -> ClassTable:

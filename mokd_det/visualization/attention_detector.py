@@ -76,8 +76,9 @@ class DetectorAttention:
         boxes: (N, 4) xyxy in pixels of the original image.
         classes: (N,) most probable class.
         scores: (N,) its probability.
-        cross: the blocks of the backbone's last stage, in their order.
+        cross: the blocks of the backbone's last stage, in their order (of others than ViDT: what attends to the image).
         sampling: the decoder's layers, in their order.
+        cross_name: what ``cross`` is.
     """
 
     boxes: np.ndarray
@@ -85,6 +86,7 @@ class DetectorAttention:
     scores: np.ndarray
     cross: tuple[CrossAttention, ...]
     sampling: tuple[SamplingPoints, ...]
+    cross_name: str = "RAM attention"
 
 
 @torch.no_grad()
@@ -106,8 +108,8 @@ def record_detector_attention(
     """
     if not isinstance(model, ViDT):
         raise ConfigError(
-            f"{type(model).__name__} has no DET tokens whose attention could be drawn; a ViDT is needed (or, for "
-            "classification, a timm ViT or DeiT)"
+            f"{type(model).__name__} has no DET tokens whose attention could be drawn; a ViDT or a detector of "
+            "transformers is needed (or, for classification, a timm ViT or DeiT)"
         )
     if model.training:
         raise ValueError("the model must be in eval mode")

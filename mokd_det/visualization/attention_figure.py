@@ -75,18 +75,22 @@ def object_attention_figure(
     """
     objects = _objects(detectors, threshold)
     shown = objects[:max_objects]
-    groups = [("image", [""])] + [(name, ["RAM attention", "sampling points"]) for name, _ in detectors]
+    groups = [("image", [""])] + [(name, _kinds(attention)) for name, attention in detectors]
     rows = []
     for found in _rows(shown):
         row = [_Panel("", partial(_plain, image=image, found=found))]
         for number, (_, attention) in enumerate(detectors):
             token = None if found is None else found.tokens[number]
             if token is None:
-                row += [_Panel(f"no token ≥ {threshold:.2g}")] * 2
+                row += [_Panel(f"no token ≥ {threshold:.2g}")] * len(_kinds(attention))
                 continue
-            said = _said(attention, token, class_names)
-            row.append(_cross_panel(image, attention, attention.cross[-1], token, said, smooth))
-            row.append(_points_panel(image, attention, attention.sampling[-1], token, f"token {token}"))
+            said, number_said = _said(attention, token, class_names), f"token {token}"
+            if attention.cross:
+                row.append(_cross_panel(image, attention, attention.cross[-1], token, said, smooth))
+            else:
+                number_said = f"{said}, {number_said}"
+            if attention.sampling:
+                row.append(_points_panel(image, attention, attention.sampling[-1], token, number_said))
         rows.append(row)
     return _assemble(
         image,
@@ -124,9 +128,10 @@ def layer_attention_figure(
     layers = max(len(attention.sampling) for _, attention in detectors)
     groups = [
         ("image", [""]),
-        ("RAM attention, last stage", [f"block {i + 1}" for i in range(blocks)]),
+        (_cross_heading(detectors), [f"block {i + 1}" for i in range(blocks)]),
         ("sampling points, decoder", [f"layer {i + 1}" for i in range(layers)]),
     ]
+    groups = [group for group in groups if group[1]]
     rows, names = [], []
     for found in _rows(shown):
         for number, (name, attention) in enumerate(detectors):
@@ -242,7 +247,19 @@ def _objects(detectors: Sequence[tuple[str, DetectorAttention]], threshold: floa
 
 def _strides(detectors: Sequence[tuple[str, DetectorAttention]]) -> tuple[int, ...]:
     """Of the feature levels, finest first."""
-    return tuple(sorted({s for _, attention in detectors for s in attention.sampling[-1].strides}))
+    return tuple(
+        sorted({s for _, found in detectors for points in found.sampling[-1:] for s in points.strides})
+    )
+
+
+def _kinds(attention: DetectorAttention) -> list[str]:
+    """What can be drawn of a detector."""
+    return [attention.cross_name] * bool(attention.cross) + ["sampling points"] * bool(attention.sampling)
+
+
+def _cross_heading(detectors: Sequence[tuple[str, DetectorAttention]]) -> str:
+    names = {attention.cross_name for _, attention in detectors if attention.cross}
+    return "RAM attention, last stage" if names == {"RAM attention"} else "attention to the image"
 
 
 def _hidden(count: int) -> str:
