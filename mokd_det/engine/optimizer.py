@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import logging
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import torch
@@ -22,13 +23,19 @@ GroupName = Literal["head", "backbone_decay", "backbone_no_decay"]
 _UNDECAYED_TOKENS = ("det_pos_embed", "det_token")
 
 
-def vidt_param_group(name: str, parameter: nn.Parameter) -> GroupName:
+def vidt_param_group(
+    name: str, parameter: nn.Parameter, backbone: Sequence[str] = ("*backbone*",)
+) -> GroupName:
     """The group the official ViDT code puts a parameter into.
 
     Outside the backbone everything is "head", biases and norms included; in the backbone 1-d tensors, biases
     and the DET tokens with their positions are not decayed, the rest is (relative position tables too).
+
+    Args:
+        name, parameter: of the model.
+        backbone: ``fnmatch`` patterns of the backbone's names.
     """
-    if "backbone" not in name:
+    if not any(fnmatchcase(name, pattern) for pattern in backbone):
         return "head"
     if parameter.ndim == 1 or name.endswith(".bias") or name.split(".")[-1] in _UNDECAYED_TOKENS:
         return "backbone_no_decay"
@@ -52,7 +59,8 @@ def get_vidt_param_groups(
         model: the bare model; filled in by the tool that builds the optimiser from the configuration.
         weight_decay: of the decayed groups.
         lr: learning rate of all groups but the backbone's; None: the optimiser's own.
-        backbone_lr: learning rate of the backbone's groups; None: as ``lr``.
+        backbone_lr: learning rate of the backbone's groups (what the model's ``parameter_parts()`` calls so, else what
+            has "backbone" in its name); None: as ``lr``.
         method_lr: learning rate of the method's own parameters (projections); None: as ``lr``.
 
     Returns:
@@ -62,7 +70,8 @@ def get_vidt_param_groups(
         ConfigError: no model, or one without trainable parameters.
     """
     task = _task(model)
-    members = {name: vidt_param_group(name, parameter) for name, parameter in _trainable(task)}
+    backbone = as_task(task.eval_model).parameter_parts().get("backbone", ("*backbone*",))
+    members = {name: vidt_param_group(name, parameter, backbone) for name, parameter in _trainable(task)}
     return _groups(task, members, weight_decay, lr, backbone_lr, method_lr)
 
 

@@ -1,7 +1,6 @@
 """Trained students in the forms that other programs run: ONNX and TorchScript graphs, checked against the model."""
 
 from mokd_det.export.agreement import (
-    CHECK_SIZES,
     Agreement,
     Detections,
     Runner,
@@ -13,7 +12,15 @@ from mokd_det.export.agreement import (
     torchscript_runner,
 )
 from mokd_det.export.description import describe, plain_config
-from mokd_det.export.graph import INPUTS, OUTPUTS, DetectorGraph, TensorSpec, inference_graph
+from mokd_det.export.graph import (
+    CHECK_SIZES,
+    INPUTS,
+    OUTPUTS,
+    DetectorGraph,
+    TensorSpec,
+    TransformersGraph,
+    inference_graph,
+)
 from mokd_det.export.onnx_file import DEFAULT_OPSET, OPSETS, onnx_bytes
 from mokd_det.export.torchscript_file import DESCRIPTION_FILE, torchscript_bytes
 
@@ -29,6 +36,7 @@ __all__ = [
     "DetectorGraph",
     "Runner",
     "TensorSpec",
+    "TransformersGraph",
     "compare_detections",
     "describe",
     "inference_graph",

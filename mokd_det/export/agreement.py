@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from mokd_det.errors import ExportError, first_line
 
 __all__ = [
-    "CHECK_SIZES",
     "Agreement",
     "Detections",
     "Runner",
@@ -31,9 +30,6 @@ Detections = tuple[Tensor, Tensor, Tensor]
 
 Runner = Callable[[Tensor, Tensor], Detections]
 """An exported graph: images (B, 3, H, W) and image_sizes (B, 2) to detections."""
-
-CHECK_SIZES = (((96, 128),), ((75, 110), (120, 61)), ((41, 157), (160, 160), (33, 70)))
-"""(height, width) of the images of each batch: alone, padded, odd, three at once."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import torch
 
 from mokd_det.errors import ExportError, first_line
-from mokd_det.export.graph import INPUTS, OUTPUTS, DetectorGraph, example_inputs
+from mokd_det.export.graph import INPUTS, OUTPUTS, DetectorGraph, TransformersGraph
 from mokd_det.export.tracing import quiet_tracing
 
 __all__ = ["DEFAULT_OPSET", "OPSETS", "onnx_bytes"]
@@ -20,7 +20,9 @@ OPSETS = range(16, 21)
 DEFAULT_OPSET = 17
 
 
-def onnx_bytes(graph: DetectorGraph, description: Mapping[str, str], *, opset: int = DEFAULT_OPSET) -> bytes:
+def onnx_bytes(
+    graph: DetectorGraph | TransformersGraph, description: Mapping[str, str], *, opset: int = DEFAULT_OPSET
+) -> bytes:
     """The content of an ONNX file.
 
     PyTorch's exporter by tracing is used, in every version: the one by ``torch.export`` is missing or incomplete in the
@@ -48,7 +50,7 @@ def onnx_bytes(graph: DetectorGraph, description: Mapping[str, str], *, opset: i
         options["dynamo"] = False
     buffer = io.BytesIO()
     with quiet_tracing():
-        inputs = example_inputs()
+        inputs = graph.example_inputs()
         graph(*inputs)  # as for TorchScript
         try:
             torch.onnx.export(

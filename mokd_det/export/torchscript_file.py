@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import torch
 
-from mokd_det.export.graph import DetectorGraph, example_inputs
+from mokd_det.export.graph import DetectorGraph, TransformersGraph
 from mokd_det.export.tracing import quiet_tracing
 
 __all__ = ["DESCRIPTION_FILE", "torchscript_bytes"]
@@ -17,7 +17,7 @@ DESCRIPTION_FILE = "description.json"
 """Name under which the description lies in the archive (``_extra_files`` of ``torch.jit.load``)."""
 
 
-def torchscript_bytes(graph: DetectorGraph, description: Mapping[str, str]) -> bytes:
+def torchscript_bytes(graph: DetectorGraph | TransformersGraph, description: Mapping[str, str]) -> bytes:
     """The content of a TorchScript file.
 
     Args:
@@ -25,7 +25,7 @@ def torchscript_bytes(graph: DetectorGraph, description: Mapping[str, str]) -> b
         description: stored beside it, see :func:`mokd_det.export.describe`.
     """
     with quiet_tracing():
-        inputs = example_inputs()
+        inputs = graph.example_inputs()
         graph(*inputs)  # once outside the trace: what a model checks on its first call is no part of it
         traced = torch.jit.trace(graph, inputs, check_trace=False)
         buffer = io.BytesIO()

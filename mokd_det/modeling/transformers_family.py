@@ -30,6 +30,8 @@ class Family:
         softmax: whether the classes are K + 1 by softmax, the last "no object"; otherwise K by sigmoid.
         detections: found per image, as transformers' post-processing; 0: one per query.
         weighted: whether ``loss_dict`` is weighted already, so that it sums to ``loss``.
+        antialias: whether images are resized as others do; False: by plain interpolation of floats (RF-DETR), which
+            differs a lot where images shrink.
         level_first: whether the stacked decoder states are (L, B, N, C), not (B, L, N, C).
     """
 
@@ -41,6 +43,7 @@ class Family:
     softmax: bool = False
     detections: int = 0
     weighted: bool = False
+    antialias: bool = True
     level_first: bool = False
 
     def divisor(self, config: Any) -> int:
@@ -110,7 +113,7 @@ FAMILIES: dict[str, Family] = {
     "table-transformer": _DETR,
     "yolos": Family("yolos", "YolosImageProcessor", masks=False, side=800, softmax=True),
     "lw_detr": Family("grouped", "DeformableDetrImageProcessor", side=640, detections=100),
-    "rf_detr": Family("grouped", "RfDetrImageProcessor", side=560),
+    "rf_detr": Family("grouped", "RfDetrImageProcessor", side=560, antialias=False),
 }
 """``model_type`` of transformers → its family."""
 

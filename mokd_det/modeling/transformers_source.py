@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,8 +27,6 @@ __all__ = [
     "quiet",
     "read_processor",
 ]
-
-logger = logging.getLogger(__name__)
 
 Source = str | os.PathLike[str] | Mapping[str, Any]
 """A folder (or hub id), or a configuration with its ``model_type``."""
@@ -126,15 +123,17 @@ def load_detector(
     num_classes: int | None = None,
     on_class_mismatch: Literal["error", "reinit"] = "error",
     allow_download: bool = False,
-) -> tuple[Any, Family, dict[str, Any]]:
-    """A detector, its family and the settings of its image processor ({}: there are none).
+) -> tuple[Any, Family, dict[str, Any], dict[str, str]]:
+    """A detector, its family, the settings of its image processor ({}: there are none), and its fresh class heads.
+
+    Those are the tensors that have random values in place of the folder's, each with the reason.
 
     Args:
         source: see :data:`Source`.
         class_names: of the contiguous classes; None: the source's.
         num_classes: where the names are not known; None: the source's.
         on_class_mismatch: what to do if a folder has other classes: "error", or "reinit": its class heads start
-            afresh, which is reported.
+            afresh.
         allow_download: see :func:`load_source`.
 
     Raises:
@@ -163,12 +162,12 @@ def load_detector(
     if folder is None:
         with _one_line(where):
             model = transformers.AutoModelForObjectDetection.from_config(config)
-        return model.float(), family, {}
+        return model.float(), family, {}, {}
     auto, added = transformers.AutoModelForObjectDetection, len(names) - len(own)
-    model = _with_weights(auto, config, folder, where, added, allow_download)
+    model, fresh = _with_weights(auto, config, folder, where, added, allow_download)
     if mismatch and not added:
-        _start_class_heads(transformers, model, config, where)
-    return model, family, read_processor(folder)
+        fresh = _start_class_heads(transformers, model, config)
+    return model, family, read_processor(folder), fresh
 
 
 def load_backbone(source: Source, allow_download: bool) -> tuple[Any, Any, str | None, str]:
@@ -183,18 +182,14 @@ def load_backbone(source: Source, allow_download: bool) -> tuple[Any, Any, str |
     if folder is None:
         with _one_line(where):
             return transformers.AutoModel.from_config(config).float(), config, None, where
-    return (
-        _with_weights(transformers.AutoModel, config, folder, where, 0, allow_download),
-        config,
-        folder,
-        where,
-    )
+    model, _ = _with_weights(transformers.AutoModel, config, folder, where, 0, allow_download)
+    return model, config, folder, where
 
 
 def _with_weights(
     auto: Any, config: Any, folder: str, where: str, added: int, allow_download: bool
-) -> nn.Module:
-    """The model with its weights; ``added``: how many classes more than in the folder it shall have."""
+) -> tuple[nn.Module, dict[str, str]]:
+    """The model with its weights, and what of it is fresh; ``added``: how many classes more than in the folder."""
     if Path(folder).is_dir() and not any(Path(folder, name).is_file() for name in WEIGHTS):
         raise CheckpointError(
             f"{where} has no weights ({WEIGHTS[0]}); a configuration alone is given as source=dict(model_type=…)"
@@ -218,14 +213,12 @@ def _with_weights(
             raise CheckpointError(
                 f"{where}: '{name}' is {list(found)} in its weights, {list(wanted)} by its config.json"
             )
-    for name, found, wanted in mismatched:
-        logger.warning(
-            "%s: re-initialised %s: %s in the file, %s here", where, name, list(found), list(wanted)
-        )
-    return model
+    return model, {
+        name: f"{list(found)} in the file, {list(wanted)} here" for name, found, wanted in mismatched
+    }
 
 
-def _start_class_heads(transformers: ModuleType, model: nn.Module, config: Any, where: str) -> None:
+def _start_class_heads(transformers: ModuleType, model: nn.Module, config: Any) -> dict[str, str]:
     """Initialise the class heads again where the count of the classes does not tell that they are others."""
     fresh = transformers.AutoModelForObjectDetection.from_config(config).state_dict()
     names = {**config.id2label, len(config.id2label): "one more"}
@@ -239,7 +232,7 @@ def _start_class_heads(transformers: ModuleType, model: nn.Module, config: Any, 
     with torch.no_grad():
         for name in heads:
             state[name].copy_(fresh[name])
-            logger.warning("%s: re-initialised %s: other classes of the same number", where, name)
+    return dict.fromkeys(heads, "other classes of the same number")
 
 
 def _wanted_names(own: list[str], names: Sequence[str] | None, count: int | None) -> list[str]:

@@ -22,8 +22,8 @@ from mokd_det.engine.inference_model import InferenceModel, load_inference_model
 from mokd_det.errors import ConfigError, DatasetError, ExportError
 from mokd_det.exit_status import exit_status
 from mokd_det.export import (
-    CHECK_SIZES,
     DetectorGraph,
+    TransformersGraph,
     describe,
     inference_graph,
     measure_agreement,
@@ -61,7 +61,7 @@ def export(options: argparse.Namespace) -> None:
         resize=resize_rule(loaded),
         weights=Path(options.weights).name,
     )
-    graph: DetectorGraph | None = None
+    graph: DetectorGraph | TransformersGraph | None = None
     graph_about: dict[str, str] = {}
     # What cannot be exported is said before anything is written.
     if any(output.suffix != ".safetensors" for output in options.outputs):
@@ -81,7 +81,11 @@ def export(options: argparse.Namespace) -> None:
 
 
 def write_graph(
-    model: nn.Module, graph: DetectorGraph, output: Path, about: dict[str, str], options: argparse.Namespace
+    model: nn.Module,
+    graph: DetectorGraph | TransformersGraph,
+    output: Path,
+    about: dict[str, str],
+    options: argparse.Namespace,
 ) -> str:
     """Write an ONNX or TorchScript file; returns what the comparison found.
 
@@ -97,8 +101,10 @@ def write_graph(
         form = options.deformable_attention
     finding = "not compared with the model"
     if not options.no_check:
-        batches = [photographs(sizes) for sizes in CHECK_SIZES]
-        agreement = measure_agreement(model, runner(content), batches, options.tolerance)
+        batches = [photographs(sizes) for sizes in graph.check_sizes]
+        # A Hugging Face model is compared without its own resizing, which is no part of the graph.
+        reference = graph.model if isinstance(graph, TransformersGraph) else model
+        agreement = measure_agreement(reference, runner(content), batches, options.tolerance)
         finding = str(agreement)
         if not agreement.within(options.tolerance):
             raise ExportError(

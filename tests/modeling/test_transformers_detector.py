@@ -17,6 +17,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from mokd_det.distillation.taps import TapRecorder, tap_specs
+from mokd_det.engine import get_vidt_param_groups
 from mokd_det.errors import CheckpointError, ConfigError, MoKDError
 from mokd_det.modeling import TransformersDetector
 from mokd_det.modeling.transformers_family import REFUSED
@@ -186,7 +187,11 @@ def test_predictions_are_those_of_transformers_post_processing(
 
 def test_pixels_are_those_of_transformers_processor(tmp_path: Path) -> None:
     image = item(50, 70, [], [])
-    for name, size in (("RTDetrV2ForObjectDetection", 64), ("DeformableDetrForObjectDetection", (48, 80))):
+    for name, size in (
+        ("RTDetrV2ForObjectDetection", 64),
+        ("DeformableDetrForObjectDetection", (48, 80)),
+        ("RfDetrForObjectDetection", 32),
+    ):
         detector = TransformersDetector(tiny_config(name), image_size=size)
         detector.save_pretrained(tmp_path / name)
         processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / name)
@@ -244,6 +249,20 @@ def test_frozen_batch_norm_and_the_unused_two_stage_heads() -> None:
     assert isinstance(neck, Tensor) and neck.shape == (2, 6, 32)
 
 
+def test_every_family_has_a_backbone_with_a_learning_rate_of_its_own(detector: TransformersDetector) -> None:
+    groups = get_vidt_param_groups(detector, backbone_lr=1e-5)
+    names = {id(parameter): name for name, parameter in detector.named_parameters()}
+    found = {names[id(p)] for group in groups if group.get("lr") == 1e-5 for p in group["params"]}
+    part = {"deimv2": "model.conv_encoder.model.", "yolos": "vit."}.get(
+        detector.detector.config.model_type, "model.backbone."
+    )
+    expected = {
+        n for n, p in detector.named_parameters() if n.startswith(f"detector.{part}") and p.requires_grad
+    }
+    # transformers freezes the whole ResNet of DETR's relatives, whose stages it looks for by names of timm.
+    assert found == expected and (expected or detector.family.style in ("detr", "deformable"))
+
+
 # --- sources -------------------------------------------------------------------------------------------------
 
 
@@ -262,7 +281,14 @@ def test_other_classes_need_the_switch_and_are_reported(
     with pytest.raises(ConfigError, match="class 1 is 'dog', not 'cow'"):
         TransformersDetector(folder, class_names=["cat", "cow", "bird"])
     with caplog.at_level("WARNING", "mokd_det"):
-        other = TransformersDetector(folder, class_names=list("abcde"), on_class_mismatch="reinit")
+        evaluated, other = (
+            TransformersDetector(folder, class_names=list("abcde"), on_class_mismatch="reinit")
+            for _ in range(2)
+        )
+        evaluated.load_state_dict(other.state_dict())  # as a checkpoint of these classes
+        evaluated.train()([item(64, 64, [], [])])
+        assert "re-initialised" not in caplog.text
+        other.train()([item(64, 64, [], [])])
     assert (
         other.num_classes == 5
         and "re-initialised model.decoder.class_embed.0.weight: [3, 16] in the file, [5, 16]" in caplog.text
