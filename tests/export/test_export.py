@@ -244,7 +244,9 @@ def test_a_model_without_a_graph_is_refused_and_its_weights_are_not(
     common = ["--config-file", str(config), "--weights", str(tmp_path / "weights.pth")]
     assert export.main([*common, str(tmp_path / "a.safetensors"), str(tmp_path / "a.onnx")]) == 2
     message = capsys.readouterr().err
-    assert message.startswith("error: TorchvisionDetector cannot be exported as a graph: only ViDT and Hugging Face")
+    assert message.startswith(
+        "error: TorchvisionDetector cannot be exported as a graph: only ViDT and Hugging Face"
+    )
     assert message.count("\n") == 1 and not (tmp_path / "a.safetensors").exists()
     assert export.main([*common, str(tmp_path / "a.safetensors")]) == 0
     assert len(load_file(tmp_path / "a.safetensors")["model"]) == len(model.state_dict())
