@@ -155,7 +155,7 @@ def test_export(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_compare_with_a_teachers_cache(settings: list[str], tmp_path: Path) -> None:
     overrides = [s for s in settings if not s.startswith("train.")]
     once = "dataloader.train.mapper.augmentation=[]"
-    ok(compare_methods.main, "--config", CONFIG, "--methods", "none", "mokd", "--replicates", 1, "--teacher-cache",
+    ok(compare_methods.main, "--config", CONFIG, "--methods", "none", "mokd", "--replicates", 2, "--teacher-cache",
        "--jobs", 1, "--output", tmp_path, "--set", *overrides, once, "train.max_iter=2", "train.eval_period=0",
        "train.device=cpu")  # fmt: skip
     rows: Sequence[str] = (tmp_path / "comparison.csv").read_text().splitlines()
