@@ -20,6 +20,7 @@ COMMANDS = {
     "dynamics": "plot_dynamics",
     "export": "export",
     "fetch": "fetch",
+    "frontier": "plot_frontier",
     "paper": "paper",
     "quickstart": "quickstart",
     "replay": "replay_batch",

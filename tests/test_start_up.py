@@ -30,6 +30,7 @@ REFUSED = [
         "--config COCO/mokd_vidt_nano.py --methods none mokd --output a --teacher-config coco/vidt_smal.py",
         "config file 'coco/vidt_smal.py' does not exist; did you mean 'COCO/vidt_small.py', which comes with mokd_det?",
     ),
+    ("frontier", "a --dataset b --output c.pdf", "--output c.pdf: the picture is a PNG file"),
     ("fetch", "bccd cards --archive a.tar.gz", "--archive is the archive of one NAME"),
     ("check", "a.json b --samples 0", "--samples is 0; it must be 1 or more"),
     ("convert", "a.pth b.safetensors", "the name 'b.safetensors' must not end with"),

@@ -1,0 +1,77 @@
+"""Draw the objectives of finished runs on validation images against each other.
+
+The command line: :mod:`mokd_det.tools.parsers.plot_frontier`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from mokd_det.checkpoint.atomic_file import atomic_write
+from mokd_det.errors import ConfigError
+from mokd_det.exit_status import exit_status
+from mokd_det.experiments.validation_losses import ValidationLosses, validation_losses
+from mokd_det.tools.parsers.plot_frontier import check, parse
+from mokd_det.visualization import save_png
+from mokd_det.visualization.frontier import FrontierPoint, frontier_figure
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
+    options = parse(arguments)
+    return exit_status(lambda: draw(options))
+
+
+def draw(options: argparse.Namespace) -> None:
+    """Compute the losses, write picture and numbers and print where they are.
+
+    Raises:
+        ConfigError: a folder is no finished training, the runs' objectives differ, or a file cannot be written.
+    """
+    check(options)
+    labels = options.labels or [Path(run).name for run in options.runs]
+    runs: dict[str, ValidationLosses] = {}
+    for run, label in zip(options.runs, labels, strict=True):
+        if label in runs:
+            raise ConfigError(f"two runs are called '{label}'; give each its name by --labels")
+        runs[label] = validation_losses(Path(run), options.dataset, options.images)
+        print(label, {name: round(value, 4) for name, value in runs[label].values.items()})
+    distilled = [losses for losses in runs.values() if losses.method]
+    names = {tuple(losses.values) for losses in distilled}
+    if len(names) != 1 or len(next(iter(names))) != 2:
+        raise ConfigError(
+            f"a frontier needs runs of the same two objectives; these have {sorted(names) or 'none'}"
+        )
+    y, x = next(iter(names))
+    panels: dict[str, list[FrontierPoint]] = {}
+    for label, losses in runs.items():
+        if losses.method:
+            weights = losses.weights
+            weight = None if weights is None else weights.get(y, 1.0) / weights.get(x, 1.0)
+            point = FrontierPoint(label, losses.values[x], losses.values[y], weight)
+            panels.setdefault(losses.method, []).append(point)
+    alone = [losses.values[x] for losses in runs.values() if not losses.method]
+    figure = frontier_figure(
+        panels,
+        x_name=x,
+        y_name=y,
+        x_alone=sum(alone) / len(alone) if alone else None,
+        title=options.title,
+    )
+    numbers = options.output.with_suffix(".json")
+    try:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        save_png(figure, options.output)
+        with atomic_write(numbers) as handle:
+            content = {
+                "dataset": options.dataset,
+                "runs": {label: asdict(losses) for label, losses in runs.items()},
+            }
+            handle.write(json.dumps(content, indent=1).encode())
+    except OSError as error:
+        raise ConfigError(f"--output {options.output} cannot be written: {error}") from error
+    print(options.output, numbers)
