@@ -37,3 +37,8 @@ for name, label, method, weight in (
 for name, weight in dict(pkd=1 / 4, mgd=100, fgd=4, detr_distill=1, kd_detr=1 / 4, foundation=1).items():
     label = f"{detectors[name]['label']}, {weight:g} × published"
     methods[f"{name}_fixed"] = {**detectors[name], "label": label, "balancer": _fixed(weight)}
+methods["detr_distill_amortized"] = {
+    **detectors["detr_distill"],
+    "label": "DETRDistill, amortised",
+    "balancer": mokd["balancer"],
+}
