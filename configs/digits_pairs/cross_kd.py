@@ -16,5 +16,5 @@ model = L(Distiller)(
     taps=dict(patch=pyramid),
 )
 objectives, balancer = mokd.objectives, L(FixedWeights)(weights=dict(distill=1.0, task=1.0))
-train.max_iter = 150
+train.max_iter = 100
 train.output_dir = "output/digits_pairs/cross_kd"

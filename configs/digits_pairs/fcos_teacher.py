@@ -9,5 +9,5 @@ from .common import dataloader, fcos, lr_multiplier, optimizer, train
 
 model = fcos(16, depth=2)
 objectives, balancer = dict(task=mokd.objectives.task), L(FixedWeights)()
-train.max_iter = 200
+train.max_iter = 150
 train.output_dir = "output/digits_pairs/fcos_teacher"

@@ -17,5 +17,5 @@ model = L(Distiller)(
     token_matching="hungarian",
 )
 objectives, balancer = mokd.objectives, L(FixedWeights)(weights=dict(distill=0.25, task=1.0))
-train.max_iter = 150
+train.max_iter = 100
 train.output_dir = "output/digits_pairs/ld"
