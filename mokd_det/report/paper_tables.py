@@ -96,7 +96,8 @@ class PaperRuns:
     """Finished runs by the config that they are runs of.
 
     Args:
-        runs: run directories as read; unfinished ones (no student_final.pth) are left out and named.
+        runs: run directories as read; unfinished ones (no student_final.pth) and those without a configuration are left
+            out and named.
         frames_per_second: measures a student's model; None: the column stays empty.
     """
 
@@ -105,12 +106,12 @@ class PaperRuns:
         runs: Sequence[RunRecord],
         frames_per_second: Callable[[DictConfig], float] | None = None,
     ) -> None:
-        self.unfinished = [run for run in runs if run.weights is None]
+        usable = [run for run in runs if run.weights is not None and run.config]
+        self.unfinished = [run for run in runs if run.weights is None or not run.config]
         self._fps = frames_per_second
         self._of: dict[Setting, list[RunRecord]] = {}
-        for run in runs:
-            if run.weights is not None:
-                self._of.setdefault(setting_of(OmegaConf.create(dict(run.config))), []).append(run)
+        for run in usable:
+            self._of.setdefault(setting_of(OmegaConf.create(dict(run.config))), []).append(run)
         self._sizes: dict[str, float] = {}
         self.used: set[str] = set()
 

@@ -52,7 +52,10 @@ def _make(options: argparse.Namespace) -> None:
     parts = [table_markdown(table, runs) for table in paper_tables()]
     pictures = dict(_figures(runs))
     said = ["## Left out", "", *(f"- {line}" for line in NOT_MADE)]
-    said += [f"- {run.directory}: not finished (no student_final.pth)." for run in runs.unfinished]
+    said += [
+        f"- {run.directory}: not finished (no student_final.pth, or no config.yaml)."
+        for run in runs.unfinished
+    ]
     without = "no config of the tables has these networks, method and balancer"
     said += [f"- {run.directory}: {without}." for run in runs.unknown()]
     if not options.fps:

@@ -43,10 +43,6 @@ BEFORE = {
         "python datasets/make_digits.py digits",
         "python tools/train_net.py --config-file configs/quickstart/teacher.py",
     ],
-    "docs/checkpoints.md": [
-        "python datasets/make_digits.py digits",
-        "python tools/train_net.py --config-file configs/quickstart/student.py",
-    ],
 }
 # Page → files below output that it says are there afterwards.
 PROMISED = {
@@ -76,7 +72,10 @@ def prepare_checkpoints(folder: Path, names: dict[str, Any]) -> None:
     weights = detector("nano").state_dict()
     torch.save({"model": weights, "args": argparse.Namespace(lr=1e-4)}, folder / "theirs.pth")
     write_file(official, folder / "vidt_tiny.pth")
-    shutil.copy(folder / "output" / "quickstart" / "student" / "model_final.pth", folder / "output")
+    (folder / "output").mkdir(exist_ok=True)
+    torch.save(
+        {"model": detector("nano").state_dict(), "iteration": 1}, folder / "output" / "model_final.pth"
+    )
     names["model"] = detector("tiny", num_classes=91)
     (block,) = (block for block in blocks("docs/checkpoints.md") if block.language == "text")
     with pytest.raises(CheckpointError) as error:

@@ -47,6 +47,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     finished(root, "cifar", "CIFAR100/distill", {"top1": 75.1}, cifar)
     finished(root, "own", "COCO/mokd_vidt_nano", AP, ("model.method.n=1024",))
     (finished(root, "running", "COCO/vidt_tiny", AP) / "student_final.pth").unlink()
+    (finished(root, "bare", "COCO/vidt_tiny", AP) / "config.yaml").unlink()
     assert main([str(root), "--output", str(output)]) == 0
     return output, (output / "paper.md").read_text()
 
@@ -78,7 +79,7 @@ def test_what_cannot_be_made_is_named(made) -> None:
     text = made[1]
     assert "Not made, no finished run of: `COCO/vidt_base`" in text and "`COCO/vkd_vidt_nano`" in text
     assert "CivT and DearKD: not implemented" in text and "--fps measures it" in text
-    assert "running: not finished" in text
+    assert "running: not finished" in text and "bare: not finished" in text
     assert "own: no config of the tables has these networks" in text and "mokd: no config" not in text
 
 
