@@ -22,6 +22,7 @@ from mokd_det.distillation.distiller import Distiller
 from mokd_det.errors import ConfigError, DatasetError
 from mokd_det.tools.train_net import main
 from tests.config_room.test_own_data import ALONE, DISTILLED, MOKD, catalogs, folder, paths, run  # noqa: F401
+from tests.engine.helpers import loggers_restored
 
 pytestmark = pytest.mark.usefixtures("catalogs")
 
@@ -129,10 +130,9 @@ def test_a_dry_run_shows_the_taps(folder, photographs, tmp_path, capsys, with_un
     given = [f"train.output_dir={tmp_path}/run", f"model.teacher_checkpoint={folder}/classes3.pth"]
     more = [f"data.unlabeled.images={photographs}"] if with_unlabeled else []
     short = ["train.init_checkpoint=", "train.device=cpu"]
-    assert (
-        main(["--config-file", str(MOKD), "--dry-run", *paths(folder), *DISTILLED, *short, *given, *more])
-        == 0
-    )
+    arguments = ["--config-file", str(MOKD), "--dry-run", *paths(folder), *DISTILLED, *short, *given, *more]
+    with loggers_restored():
+        assert main(arguments) == 0
     said = capsys.readouterr().out
     for who in ("student", "teacher"):
         assert re.search(rf"^{who} +neck +\S", said, re.MULTILINE)

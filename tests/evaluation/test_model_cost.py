@@ -73,8 +73,8 @@ def test_window_attention() -> None:
     found = count_flops(attention, (torch.zeros(2, 5, 6, 8), torch.zeros(2, 4, 8)))
     cells, padded, det = 2 * 5 * 6, 2 * 6 * 6, 2 * 4
     linear = (padded + det) * 8 * 24 + (cells + det) * 8 * 8
-    products = 2 * (padded * 9 * 8 + det * 4 * 8)
-    assert found.by_operator == {"linear": linear, "scaled_dot_product_attention": products}
+    windows, tokens = 2 * padded * 9 * 8, 2 * det * 4 * 8
+    assert found.by_operator == {"linear": linear, "matmul": windows, "scaled_dot_product_attention": tokens}
 
 
 def test_deformable_attention() -> None:
