@@ -34,6 +34,10 @@ def _gib_available() -> float:
 
 @pytest.fixture(autouse=True)
 def loggers_are_heard(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tool that an earlier test ran in this process has cut its loggers off from the root; caplog listens there."""
+    """A tool that an earlier test ran in this process has cut its loggers off from the root; caplog listens there. The
+    handlers that a test's own tools add go with it: they would write to a stream that is closed by then."""
     for name in ("mokd_det", "detectron2", "fvcore"):
-        monkeypatch.setattr(logging.getLogger(name), "propagate", True)
+        logger = logging.getLogger(name)
+        monkeypatch.setattr(logger, "propagate", True)
+        closed = [h for h in logger.handlers if getattr(getattr(h, "stream", None), "closed", False)]
+        monkeypatch.setattr(logger, "handlers", [h for h in logger.handlers if h not in closed])
