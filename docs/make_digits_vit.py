@@ -13,6 +13,8 @@ and test scenes, and writes timm's folder (config.json, model.safetensors) for
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import timm
@@ -24,6 +26,9 @@ from torch import Tensor
 from torchvision.io import read_image
 
 from mokd_det.data import datasets_root
+from mokd_det.data.digits import annotation_file, image_folder
+from mokd_det.errors import DatasetError
+from mokd_det.exit_status import exit_status
 
 SIDE, BATCH = 32, 128
 ARCHITECTURE = "vit_tiny_patch16_224"
@@ -34,9 +39,11 @@ class Windows:
     """The scenes of a split, padded by half a window, and the middle and class of every digit in them."""
 
     def __init__(self, folder: Path, split: str) -> None:
-        coco = COCO(str(folder / "annotations" / f"{split}.json"))
+        coco = COCO(str(annotation_file(folder, split)))
         rows = {image: row for row, image in enumerate(sorted(coco.imgs))}
-        scenes = [read_image(str(folder / split / coco.imgs[image]["file_name"])) for image in rows]
+        scenes = [
+            read_image(str(image_folder(folder, split) / coco.imgs[image]["file_name"])) for image in rows
+        ]
         self.scenes = F.pad(torch.stack(scenes), [SIDE // 2] * 4)
         objects = list(coco.anns.values())
         self.scene = torch.tensor([rows[o["image_id"]] for o in objects])
@@ -55,15 +62,31 @@ class Windows:
         return pixels / 127.5 - 1
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--scenes", type=Path, default=Path(datasets_root()) / "digits")
     parser.add_argument("--output", type=Path, default=Path("pretrained/digits_vit"))
     parser.add_argument("--iterations", type=int, default=1200)
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
+    return exit_status(lambda: make_vit(args))
+
+
+def make_vit(args: argparse.Namespace) -> None:
+    """Train the ViT, print its accuracy and write its folder.
+
+    Raises:
+        DatasetError: the scenes have not been made.
+    """
+    for split in ("train", "val"):
+        if not annotation_file(args.scenes, split).is_file():
+            raise DatasetError(
+                f"--scenes {args.scenes}: there is no {annotation_file(args.scenes, split)}; "
+                "`python datasets/make_digits.py digits --train 12000 --test 1000` makes them"
+            )
     torch.manual_seed(args.seed)
     data = Windows(args.scenes, "train")
     model = timm.create_model(ARCHITECTURE, **SETTINGS)
@@ -90,4 +113,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

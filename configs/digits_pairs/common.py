@@ -10,9 +10,10 @@ from torchvision.models.detection import FCOS
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from mokd_det.modeling import TorchvisionDetector, TransformersDetector
+from mokd_det.modeling import TorchvisionDetector
 
 from ..quickstart.common import dataloader, lr_multiplier, optimizer, train
+from ..transformers_digits.common import detector
 
 WIDTH = 64
 pyramid = dict(path="detector.backbone", strides=[8, 16, 32, 64, 128], channels=[WIDTH] * 5)
@@ -35,32 +36,7 @@ def fcos(channels, depth):
 
 def d_fine(width, layers):
     """transformers' D-FINE on a ResNet of four stages, ``layers`` of a decoder, 16 queries."""
-    backbone = dict(
-        model_type="resnet",
-        layer_type="basic",
-        embedding_size=width // 2,
-        hidden_sizes=[width // 2, width, width, width],
-        depths=[1, 1, 1, 1],
-        out_features=["stage2", "stage3", "stage4"],
-    )
-    source = dict(
-        model_type="d_fine",
-        backbone_config=backbone,
-        freeze_backbone_batch_norms=False,
-        encoder_in_channels=[width] * 3,
-        encoder_hidden_dim=width,
-        encoder_ffn_dim=2 * width,
-        encoder_attention_heads=4,
-        hidden_expansion=0.5,
-        d_model=width,
-        decoder_in_channels=[width] * 3,
-        decoder_ffn_dim=2 * width,
-        decoder_layers=layers,
-        decoder_attention_heads=4,
-        num_queries=16,
-        num_denoising=20,
-    )
-    return L(TransformersDetector)(source=source, class_names=["0", "1", "2"], image_size=64)
+    return detector("d_fine", width, layers, levels=3, num_denoising=20)
 
 
 dataloader.train.dataset = "digits_few_train"

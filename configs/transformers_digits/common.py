@@ -8,36 +8,35 @@ from ..common.objectives import alone, mokd_transformers
 from ..quickstart.common import dataloader, lr_multiplier, optimizer, train
 
 
-def detector(kind, width, layers, **more):
-    """A relative of RT-DETR for 64 pixels: maps of strides 8 and 16 of ``width`` channels, ``layers`` to decode."""
+def detector(kind, width, layers, levels=2, **more):
+    """A relative of RT-DETR for 64 pixels: maps of strides 8, 16, … of ``width`` channels, ``layers`` to decode."""
     backbone = dict(
         model_type="resnet",
         layer_type="basic",
         embedding_size=width // 2,
-        hidden_sizes=[width // 2, width, width],
-        depths=[1, 1, 1],
-        out_features=["stage2", "stage3"],
+        hidden_sizes=[width // 2] + [width] * levels,
+        depths=[1] * (levels + 1),
+        out_features=["stage2", "stage3", "stage4"][:levels],
     )
     source = dict(
         model_type=kind,
         backbone_config=backbone,
         freeze_backbone_batch_norms=False,  # the backbone learns from scratch too
-        feat_strides=[8, 16],
-        num_feature_levels=2,
-        encoder_in_channels=[width] * 2,
+        feat_strides=[8, 16, 32][:levels],
+        num_feature_levels=levels,
+        encoder_in_channels=[width] * levels,
         encoder_hidden_dim=width,
         encoder_ffn_dim=2 * width,
         encoder_attention_heads=4,
-        encode_proj_layers=[1],
+        encode_proj_layers=[levels - 1],
         hidden_expansion=0.5,
         d_model=width,
-        decoder_in_channels=[width] * 2,
+        decoder_in_channels=[width] * levels,
         decoder_ffn_dim=2 * width,
         decoder_layers=layers,
         decoder_attention_heads=4,
         num_queries=16,
-        num_denoising=6,
-        **more,
+        **{"num_denoising": 6, **more},
     )
     return L(TransformersDetector)(source=source, class_names=["0", "1", "2"], image_size=64)
 

@@ -6,18 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from detectron2.config import instantiate
+from detectron2.utils.registry import locate
 from omegaconf import DictConfig, OmegaConf
 
 from mokd_det.balancing import FixedWeights, Objectives
+from mokd_det.balancing.log_objective import per_objective
 from mokd_det.config import TrainSettings, load_config
 from mokd_det.contract import as_task
-from mokd_det.engine.checkpointing import AtomicCheckpointer
 from mokd_det.engine.seeded_rng import seeded_rng, step_seed
 from mokd_det.engine.setup import pick_device
+from mokd_det.engine.training_model import load_training_model
 from mokd_det.errors import ConfigError
 
 __all__ = ["ValidationLosses", "validation_losses"]
@@ -70,37 +71,32 @@ def validation_losses(run: Path, dataset: str, images: int) -> ValidationLosses:
     batch_size = cfg.dataloader.train.total_batch_size
     if images < batch_size:
         raise ConfigError(f"--images {images} is less than a batch of '{run}', {batch_size}")
-    if cfg.model.get("teacher_cache") is not None:
-        cfg.model.teacher_cache = None  # it holds other images
     device = pick_device(TrainSettings.from_config(cfg.train).device)
-    model = instantiate(cfg.model).to(device).train()
+    model = load_training_model(cfg, weights, device)
     task = as_task(model)
-    parts = task.checkpoint_parts()
-    AtomicCheckpointer(task.eval_model, "", **parts).load(str(weights))
     loader = instantiate(cfg.dataloader.train)
-    objectives = Objectives(
-        {k: v for k, v in OmegaConf.to_container(cfg.objectives).items() if v is not None}
-    )
+    patterns = OmegaConf.to_container(cfg.objectives, resolve=True)
+    objectives = Objectives({name: group for name, group in patterns.items() if group is not None})
     total = torch.zeros(len(objectives), dtype=torch.float64)
     count = images // batch_size
     for number, batch in enumerate(islice(loader, count)):
         with torch.no_grad(), seeded_rng(step_seed(SEED, number, 0, 0), device):
             total += objectives(model(task.prepare_batch(batch))).double().cpu()
     values = dict(zip(objectives.names, (total / count).tolist(), strict=True))
-    return ValidationLosses(values, _method(cfg), _fixed_weights(cfg), count * batch_size)
+    method = _method(cfg.model.method) if len(objectives) > 1 and "method" in cfg.model else ""
+    return ValidationLosses(values, method, _fixed_weights(cfg.balancer, objectives), count * batch_size)
 
 
-def _method(cfg: DictConfig) -> str:
-    node = cfg.model.get("method")
-    if node is None or len(cfg.objectives) < 2 or cfg.objectives.get("distill", "") is None:
-        return ""
+def _method(node: DictConfig) -> str:
     settings = ", ".join(f"{key} {value}" for key, value in node.items() if key != "_target_")
     name = str(node["_target_"]).rpartition(".")[2]
     return f"{name} ({settings})" if settings else name
 
 
-def _fixed_weights(cfg: DictConfig) -> Mapping[str, float] | None:
-    balancer: Any = instantiate(cfg.balancer)
-    if not isinstance(balancer, FixedWeights):
+def _fixed_weights(node: DictConfig, objectives: Objectives) -> Mapping[str, float] | None:
+    target = node["_target_"]
+    if (locate(target) if isinstance(target, str) else target) is not FixedWeights:
         return None
-    return {name: float(weight) for name, weight in (cfg.balancer.get("weights") or {}).items()}
+    given = OmegaConf.to_container(node).get("weights", 1.0)
+    weights = per_objective(given, objectives.names, "balancer.weights").tolist()
+    return dict(zip(objectives.names, weights, strict=True))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -10,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from detectron2.config import instantiate
 from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -18,9 +16,9 @@ from torch.utils.hooks import RemovableHandle
 from mokd_det.checkpoint import load_file
 from mokd_det.config import TrainSettings
 from mokd_det.contract import as_task
-from mokd_det.engine.checkpointing import AtomicCheckpointer
 from mokd_det.engine.seeded_rng import seeded_rng, step_seed
 from mokd_det.engine.setup import pick_device
+from mokd_det.engine.training_model import load_training_model
 from mokd_det.errors import CheckpointError
 from mokd_det.guard.batch_numbers import IMAGES, bad_positions, describe_images, number_sums
 from mokd_det.guard.plain_batch import from_plain
@@ -112,15 +110,7 @@ def replay_step(cfg: DictConfig, file: str) -> Replay:
         raise CheckpointError(f"'{file}' is no kept batch: it has no '{lacking[0]}'")
     settings = TrainSettings.from_config(cfg.train)
     device = pick_device(settings.device)
-    if cfg.model.get("teacher_cache") is not None:
-        # The teacher itself says the same but for the cache's rounding, wherever the folder is by now.
-        cfg = copy.deepcopy(cfg)
-        cfg.model.teacher_cache = None
-    model = instantiate(cfg.model).to(device)
-    task = as_task(model)
-    parts = {name: part for name, part in task.checkpoint_parts().items() if name in content}
-    AtomicCheckpointer(task.eval_model, "", **parts).load(file)
-    model.train()
+    model = load_training_model(cfg, file, device, parts=content)
     autocast: AbstractContextManager[Any] = nullcontext()
     if settings.amp.enabled:
         autocast = torch.autocast(device.type, dtype=getattr(torch, settings.amp.dtype))

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from mokd_det.visualization.figure_style import figure_style, new_figure
-from mokd_det.visualization.inline_svg import figure_svg, svg_text
+from mokd_det.visualization.inline_svg import figure_svg
 from mokd_det.visualization.predictions import BoxSet, draw_boxes
 
 __all__ = ["boxes_picture", "image_data", "is_small"]
@@ -87,4 +87,4 @@ def boxes_picture(
     title = ElementTree.Element("title")
     title.text = described
     svg.insert(0, title)
-    return svg_text(svg)
+    return ElementTree.tostring(svg, encoding="unicode")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -51,7 +52,7 @@ def draw(options: argparse.Namespace) -> None:
     for label, losses in runs.items():
         if losses.method:
             weights = losses.weights
-            weight = None if weights is None else weights.get(y, 1.0) / weights.get(x, 1.0)
+            weight = None if weights is None else weights[y] / weights[x] if weights[x] else math.inf
             point = FrontierPoint(label, losses.values[x], losses.values[y], weight)
             panels.setdefault(losses.method, []).append(point)
     alone = [losses.values[x] for losses in runs.values() if not losses.method]

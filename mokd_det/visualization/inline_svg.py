@@ -53,7 +53,7 @@ def chart_svg(chart: Chart) -> str:
     labels = ", ".join(dict.fromkeys(curve.label for curve in chart.curves))
     svg = figure_svg(figure, said)
     svg.set("aria-label", f"{chart.title}: {labels}")
-    return svg_text(svg)
+    return ElementTree.tostring(svg, encoding="unicode")
 
 
 def figure_svg(
@@ -106,18 +106,13 @@ def _shown(
             yield name, told, child
 
 
-def svg_text(svg: ElementTree.Element) -> str:
-    """An element of :func:`figure_svg` as it is written into a page."""
-    text = ElementTree.tostring(svg, encoding="unicode")
-    text = re.sub(r"#fe00([0-9a-f]{2})", lambda found: f"var(--c{int(found[1], 16)})", text)
-    for colour, name in _THEME.items():
-        text = text.replace(colour, name)
-    return text
-
-
 def _add(svg: ElementTree.Element, tag: str, style: str, **attributes: str | None) -> ElementTree.Element:
-    """An element with short numbers in one line, and with the style's font family left to the page."""
-    attributes["style"] = re.sub(r"font-family: [^;]*;? ?", "", style) or None
+    """An element with short numbers in one line, and with the style's font family and colours left to the page."""
+    style = re.sub(r"font-family: [^;]*;? ?", "", style)
+    style = re.sub(r"#fe00([0-9a-f]{2})", lambda found: f"var(--c{int(found[1], 16)})", style)
+    for colour, name in _THEME.items():
+        style = style.replace(colour, name)
+    attributes["style"] = style or None
     kept = {key: _short(value) if key != "style" else value for key, value in attributes.items() if value}
     return ElementTree.SubElement(svg, tag, kept)
 

@@ -69,6 +69,16 @@ def test_colours_are_the_style_sheets():
     assert all(f"var(--{name})" in style for name in ("c1", "ink", "soft", "rule")) and "#" not in style
 
 
+def test_a_text_that_looks_like_a_colour_stays_a_text():
+    text = f"#262626 {page_colour(3)}"
+    root = chart(Curve(text, page_colour(1), np.array([0.0, 1.0]), np.array([1.0, 2.0])))
+    assert root.get("aria-label") == f"a <b>: {text}"
+    truth = BoxSet(np.array([[0, 0, 30, 30.0]]), np.array([0]))
+    pixels = np.zeros((50, 60, 3), dtype=np.uint8)
+    picture = ElementTree.fromstring(boxes_picture(pixels, truth, truth, [text], text))
+    assert picture.find("title").text == text and text in [node.text.strip() for node in picture.iter("text")]
+
+
 def test_gaps_and_what_has_no_logarithm_are_left_out():
     svg = chart(curve([0, 1, 2, 3, 4], [1, np.nan, 2, -1, 3]), scale="log")
     assert len(list(svg.iter("circle"))) == 3

@@ -12,6 +12,7 @@ from detectron2.config import LazyConfig, instantiate
 from mokd_det.checkpoint import write_file
 from mokd_det.config import load_config
 from mokd_det.engine.checkpointing import AtomicCheckpointer
+from mokd_det.experiments.validation_losses import validation_losses
 from mokd_det.tools.plot_frontier import main
 from tests.report.tiny_run import ROOT, tiny_dataset
 
@@ -71,6 +72,17 @@ def test_losses_are_the_runs_own_on_equal_images(tmp_path: Path, dataset: str, t
     assert found["alone"]["values"]["task"] == pytest.approx(found["weak"]["values"]["task"], rel=1e-6)
     assert found["amortised"]["weights"] is None and found["weak"]["weights"] == {"distill": 0.5, "task": 1.0}
     assert found["regression"]["method"] != found["weak"]["method"] == found["amortised"]["method"]
+
+
+@pytest.mark.parametrize("weights", ["2.0", "[2.0, 2.0]", "{distill: 2.0, task: 2.0}"])
+def test_fixed_weights_are_read_in_each_of_their_forms(tmp_path, dataset, teacher, weights) -> None:
+    run = finished(
+        tmp_path / "run",
+        dataset,
+        teacher,
+        f"balancer={{_target_: mokd_det.balancing.FixedWeights, weights: {weights}}}",
+    )
+    assert validation_losses(Path(run), dataset, 2).weights == {"distill": 2.0, "task": 2.0}
 
 
 @pytest.mark.parametrize(
