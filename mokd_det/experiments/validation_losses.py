@@ -68,6 +68,8 @@ def validation_losses(run: Path, dataset: str, images: int) -> ValidationLosses:
             f"'{run}' is no detector's training: its dataloader.train.dataset is no registered name"
         )
     cfg = load_config(config, [f"dataloader.train.dataset={dataset}", f"dataloader.train.seed={SEED}"])
+    if cfg.dataloader.train.get("draw") is not None:
+        cfg.dataloader.train.draw = None  # of the training's images, not of these
     batch_size = cfg.dataloader.train.total_batch_size
     if images < batch_size:
         raise ConfigError(f"--images {images} is less than a batch of '{run}', {batch_size}")

@@ -68,6 +68,8 @@ NOT_RUN = {
     r"^make (test|setup)\b": "the tests themselves, and what they run in",
     r"replay_batch.py output/run/": "a batch that a real training refused; docs/tools.md makes one",
     r"benchmarks/methods.py": "minutes of timing; tests/benchmarks runs the programs",
+    r"draw=\{count: 1000": "a thousand scenes; the place of these tests has forty",
+    r"plot_frontier.py RUN ": "the search's runs, whose weights are not kept; docs/tools.md runs the tool",
     r"mokd_transformers.py": "run by tests/config_room/test_transformers_configs.py",
 }
 

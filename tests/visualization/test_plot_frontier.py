@@ -74,6 +74,16 @@ def test_losses_are_the_runs_own_on_equal_images(tmp_path: Path, dataset: str, t
     assert found["regression"]["method"] != found["weak"]["method"] == found["amortised"]["method"]
 
 
+def test_a_draw_of_the_trainings_images_is_none_of_these(tmp_path, dataset, teacher) -> None:
+    drawn = "dataloader.train.draw={count: 5, seed: 3}"
+    runs = [
+        finished(tmp_path / name, dataset, teacher, FIXED % 1.0, *more)
+        for name, more in (("all", ()), ("drawn", (drawn,)))
+    ]
+    found = [validation_losses(Path(run), dataset, 6) for run in runs]
+    assert found[0].values == found[1].values and found[0].images == 6
+
+
 @pytest.mark.parametrize("weights", ["2.0", "[2.0, 2.0]", "{distill: 2.0, task: 2.0}"])
 def test_fixed_weights_are_read_in_each_of_their_forms(tmp_path, dataset, teacher, weights) -> None:
     run = finished(
