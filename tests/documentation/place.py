@@ -18,7 +18,7 @@ from tests.config_room.test_own_data import small
 from tests.documentation.pages import ROOT
 from tests.documentation.parsing import tool_of
 
-COUNTS = {"train": 40, "val": 8, "test": 24}
+COUNTS = {"train": 40, "val": 16, "test": 24}
 CUSTOM = "configs/custom/mokd_vidt_nano.py"
 _STEPS = ["train.max_iter=2", "train.eval_period=0", "train.log_period=1", "train.device=cpu"]
 _PHOTOGRAPHS = [
