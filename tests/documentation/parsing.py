@@ -112,6 +112,9 @@ def _check_python(arguments: list[str]) -> None:
 
 def _check_pip(arguments: list[str]) -> None:
     """pip's own parser; files of the checkout and extras that it installs are there."""
+    # Before pip: where pip is imported first, setuptools cannot be imported in this process any more (Python < 3.12),
+    # and torch's environment report, which every training writes, imports it.
+    import setuptools  # noqa: F401
     from pip._internal.commands import create_command
 
     options, names = create_command(arguments[0]).parse_args(arguments[1:])
