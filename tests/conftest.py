@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import forks
+
 GIB_PER_PROCESS = 3.0
 """Torch and what a test makes, and the processes that some tests start."""
 
@@ -30,6 +32,12 @@ def _gib_available() -> float:
     if limit.is_file() and limit.read_text().strip() != "max":
         available = min(available, (int(limit.read_text()) - int(used.read_text())) / 2**30)
     return available
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Now that the tests' imports are done and none has run, fork what their programs are forks of."""
+    if session.items and not session.config.option.collectonly:
+        forks.start_server()
 
 
 @pytest.fixture(autouse=True)

@@ -1,12 +1,12 @@
-"""The cells of the comparisons in docs/results.md: four losses, each at its best fixed weight and amortised, three
-controls of the amortised weights, and methods for detectors at their best of three weights.
+"""The cells of the comparisons in docs/results.md: four losses, each at its best fixed weight and amortised, and
+methods for detectors at their best of three weights.
 
 Weights and learning rate were searched on a replicate that is not reported, on validation images.
 """
 
 from detectron2.config import LazyCall as L
 
-from mokd_det.balancing import ClosedForm, FixedWeights, MeanOf, Replay, SumNorm
+from mokd_det.balancing import ClosedForm, FixedWeights
 from mokd_det.distillation import MoKD, NoDistillation, TokenMatching, VkD
 
 from .detector_methods import methods as detectors
@@ -33,15 +33,6 @@ for name, label, method, weight in (
         ("closed_form", "closed form", L(ClosedForm)()),
     ):
         methods[f"{name}_{kind}"] = dict(label=f"{label}, {said}", method=method, balancer=balancer)
-# what of amortised weights adapts: their mean, those of the next replicate, their direction at the length of the sum
-for name, said, balancer in (
-    ("mean_weight", "mean weight of amortised", L(MeanOf)(run="{run:similarity_amortized}")),
-    ("replayed", "another replicate's π", L(Replay)(run="{run:similarity_amortized:other}")),
-    ("sum_norm", "amortised, norm of the sum", L(SumNorm)(balancer=mokd["balancer"])),
-):
-    methods[f"similarity_{name}"] = dict(
-        label=f"MoKD similarity, {said}", method=similarity, balancer=balancer
-    )
 # times the weights in detector_methods.py
 for name, weight in dict(pkd=1 / 4, mgd=100, fgd=4, detr_distill=1, kd_detr=1 / 4, foundation=1).items():
     label = f"{detectors[name]['label']}, {weight:g} × published"

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mokd_det.balancing import ClosedForm, StepContext
 from mokd_det.balancing.objective_gradients import ObjectiveGradients
 from tests.balancing.toy import BALANCERS, Batch, ToyStudent, ToyTraining, joined, toy_batch
+from tests.forks import spawn
 
 STEPS = 4
 MICRO_BATCHES = (1, 2)
@@ -77,7 +77,7 @@ def worker(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(worker, (str(folder),), nprocs=2)
+    spawn(worker, (str(folder),), 2)
     return [torch.load(Path(folder) / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
 
 

@@ -18,9 +18,9 @@ from mokd_det.classification import (
     build_classification_test_loader,
 )
 from mokd_det.classification.calibration import expected_calibration_error
-from mokd_det.engine.launch import launch
 from mokd_det.errors import ConfigError, DatasetError, InvalidLossError
 from tests.classification import evaluator_workers
+from tests.forks import launch
 
 
 def dataset(labels, classes: int) -> ArrayDataset:

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 
 from mokd_det.distillation import CRD
 from mokd_det.distillation.context import MethodContext
 from tests.distillation.method_goldens import vectors
+from tests.forks import spawn
 
 IMAGES, STEPS = 12, 2
 
@@ -41,7 +41,7 @@ def worker(rank: int, folder: str) -> None:
 
 @pytest.mark.slow
 def test_processes_share_their_banks(tmp_path: Path) -> None:
-    mp.spawn(worker, (str(tmp_path),), nprocs=2)
+    spawn(worker, (str(tmp_path),), 2)
     alone = train(0, 1)
     assert not torch.equal(alone["bank_s"], CRD(IMAGES, dim=4).bank_s)
     for rank in range(2):

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 
 from mokd_det.distillation import FGD, KDDETR, LD, MGD, PKD, CrossKD, DETRDistill, FoundationFeatures, Method
@@ -18,6 +17,7 @@ from mokd_det.distillation.taps import TapValue
 from mokd_det.layers.tap_point import FeatureMap
 from tests.distillation.method_goldens import set_up
 from tests.distillation.test_cross_kd import Dense
+from tests.forks import spawn
 
 SHARES = (slice(0, 1), slice(1, 4))
 
@@ -128,7 +128,7 @@ def worker(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder: Path = tmp_path_factory.mktemp("ranks")
-    mp.spawn(worker, (str(folder),), nprocs=2)
+    spawn(worker, (str(folder),), 2)
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
 
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch import Tensor
 
 from mokd_det.classification import ClassificationBatch, ImageClassifier
@@ -50,6 +49,7 @@ from tests.distillation.cached_views import (
 )
 from tests.engine.helpers import differences, snapshot
 from tests.engine.toy import toy_item
+from tests.forks import spawn
 
 CPU = torch.device("cpu")
 
@@ -547,7 +547,7 @@ def test_two_runs_share_a_directory(folder: str) -> None:
 
 @pytest.mark.slow
 def test_two_ranks_train_as_without_a_cache_and_read_each_others_rows(tmp_path: Path) -> None:
-    mp.spawn(rank_worker, (str(tmp_path),), nprocs=2)
+    spawn(rank_worker, (str(tmp_path),), 2)
     ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
     for name, value in ranks[0]["student"].items():
         if "running" not in name and "num_batches" not in name:

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -16,6 +15,7 @@ from mokd_det.balancing import Amortized, FixedWeights, Objectives
 from mokd_det.distillation import Distiller, HungarianTokenMatching, MoKD
 from mokd_det.engine import MoKDTrainer
 from tests.distillation.test_transformers_pairs import OBJECTIVES, batch, hf
+from tests.forks import spawn
 
 pytest.importorskip("transformers")
 
@@ -67,7 +67,7 @@ NAMES = ("distilled", "alone")
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(worker, (str(folder),), nprocs=2)
+    spawn(worker, (str(folder),), 2)
     return [torch.load(Path(folder) / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
 
 

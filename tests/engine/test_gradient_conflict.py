@@ -18,7 +18,6 @@ from mokd_det.balancing.conflict import gram_scalars
 from mokd_det.config import load_config
 from mokd_det.contract.parameter_parts import split_by_part
 from mokd_det.engine import AtomicCheckpointer
-from mokd_det.engine import launch as launch_function
 from mokd_det.engine.gradient_conflict import GradientConflict
 from mokd_det.errors import ConfigError
 from mokd_det.visualization import dynamics_figure, read_run
@@ -28,6 +27,7 @@ from tests.engine.gradient_conflict_runs import BALANCERS, measured, trained
 from tests.engine.helpers import differences, make_trainer, snapshot
 from tests.engine.test_train_net import run_here
 from tests.engine.toy import Recorder, ToyDetector, ToyLoader
+from tests.forks import launch
 
 ROOT = Path(__file__).parents[2]
 PARTS = ("backbone", "heads")
@@ -333,7 +333,7 @@ def test_the_time_of_a_measurement_is_in_no_other_part():
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    assert launch_function(gradient_conflict_runs.train_on_each_rank, 2, args=(str(folder),)) == 0
+    assert launch(gradient_conflict_runs.train_on_each_rank, 2, args=(str(folder),)) == 0
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
 
 

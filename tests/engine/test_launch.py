@@ -20,6 +20,7 @@ from mokd_det.engine.launch import (
 )
 from mokd_det.errors import ConfigError
 from tests.engine import launch_workers
+from tests.forks import launch
 
 
 def fail(error: Exception) -> None:
@@ -70,7 +71,7 @@ def test_a_failing_rank_ends_the_others_and_speaks_once(tmp_path, capfd, monkeyp
 
 def test_a_killed_rank_ends_the_others_and_is_named(capfd):
     start = time.monotonic()
-    assert launch_function(launch_workers.die_without_a_word, 2, grace_seconds=0.5) == EXIT_BUG
+    assert launch(launch_workers.die_without_a_word, 2, grace_seconds=0.5) == EXIT_BUG
     assert time.monotonic() - start < 200.0
     message = capfd.readouterr().err
     assert "the process of rank 0 was ended by signal SIGKILL (often: out of memory)" in message
@@ -111,12 +112,7 @@ def test_a_busy_address_is_one_line(capfd):
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"tcp://127.0.0.1:{server.getsockname()[1]}"
         # One machine of one process would not meet anybody, so two, of which the other never comes.
-        assert (
-            launch_function(
-                print, 1, num_machines=2, machine_rank=0, dist_url=url, timeout=timedelta(seconds=20)
-            )
-            == 2
-        )
+        assert launch(print, 1, num_machines=2, dist_url=url, timeout=timedelta(seconds=20)) == 2
     said = capfd.readouterr().err.splitlines()
     errors = [line for line in said if line.startswith("error: ")]
     assert errors == [

@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -19,8 +20,8 @@ from mokd_det.engine import launch as launch_function
 from mokd_det.errors import CheckpointError, ConfigError
 from mokd_det.tools.train_net import train
 from tests.engine.helpers import differences, loggers_restored
-from tests.reliability.conftest import tools  # noqa: F401
-from tests.reliability.tool_server import ToolServer
+from tests.forks import environment, launch
+from tests.forks import run as run_forked
 
 ROOT = Path(__file__).parents[2]
 TOOL = ROOT / "tools" / "train_net.py"
@@ -43,21 +44,12 @@ def run_here(output_dir: Path, *arguments: str, config: Path = CONFIG) -> None:
         train(parsed)
 
 
-def run_tool(output_dir: Path, *arguments: str, config: Path = CONFIG) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [
-            sys.executable,
-            str(TOOL),
-            "--config-file",
-            str(config),
-            f"train.output_dir={output_dir}",
-            *arguments,
-        ],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=180,
-    )
+def run_tool(
+    output_dir: Path, *arguments: str, config: Path = CONFIG, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """The tool as a program, in a fork."""
+    command = [sys.executable, str(TOOL), "--config-file", str(config), f"train.output_dir={output_dir}"]
+    return run_forked([*command, *arguments], env=environment() if env is None else env)
 
 
 def metrics(output_dir: Path) -> list[dict]:
@@ -114,17 +106,15 @@ def whole_classification_run(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("task", CONFIGS)
-def test_a_killed_run_resumes_bit_exactly(task, tools: ToolServer, request, tmp_path):  # noqa: F811
+def test_a_killed_run_resumes_bit_exactly(task, request, tmp_path):
     whole_run = request.getfixturevalue("whole_run" if task == "detection" else "whole_classification_run")
     kill_at = random.Random(os.urandom(4)).randrange(1, 12)
-    log = tmp_path / "output.txt"
-    arguments = ["--config-file", str(CONFIGS[task]), f"train.output_dir={tmp_path}"]
-    assert tools.run("train_net.py", log, *arguments, f"dataloader.train.kill_at={kill_at}") == -9, (
-        log.read_text()
-    )
-    assert tools.run("train_net.py", log, *arguments, "--resume") == 0, log.read_text()
+    killed = run_tool(tmp_path, f"dataloader.train.kill_at={kill_at}", config=CONFIGS[task])
+    assert killed.returncode == -9, killed
+    resumed = run_tool(tmp_path, "--resume", config=CONFIGS[task])
+    assert resumed.returncode == 0, resumed
     first_checkpoint_exists = kill_at >= 3
-    assert ("Resuming at iteration" in log.read_text()) == first_checkpoint_exists, kill_at
+    assert ("Resuming at iteration" in resumed.stdout + resumed.stderr) == first_checkpoint_exists, kill_at
     whole, parts = (load_file(path / "model_final.pth") for path in (whole_run, tmp_path))
     assert differences(whole, parts) == [], f"killed at {kill_at}"
     assert [line["iteration"] for line in metrics(tmp_path)] == [1, 3, 5, 7, 9, 11, 12]
@@ -136,9 +126,7 @@ def test_a_killed_run_resumes_bit_exactly(task, tools: ToolServer, request, tmp_
 def test_two_processes_equal_one_with_the_same_batch(task, tmp_path):
     settings = (*DETERMINISTIC[task], "train.max_iter=6", "train.eval_period=0")
     run_here(tmp_path / "one", *settings, config=CONFIGS[task])
-    assert (
-        launch_function(partial(run_here, config=CONFIGS[task]), 2, args=(tmp_path / "two", *settings)) == 0
-    )
+    assert launch(partial(run_here, config=CONFIGS[task]), 2, args=(tmp_path / "two", *settings)) == 0
     one, other = (load_file(tmp_path / name / "model_final.pth") for name in ("one", "two"))
     for name, value in one["model"].items():
         torch.testing.assert_close(other["model"][name], value, rtol=1e-6, atol=1e-6, msg=name)
@@ -185,7 +173,7 @@ def test_the_best_averaged_student(tmp_path):
 def test_a_bad_loss_on_one_rank_stops_all_with_one_line(tmp_path, capfd):
     # Sample 7 is in the second half of batch 1: it is rank 1 that sees it.
     poison = "dataloader.train.poison={7: {loss_bbox: nan}}"
-    assert launch_function(run_here, 2, args=(tmp_path, poison)) == 2
+    assert launch(run_here, 2, args=(tmp_path, poison)) == 2
     captured = capfd.readouterr()
     errors = [line for line in captured.err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1

@@ -17,12 +17,13 @@ from mokd_det import model_zoo
 from mokd_det.checkpoint import load_file, load_into
 from mokd_det.engine.inference_model import load_inference_model
 from mokd_det.errors import ConfigError
-from mokd_det.experiments import quickstart
+from mokd_det.experiments import quickstart, run_queue
 from mokd_det.experiments.quickstart_tasks import Detection
 from mokd_det.experiments.replicates_say import replicates_say
 from mokd_det.experiments.run_queue import Job
 from mokd_det.folder_lock import locked_folder
 from mokd_det.tools import quickstart as tool
+from tests.forks import ForkedSubprocess
 
 
 @pytest.fixture
@@ -42,6 +43,7 @@ def demo(tmp_path_factory):
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DETECTRON2_DATASETS", str(output / "datasets"))
+        patch.setattr(run_queue, "subprocess", ForkedSubprocess)
         patch.setattr(Detection, "counts", {"train": 60, "val": 6, "test": 6})
         with contextlib.redirect_stdout(io.StringIO()) as said:
             patch.setattr(quickstart, "TIMED_IMAGES", 3)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -34,6 +32,7 @@ from mokd_det.export import (
 from mokd_det.layers import MultiScaleDeformableAttention
 from mokd_det.tools import export
 from tests.export.small_models import MOKD, ROOT, STUDENT, digit_images, from_config, vidt_plus
+from tests.forks import environment, run
 
 # alone, two of the same size, padded and odd, smaller than any stride, five at once
 SIZES = (
@@ -183,12 +182,7 @@ def test_train_net_evaluates_the_safetensors_file(exported: Path, data: Path, tm
         f"train.init_checkpoint={exported / 'student.safetensors'}",
         f"train.output_dir={tmp_path}",
     ]
-    environment = os.environ | {
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-        "DETECTRON2_DATASETS": str(data),
-    }
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    done = run(command, env=environment(DETECTRON2_DATASETS=data))
     assert done.returncode == 0, done.stderr[-2000:]
     assert "AP" in json.loads((tmp_path / "results.json").read_text())["bbox"]
 

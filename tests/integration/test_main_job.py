@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from detectron2.config import instantiate
 from mokd_det.checkpoint import load_file
 from mokd_det.config import load_config
 from mokd_det.data import digits
+from tests.forks import Program, environment
 
 ROOT = Path(__file__).parents[2]
 TEACHER = ROOT / "configs" / "quickstart" / "teacher.py"
@@ -37,29 +38,18 @@ class Workshop:
         self.root = root
         digits.generate("digits", root / "datasets", counts={"train": 48, "val": 6, "test": 6})
 
-    def start(self, config: Path, output: str, *overrides: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [
-                sys.executable,
-                str(ROOT / "tools" / "train_net.py"),
-                "--config-file",
-                str(config),
-                f"train.output_dir={self.root / output}",
-                *overrides,
-            ],
-            env={
-                **os.environ,
-                "PYTHONPATH": str(ROOT),
-                "OMP_NUM_THREADS": "1",
-                "DETECTRON2_DATASETS": str(self.root / "datasets"),
-            },
+    def start(self, config: Path, output: str, *overrides: str, fresh: bool = False) -> Program:
+        """A fork, or a process that imports everything itself."""
+        tool = [sys.executable, str(ROOT / "tools" / "train_net.py"), "--config-file", str(config)]
+        return (partial(subprocess.Popen, text=True) if fresh else Program)(
+            [*tool, f"train.output_dir={self.root / output}", *overrides],
+            env=environment(DETECTRON2_DATASETS=self.root / "datasets"),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
         )
 
-    def run(self, config: Path, output: str, *overrides: str) -> Path:
-        process = self.start(config, output, *overrides)
+    def run(self, config: Path, output: str, *overrides: str, fresh: bool = False) -> Path:
+        process = self.start(config, output, *overrides, fresh=fresh)
         text = process.communicate(timeout=240)[0]
         assert process.returncode == 0, text[-3000:]
         return self.root / output
@@ -72,7 +62,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
 
 @pytest.fixture(scope="module")
 def teacher(workshop: Workshop) -> Path:
-    return workshop.run(TEACHER, "teacher", "train.max_iter=2", *SHORT) / "student_final.pth"
+    return workshop.run(TEACHER, "teacher", "train.max_iter=2", *SHORT, fresh=True) / "student_final.pth"
 
 
 @pytest.fixture(scope="module")
@@ -154,9 +144,8 @@ def assert_equal(ours: object, theirs: object, path: str) -> None:
 
 def test_two_processes_distil(workshop: Workshop, teacher: Path) -> None:
     """Several processes on a CPU take the same path as several GPUs; π is computed from all of them."""
-    out = workshop.run(
-        MOKD, "two", "--num-gpus", "2", "train.max_iter=2", f"model.teacher_checkpoint={teacher}", *SHORT
-    )
+    given = ("--num-gpus", "2", "train.max_iter=2", f"model.teacher_checkpoint={teacher}", *SHORT)
+    out = workshop.run(MOKD, "two", *given, fresh=True)
     lines = [json.loads(line) for line in (out / "metrics.json").read_text().splitlines()]
     assert [line["iteration"] for line in lines if "pi/distill" in line] == [0, 1]
     assert (out / "student_final.pth").is_file()

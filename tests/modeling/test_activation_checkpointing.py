@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from detectron2.engine import create_ddp_model
 from detectron2.utils.events import EventStorage
 from torch import Tensor
@@ -18,6 +17,7 @@ from mokd_det.balancing import Amortized, Balancer, ClosedForm, Objectives
 from mokd_det.distillation import Distiller, MoKD
 from mokd_det.engine import MoKDTrainer
 from mokd_det.modeling import ViDT
+from tests.forks import spawn
 from tests.modeling.test_vidt import item, small_vidt
 
 BATCH = [item(64, 48, seed=0), item(40, 72, seed=1)]
@@ -112,7 +112,7 @@ def worker(rank: int, folder: str) -> None:
 
 
 def test_data_parallel_training_is_bit_equal(tmp_path: Path) -> None:
-    mp.spawn(worker, (str(tmp_path),), nprocs=2)
+    spawn(worker, (str(tmp_path),), 2)
     (plain, checkpointed), (_, other) = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
     assert all(torch.equal(plain[name], checkpointed[name]) for name in plain)
     assert all(torch.equal(checkpointed[name], other[name]) for name in other)

@@ -8,6 +8,7 @@ import re
 import resource
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,8 +21,8 @@ from mokd_det.engine.launch import EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USER_ERR
 from mokd_det.engine.machine_error import is_lost_worker
 from mokd_det.engine.termination import FIRST_INTERRUPT
 from tests.engine.helpers import differences
-from tests.engine.test_train_net import metrics
-from tests.reliability.tool_server import ToolServer
+from tests.engine.test_train_net import TOOL, metrics
+from tests.forks import Program, environment
 from tests.reliability.toys import PixelSum
 
 HERE = Path(__file__).parent
@@ -31,18 +32,23 @@ CONFIG = HERE / "fault_config.py"
 class Run:
     """One output directory, in which the tool is started again and again."""
 
-    def __init__(self, tools: ToolServer, directory: Path, *arguments: str, config: Path = CONFIG) -> None:
-        self.tools, self.directory, self.arguments, self.config = tools, directory, arguments, config
+    def __init__(self, directory: Path, *arguments: str, config: Path = CONFIG) -> None:
+        self.directory, self.arguments, self.config = directory, arguments, config
         self.log = directory.with_suffix(".log")
 
-    def start(self, *arguments: str) -> int:
-        output = f"train.output_dir={self.directory}"
-        return self.tools.start(
-            "train_net.py", self.log, "--config-file", str(self.config), output, *self.arguments, *arguments
-        )
+    def start(self, *arguments: str) -> Program:
+        command = [sys.executable, TOOL, "--config-file", self.config, f"train.output_dir={self.directory}"]
+        with open(self.log, "w") as log:
+            return Program(
+                [*map(str, command), *self.arguments, *arguments],
+                stdout=log,
+                stderr=log,
+                env=environment(),
+                start_new_session=True,
+            )
 
     def run(self, *arguments: str) -> int:
-        return self.tools.wait(self.start(*arguments))
+        return self.start(*arguments).wait(120)
 
     @property
     def said(self) -> str:
@@ -60,9 +66,9 @@ class Run:
 
 
 @pytest.fixture(scope="session")
-def whole(tools: ToolServer, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
     """An uninterrupted run and its seconds."""
-    run = Run(tools, tmp_path_factory.mktemp("faults") / "whole")
+    run = Run(tmp_path_factory.mktemp("faults") / "whole")
     start = time.monotonic()
     assert run.run() == 0, run.said
     return run.directory, time.monotonic() - start
@@ -91,18 +97,18 @@ def while_writing(generator: random.Random, seconds: float) -> Callable[[Run], N
     return wait
 
 
-def check_kills(tools: ToolServer, whole: tuple[Path, float], tmp_path: Path, kills: int, seed: int) -> None:
+def check_kills(whole: tuple[Path, float], tmp_path: Path, kills: int, seed: int) -> None:
     reference, seconds = whole
     wanted = load_file(reference / "model_final.pth")
     generator = random.Random(seed)
     half_written = running = 0
     for number in range(kills):
         moment = (while_writing if number % 2 else at_a_random_time)(generator, seconds)
-        run = Run(tools, tmp_path / f"run{number}")
-        pid = run.start()
+        run = Run(tmp_path / f"run{number}")
+        process = run.start()
         moment(run)
-        os.kill(pid, signal.SIGKILL)
-        running += tools.wait(pid) == -signal.SIGKILL
+        os.kill(process.pid, signal.SIGKILL)
+        running += process.wait(120) == -signal.SIGKILL
         half_written += (
             any(".partial-" in name for name in os.listdir(run.directory)) if run.directory.exists() else 0
         )
@@ -116,22 +122,22 @@ def check_kills(tools: ToolServer, whole: tuple[Path, float], tmp_path: Path, ki
     assert half_written >= kills // 10, "no kill met a checkpoint that was being written"
 
 
-def test_killed_at_random_moments(tools, whole, tmp_path):
-    check_kills(tools, whole, tmp_path, kills=6, seed=int.from_bytes(os.urandom(3), "big"))
+def test_killed_at_random_moments(whole, tmp_path):
+    check_kills(whole, tmp_path, kills=6, seed=int.from_bytes(os.urandom(3), "big"))
 
 
 @pytest.mark.slow
-def test_killed_at_50_random_moments(tools, whole, tmp_path):
-    check_kills(tools, whole, tmp_path, kills=50, seed=int.from_bytes(os.urandom(3), "big"))
+def test_killed_at_50_random_moments(whole, tmp_path):
+    check_kills(whole, tmp_path, kills=50, seed=int.from_bytes(os.urandom(3), "big"))
 
 
-def test_killed_twice_before_and_after_a_resume(tools, whole, tmp_path):
-    run = Run(tools, tmp_path / "run")
+def test_killed_twice_before_and_after_a_resume(whole, tmp_path):
+    run = Run(tmp_path / "run")
     for name in ("model_0000002.pth", "model_0000005.pth"):
-        pid = run.start("--resume")
+        process = run.start("--resume")
         run.wait_for(name)
-        os.kill(pid, signal.SIGKILL)
-        tools.wait(pid)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait(120)
     assert run.run("--resume") == 0, run.said
     assert (
         differences(load_file(whole[0] / "model_final.pth"), load_file(run.directory / "model_final.pth"))
@@ -140,9 +146,9 @@ def test_killed_twice_before_and_after_a_resume(tools, whole, tmp_path):
 
 
 @pytest.mark.parametrize("left", ["nothing", "an older one"])
-def test_killed_between_the_last_periodic_and_the_final_checkpoint(tools, whole, tmp_path, left):
+def test_killed_between_the_last_periodic_and_the_final_checkpoint(whole, tmp_path, left):
     """There is no step left that could write the final one."""
-    run = Run(tools, tmp_path / "run")
+    run = Run(tmp_path / "run")
     shutil.copytree(whole[0], run.directory)
     (run.directory / "last_checkpoint").write_text("model_0000007.pth")
     (run.directory / "model_final.pth").unlink()
@@ -154,19 +160,18 @@ def test_killed_between_the_last_periodic_and_the_final_checkpoint(tools, whole,
     assert (run.directory / "last_checkpoint").read_text() == "model_final.pth"
 
 
-def test_sigterm_saves_and_says_so(tools, whole, tmp_path):
+def test_sigterm_saves_and_says_so(whole, tmp_path):
     run = Run(
-        tools,
         tmp_path / "run",
         "train.checkpointer.period=1000",
         f"dataloader.train.signal_file={tmp_path}/go",
     )
-    pid = run.start("dataloader.train.wait_at=3")
+    process = run.start("dataloader.train.wait_at=3")
     run.wait_for("../go.waiting")
-    os.kill(pid, signal.SIGTERM)
+    os.kill(process.pid, signal.SIGTERM)
     time.sleep(0.1)
     (tmp_path / "go").touch()
-    assert tools.wait(pid, timeout=60) == EXIT_STOPPED == 143
+    assert process.wait(60) == EXIT_STOPPED == 143
     # Asked while the fourth batch was loaded: that step was finished, saved, and none after it begun.
     assert (run.directory / "last_checkpoint").read_text() == "model_0000003.pth"
     assert "SIGTERM: stopped after iteration 3; --resume continues" in run.said
@@ -178,35 +183,34 @@ def test_sigterm_saves_and_says_so(tools, whole, tmp_path):
     assert [line["iteration"] for line in metrics(run.directory)] == list(range(8))
 
 
-def test_sigterm_in_the_last_step_lets_the_run_finish(tools, tmp_path):
-    run = Run(tools, tmp_path / "run", "train.max_iter=2", f"dataloader.train.signal_file={tmp_path}/go")
-    pid = run.start("dataloader.train.wait_at=1")
+def test_sigterm_in_the_last_step_lets_the_run_finish(tmp_path):
+    run = Run(tmp_path / "run", "train.max_iter=2", f"dataloader.train.signal_file={tmp_path}/go")
+    process = run.start("dataloader.train.wait_at=1")
     run.wait_for("../go.waiting")
-    os.kill(pid, signal.SIGTERM)
+    os.kill(process.pid, signal.SIGTERM)
     time.sleep(0.1)
     (tmp_path / "go").touch()
-    assert tools.wait(pid) == 0
+    assert process.wait(120) == 0
     assert (run.directory / "student_final.pth").exists()
 
 
 @pytest.mark.parametrize("to_all", [True, False], ids=["to all processes", "to one rank"])
-def test_sigterm_under_several_processes(tools, tmp_path, to_all):
+def test_sigterm_under_several_processes(tmp_path, to_all):
     run = Run(
-        tools,
         tmp_path / "run",
         "train.checkpointer.period=1000",
         f"dataloader.train.signal_file={tmp_path}/go",
     )
-    pid = run.start("--num-gpus", "2", "dataloader.train.wait_at=2")
+    process = run.start("--num-gpus", "2", "dataloader.train.wait_at=2")
     run.wait_for("../go.waiting", timeout=300)
     if to_all:
         # As systems do that end a whole group: the launcher hands it on besides.
-        os.killpg(pid, signal.SIGTERM)
+        os.killpg(process.pid, signal.SIGTERM)
     else:
-        os.kill(child_ranks(pid)[-1], signal.SIGTERM)
+        os.kill(child_ranks(process.pid)[-1], signal.SIGTERM)
     time.sleep(0.2)
     (tmp_path / "go").touch()
-    assert tools.wait(pid, timeout=60) == EXIT_STOPPED, run.said
+    assert process.wait(60) == EXIT_STOPPED, run.said
     stopped = [line for line in run.said.splitlines() if line.startswith("SIGTERM: stopped after iteration")]
     assert len(stopped) == 1, run.said
     iteration = int(stopped[0].split("iteration ")[1].split(";")[0])
@@ -217,20 +221,19 @@ def test_sigterm_under_several_processes(tools, tmp_path, to_all):
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_ctrl_c_finishes_the_step_saves_and_says_so(tools, tmp_path, ranks):
+def test_ctrl_c_finishes_the_step_saves_and_says_so(tmp_path, ranks):
     run = Run(
-        tools,
         tmp_path / "run",
         "train.checkpointer.period=1000",
         f"dataloader.train.signal_file={tmp_path}/go",
     )
-    pid = run.start("--num-gpus", str(ranks), "dataloader.train.wait_at=2")
+    process = run.start("--num-gpus", str(ranks), "dataloader.train.wait_at=2")
     run.wait_for("../go.waiting", timeout=300)
     # As a terminal does: to all processes.
-    os.killpg(pid, signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)
     time.sleep(0.2)
     (tmp_path / "go").touch()
-    assert tools.wait(pid, timeout=60) == EXIT_INTERRUPTED == 130, run.said
+    assert process.wait(60) == EXIT_INTERRUPTED == 130, run.said
     said = [line for line in run.said.splitlines() if "Ctrl-C" in line]
     assert said[0] == "Ctrl-C: finishing this step, then saving; once more ends at once" and len(said) == 2
     stopped = re.fullmatch(r"Ctrl-C: stopped after iteration (\d+); --resume continues", said[1])
@@ -242,16 +245,16 @@ def test_ctrl_c_finishes_the_step_saves_and_says_so(tools, tmp_path, ranks):
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_a_second_ctrl_c_ends_at_once(tools, tmp_path, ranks):
+def test_a_second_ctrl_c_ends_at_once(tmp_path, ranks):
     """The loader waits for ever, so the step that the first one waits for has no end."""
-    run = Run(tools, tmp_path / "run", f"dataloader.train.signal_file={tmp_path}/never")
-    pid = run.start("--num-gpus", str(ranks), "dataloader.train.wait_at=2")
+    run = Run(tmp_path / "run", f"dataloader.train.signal_file={tmp_path}/never")
+    process = run.start("--num-gpus", str(ranks), "dataloader.train.wait_at=2")
     run.wait_for("../never.waiting", timeout=300)
-    os.killpg(pid, signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)
     time.sleep(0.5)
-    children = child_ranks(pid)
-    os.killpg(pid, signal.SIGINT)
-    assert tools.wait(pid, timeout=15) == EXIT_INTERRUPTED, run.said
+    children = child_ranks(process.pid)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(15) == EXIT_INTERRUPTED, run.said
     lines = run.said.splitlines()
     assert lines.count(FIRST_INTERRUPT) == 1 and lines[-1] == "interrupted", run.said
     assert "Traceback" not in run.said
@@ -260,61 +263,60 @@ def test_a_second_ctrl_c_ends_at_once(tools, tmp_path, ranks):
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_ctrl_c_before_the_first_step_is_one_word(tools, tmp_path, ranks):
-    run = Run(tools, tmp_path / "run")
-    pid = run.start("--num-gpus", str(ranks))
+def test_ctrl_c_before_the_first_step_is_one_word(tmp_path, ranks):
+    run = Run(tmp_path / "run")
+    process = run.start("--num-gpus", str(ranks))
     run.wait_for("log.txt", timeout=300)
-    os.killpg(pid, signal.SIGINT)
-    assert tools.wait(pid, timeout=60) in (EXIT_INTERRUPTED, 0), run.said
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(60) in (EXIT_INTERRUPTED, 0), run.said
     assert "Traceback" not in run.said
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_two_trainings_do_not_share_a_directory(tools, tmp_path, ranks):
-    run = Run(tools, tmp_path / "run", f"dataloader.train.signal_file={tmp_path}/go")
-    pid = run.start("dataloader.train.wait_at=2")
+def test_two_trainings_do_not_share_a_directory(tmp_path, ranks):
+    run = Run(tmp_path / "run", f"dataloader.train.signal_file={tmp_path}/go")
+    process = run.start("dataloader.train.wait_at=2")
     run.wait_for("../go.waiting", timeout=300)
     before = {item.name: item.read_bytes() for item in run.directory.iterdir() if item.is_file()}
-    other = Run(tools, tmp_path / "run")
+    other = Run(tmp_path / "run")
     other.log = tmp_path / "other.log"
-    assert tools.wait(other.start("--num-gpus", str(ranks)), timeout=300) == EXIT_USER_ERROR, other.said
+    assert other.start("--num-gpus", str(ranks)).wait(300) == EXIT_USER_ERROR, other.said
     (error,) = other.errors
-    assert f"train.output_dir '{run.directory}' is in use by process {pid} on " in error
+    assert f"train.output_dir '{run.directory}' is in use by process {process.pid} on " in error
     assert "Traceback" not in other.said
     assert {item.name: item.read_bytes() for item in run.directory.iterdir() if item.is_file()} == before
     # The lock of a process that is gone blocks nobody.
-    os.kill(pid, signal.SIGKILL)
-    tools.wait(pid)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait(120)
     (tmp_path / "go").touch()
     assert other.run("--resume") == 0, other.said
     assert not (run.directory / ".lock").exists()
 
 
 def child_ranks(pid: int) -> list[int]:
-    """The ranks' process ids, in order (one more child watches over shared memory)."""
+    """The ranks' process ids, in order."""
     found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
         try:
             parent = int((entry / "stat").read_bytes().rsplit(b")", 1)[1].split()[1])
-            command = (entry / "cmdline").read_bytes()
         # It has ended meanwhile.
         except (OSError, IndexError):
             continue
-        if parent == pid and b"spawn_main" in command:
+        if parent == pid:
             found.append(int(entry.name))
     return sorted(found)
 
 
-def test_a_full_disk_keeps_the_last_checkpoint_and_says_so(tools, whole, tmp_path):
-    run = Run(tools, tmp_path / "run", f"dataloader.train.signal_file={tmp_path}/go")
-    pid = run.start("dataloader.train.wait_at=3")
+def test_a_full_disk_keeps_the_last_checkpoint_and_says_so(whole, tmp_path):
+    run = Run(tmp_path / "run", f"dataloader.train.signal_file={tmp_path}/go")
+    process = run.start("dataloader.train.wait_at=3")
     run.wait_for("../go.waiting")
     # From now on the process can write no file beyond this size: a checkpoint cannot be completed.
-    resource.prlimit(pid, resource.RLIMIT_FSIZE, (400_000, 400_000))
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (400_000, 400_000))
     (tmp_path / "go").touch()
-    assert tools.wait(pid) == EXIT_USER_ERROR
+    assert process.wait(120) == EXIT_USER_ERROR
     assert run.errors == [
         f"error: checkpoint '{run.directory}/model_0000003.pth' could not be written ([Errno 27] File too large); "
         "earlier checkpoints are untouched"
@@ -328,20 +330,19 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_says_so(tools, whole, tmp_pat
     )
 
 
-def test_no_space_for_the_curves_is_named_too(tools, tmp_path):
+def test_no_space_for_the_curves_is_named_too(tmp_path):
     run = Run(
-        tools,
         tmp_path / "run",
         f"dataloader.train.signal_file={tmp_path}/go",
         "train.checkpointer.period=100",
     )
-    pid = run.start("dataloader.train.wait_at=3")
+    process = run.start("dataloader.train.wait_at=3")
     run.wait_for("../go.waiting")
     with open(run.directory / "metrics.json", "a") as file:
         file.write("\n" * 400_000)
-    resource.prlimit(pid, resource.RLIMIT_FSIZE, (400_000, 400_000))
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (400_000, 400_000))
     (tmp_path / "go").touch()
-    assert tools.wait(pid) == EXIT_USER_ERROR, run.said
+    assert process.wait(120) == EXIT_USER_ERROR, run.said
     assert len(run.errors) == 1
     assert run.errors[0].startswith(
         "error: no space to write at iteration 3: [Errno 27] File too large. Checkpoints"
@@ -349,8 +350,8 @@ def test_no_space_for_the_curves_is_named_too(tools, tmp_path):
     assert "Traceback" not in run.said
 
 
-def test_a_data_loading_process_that_dies_is_named(tools, tmp_path):
-    run = Run(tools, tmp_path / "run", config=HERE / "worker_config.py")
+def test_a_data_loading_process_that_dies_is_named(tmp_path):
+    run = Run(tmp_path / "run", config=HERE / "worker_config.py")
     start = time.monotonic()
     assert run.run() == EXIT_USER_ERROR, run.said
     assert time.monotonic() - start < 60
@@ -360,15 +361,15 @@ def test_a_data_loading_process_that_dies_is_named(tools, tmp_path):
     assert "Traceback" not in run.said
 
 
-def test_a_rank_that_dies_ends_all_in_bounded_time(tools, tmp_path):
-    run = Run(tools, tmp_path / "run", "--num-gpus", "2")
-    pid = run.start("dataloader.train.crash_at=[1,2]")
+def test_a_rank_that_dies_ends_all_in_bounded_time(tmp_path):
+    run = Run(tmp_path / "run", "--num-gpus", "2")
+    process = run.start("dataloader.train.crash_at=[1,2]")
     run.wait_for("model_0000000.pth", timeout=300)
     start = time.monotonic()
-    assert tools.wait(pid) == 1
+    assert process.wait(120) == 1
     assert time.monotonic() - start < 30
     assert run.errors == ["error: the process of rank 1 was ended with status 9; all others were ended too"]
-    assert not child_ranks(pid)
+    assert not child_ranks(process.pid)
 
 
 @pytest.fixture
@@ -378,21 +379,21 @@ def teacher_file(tmp_path: Path) -> Path:
     return tmp_path / "teacher.pth"
 
 
-def test_a_teacher_replaced_during_a_run(tools, tmp_path, teacher_file):
+def test_a_teacher_replaced_during_a_run(tmp_path, teacher_file):
     """The run keeps the teacher it has read; a resume with another one is refused."""
     arguments = (f"model.teacher_checkpoint={teacher_file}", f"dataloader.train.signal_file={tmp_path}/go")
     config = HERE / "teacher_config.py"
-    undisturbed = Run(tools, tmp_path / "undisturbed", *arguments, config=config)
+    undisturbed = Run(tmp_path / "undisturbed", *arguments, config=config)
     assert undisturbed.run() == 0, undisturbed.said
     good = teacher_file.read_bytes()
 
-    run = Run(tools, tmp_path / "run", *arguments, config=config)
-    pid = run.start("dataloader.train.wait_at=4")
+    run = Run(tmp_path / "run", *arguments, config=config)
+    process = run.start("dataloader.train.wait_at=4")
     run.wait_for("../go.waiting")
     torch.manual_seed(2)
     torch.save({"model": PixelSum().state_dict()}, teacher_file)
     (tmp_path / "go").touch()
-    assert tools.wait(pid) == 0, run.said
+    assert process.wait(120) == 0, run.said
     found, wanted = (load_file(path.directory / "model_final.pth") for path in (run, undisturbed))
     assert differences(wanted, found) == []
 
@@ -434,8 +435,8 @@ def test_a_lost_data_process_is_known_behind_the_failure_it_causes():
     assert not is_lost_worker(RuntimeError("unexpected pos 902976 vs 902864"))
 
 
-def test_what_a_kill_left_at_the_very_end_is_swept_though_nothing_more_is_saved(tools, tmp_path):
-    run = Run(tools, tmp_path / "run")
+def test_what_a_kill_left_at_the_very_end_is_swept_though_nothing_more_is_saved(tmp_path):
+    run = Run(tmp_path / "run")
     assert run.run() == 0, run.said
     for name in (".student_final.pth.partial-1", "best/.model.pth.partial-1"):
         (run.directory / name).parent.mkdir(exist_ok=True)

@@ -21,6 +21,7 @@ from mokd_det.data import DatasetReport, check_dataset, digits, register_coco_fo
 from mokd_det.data.coco_format import CocoFormatSource
 from tests.data_room.conftest import clean_catalogs  # noqa: F401
 from tests.engine.test_train_net import CONFIG, ROOT, metrics, run_here
+from tests.forks import environment, run
 
 SOAK_ITERATIONS = int(os.environ.get("MOKD_SOAK_ITERATIONS", "5000"))
 
@@ -31,18 +32,8 @@ class Figures:
     def __init__(self, root: Path, *arguments: str) -> None:
         """Train with ``arguments``; the data sets are those in ``root / "datasets"``, if any."""
         file = root / "figures.json"
-        done = subprocess.run(
-            [sys.executable, "-m", "tests.reliability.recorded_run", str(file), *arguments],
-            cwd=ROOT,
-            env={
-                **os.environ,
-                "PYTHONPATH": str(ROOT),
-                "OMP_NUM_THREADS": "1",
-                "DETECTRON2_DATASETS": str(root / "datasets"),
-            },
-            capture_output=True,
-            text=True,
-        )
+        command = [sys.executable, "-m", "tests.reliability.recorded_run", str(file), *arguments]
+        done = run(command, cwd=ROOT, env=environment(DETECTRON2_DATASETS=root / "datasets"), timeout=7200)
         assert done.returncode == 0, done.stderr[-3000:]
         figures = json.loads(file.read_text())
         self.seconds: list[float] = figures["seconds"]

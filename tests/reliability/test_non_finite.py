@@ -17,7 +17,6 @@ from mokd_det.classification import ClassificationBatch
 from mokd_det.contract import PreparedBatch
 from mokd_det.distillation import Distiller
 from mokd_det.distillation.methods.pkt import PKT
-from mokd_det.engine import launch as launch_function
 from mokd_det.errors import CheckpointError, InvalidLossError, InvalidNumberError
 from mokd_det.guard.batch_numbers import bad_positions, number_sums
 from mokd_det.guard.plain_batch import from_plain, to_plain
@@ -27,6 +26,7 @@ from mokd_det.tools import replay_batch as replay_batch_tool
 from tests.engine.helpers import differences, make_trainer, run_one_step, snapshot
 from tests.engine.test_train_net import ROOT, metrics, run_here
 from tests.engine.toy import ToyDetector, ToyLoader, toy_item
+from tests.forks import launch
 from tests.reliability.toys import BadForward, BadGradient, Blind, PixelSum, Poisoned
 
 
@@ -282,7 +282,7 @@ def test_ranks_leave_out_the_same_steps(tmp_path):
         "train.max_iter=4",
         "dataloader.train={_target_: tests.reliability.toys.Poisoned, images: {7: nan}}",
     )
-    assert launch_function(run_here, 2, args=(tmp_path, *arguments)) == 0
+    assert launch(run_here, 2, args=(tmp_path, *arguments)) == 0
     assert load_file(tmp_path / "model_final.pth")["trainer"]["skipped_steps"] == 1
     assert [file.name for file in (tmp_path / "bad_batches").iterdir()] == ["iteration_0000001_rank1.pth"]
     assert max(line.get("skipped_steps", 0) for line in metrics(tmp_path)) == 1

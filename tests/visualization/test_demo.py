@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -21,6 +19,8 @@ from mokd_det.config import load_config
 from mokd_det.data import digits
 from mokd_det.data.frames import VideoWriter, open_video
 from mokd_det.tools import demo as demo_tool
+from tests.forks import environment
+from tests.forks import run as run_program
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / "configs" / "quickstart"
@@ -120,17 +120,9 @@ def call(demo, *arguments: object) -> int:
 
 
 def test_a_folder_as_a_user_runs_it(data, run, tmp_path):
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-        "DETECTRON2_DATASETS": str(data),
-    }
     images = digits.image_folder(data / "digits", "test")
     command = [sys.executable, ROOT / "tools" / "demo.py", images, "--run", run, "--output", tmp_path / "out"]
-    done = subprocess.run(
-        [*map(str, command), "--threshold", "0"], env=environment, capture_output=True, text=True, timeout=300
-    )
+    done = run_program([*command, "--threshold", "0"], env=environment(DETECTRON2_DATASETS=data))
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"150 detections in 3 images: {tmp_path / 'out'}\n"
     written = sorted(path.name for path in (tmp_path / "out").iterdir())

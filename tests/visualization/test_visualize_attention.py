@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ from PIL import Image
 from mokd_det.config import load_config
 from mokd_det.data import digits, register_coco_format
 from mokd_det.tools import visualize_attention as visualize_attention_tool
+from tests.forks import environment, run
 
 ROOT = Path(__file__).parents[2]
 TOOL = ROOT / "tools" / "visualize_attention.py"
@@ -96,19 +96,7 @@ def detectors(run_of) -> list[Path]:
 
 
 def tool(data: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-        "DETECTRON2_DATASETS": str(data),
-    }
-    return subprocess.run(
-        [sys.executable, str(TOOL), *map(str, arguments)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    return run([sys.executable, TOOL, *map(str, arguments)], env=environment(DETECTRON2_DATASETS=data))
 
 
 def colours(path: Path) -> int:
