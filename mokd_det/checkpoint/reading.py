@@ -146,7 +146,8 @@ def _containers_allowed() -> Iterator[None]:
 
 
 def _split_key(path: str) -> tuple[str, str]:
-    """``FILE#KEY`` as its parts; a file may have "#" in its name."""
+    """``FILE#KEY`` as its parts; a file may have "#" in its name, and "~" stands for the home folder."""
+    path = os.path.expanduser(path)
     file, mark, key = path.rpartition("#")
     return (file, key) if mark and not os.path.exists(path) else (path, "")
 

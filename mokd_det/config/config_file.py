@@ -73,6 +73,8 @@ def load_config(
     cfg.train = filled_train_section(cfg.train)
     cfg.setdefault("trackers", {})
     apply_overrides(cfg, overrides)
+    if "data" in cfg:
+        check_references(cfg, ["data"])
     fill_from_data(cfg, overrides, training=training)
     check_references(cfg, REQUIRED_KEYS)
     TrainSettings.from_config(cfg.train)

@@ -6,6 +6,8 @@ Detectron2's ``LazyConfig.apply_overrides`` accepts any key, so a misspelt one t
 from __future__ import annotations
 
 import inspect
+import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -36,15 +38,29 @@ _NULLABLE = (
 """What null switches off, outside of calls."""
 
 
+class _Literal(str):
+    """A value that is not in Hydra's syntax, which a key that holds text takes as it stands: most paths are such.
+
+    Attributes:
+        problem: the error for any other key.
+        several: it looks like a list of values to be tried one after the other.
+    """
+
+    problem: str
+    several: bool
+
+
 def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """Apply ``key.path=value`` overrides in place.
 
     Values have the syntax of Hydra's overrides (``train.seed=1``, ``objectives.box=[loss_box*]``,
-    ``train.clip_grad={max_norm: 0.1}``, ``train.clip_grad=null``). A key must exist, or be an argument that
-    the callable of its ``LazyCall`` node accepts. A scalar keeps its type: an integer is fine for a float,
-    ``1e4`` for an integer; null is refused for a number, string or switch outside of calls. A mapping given
-    to a call or to a section is merged key by key under the same rules; a call given with a ``_target_`` of
-    its own, or a mapping that is itself an argument, is replaced.
+    ``train.clip_grad={max_norm: 0.1}``, ``train.clip_grad=null``). What is not in that syntax is text as it stands for
+    keys that hold text, ``~`` being the home folder: ``data.train.json=~/Küche (2)/train.json``.
+
+    A key must exist, or be an argument that the callable of its ``LazyCall`` node accepts. A scalar keeps its type: an
+    integer is fine for a float, ``1e4`` for an integer; null is refused for a number, string or switch outside of
+    calls. A mapping given to a call or to a section is merged key by key under the same rules; a call given with a
+    ``_target_`` of its own, or a mapping that is itself an argument, is replaced.
 
     Returns:
         ``cfg``.
@@ -54,20 +70,32 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """
     parser = OverridesParser.create()
     for text in overrides:
+        key, value = _parse(parser, text)
         try:
-            parsed = parser.parse_override(text)
-        except HydraException as error:
-            reason = first_line(error)
-            raise ConfigError(f"override '{text}' is not of the form key.path=value: {reason}") from error
-        if parsed.is_delete() or parsed.is_add() or parsed.is_force_add() or parsed.is_sweep_override():
-            raise ConfigError(
-                f"override '{text}': only key.path=value is supported (no +, ~, or several values)"
-            )
-        try:
-            _assign(cfg, parsed.key_or_group, parsed.value(), text)
+            _assign(cfg, key, value, text)
         except OmegaConfBaseException as error:
             raise ConfigError(f"override '{text}' cannot be applied: {first_line(error)}") from error
     return cfg
+
+
+def _parse(parser: OverridesParser, text: str) -> tuple[str, Any]:
+    """Key and value."""
+    several = False
+    try:
+        parsed = parser.parse_override(text)
+        several = parsed.is_sweep_override()
+        if not (several or parsed.is_delete() or parsed.is_add() or parsed.is_force_add()):
+            return parsed.key_or_group, parsed.value()
+        problem = f"override '{text}': only key.path=value is supported (no +, ~, or several values)"
+    except HydraException as error:
+        problem = f"override '{text}' is not of the form key.path=value: {first_line(error)}"
+    key, equals, value = text.partition("=")
+    # An unclosed quote or bracket is a slip, not a path.
+    if not equals or not re.fullmatch(r"[\w.]+", key) or value.startswith(("'", '"', "[", "{")):
+        raise ConfigError(problem)
+    literal = _Literal(os.path.expanduser(value))
+    literal.problem, literal.several = problem, several
+    return key, literal
 
 
 def _assign(cfg: DictConfig, key: str, value: Any, text: str) -> None:
@@ -154,6 +182,10 @@ def _child(
 
 def _fitting(old: Any, value: Any, path: str, text: str, inside_call: bool) -> Any:
     """``value`` in the type of ``old``."""
+    if isinstance(value, _Literal):
+        if isinstance(old, str) or ((old is _ABSENT or old is None) and not value.several):
+            return str(value)
+        raise ConfigError(value.problem)
     if old is _ABSENT or old is None or (isinstance(value, str) and value.startswith("${")):
         return value
     if value is None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
 from detectron2.config import LazyCall, instantiate
 from omegaconf import DictConfig
 
 from mokd_det.checkpoint import identify, load_file
+from mokd_det.checkpoint.reading import require_file
 from mokd_det.data.own_data import OwnData, OwnDataFacts
 from mokd_det.data.unlabeled import UnlabeledImages
-from mokd_det.errors import ConfigError
+from mokd_det.errors import CheckpointError, ConfigError
 
 __all__ = ["fill_from_data", "own_data_summary"]
 
@@ -43,7 +45,8 @@ def fill_from_data(cfg: DictConfig, overrides: Sequence[str] = (), *, training: 
     if not isinstance(data, OwnData):
         raise ConfigError(f"data must be a mokd_det.data.OwnData, not {type(data).__name__}")
     facts = data.read(training=training)
-    cfg.from_data = {**dataclasses.asdict(facts), "teacher_classes": facts.num_classes}
+    said = {**dataclasses.asdict(facts), "teacher_classes": facts.num_classes}
+    cfg.from_data = {key: _escaped(value) for key, value in said.items()}
     distills = "student" in cfg.model
     if training and distills and cfg.model.get("teacher") is not None:
         cfg.from_data.teacher_classes = _teacher_classes(cfg, facts.num_classes)
@@ -84,6 +87,13 @@ def own_data_summary(cfg: DictConfig) -> list[str]:
     return lines
 
 
+def _escaped(value: Any) -> Any:
+    """Text of the user's, and lists of it, so that a configuration takes no part of it for a reference."""
+    if isinstance(value, list):
+        return [_escaped(entry) for entry in value]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
+
+
 def _add_unlabeled_images(cfg: DictConfig, facts: OwnDataFacts) -> None:
     """Batches with unlabelled images, a Distiller that compares them, and an objective of their own."""
     if cfg.model.get("teacher") is None:
@@ -91,9 +101,9 @@ def _add_unlabeled_images(cfg: DictConfig, facts: OwnDataFacts) -> None:
             "data.unlabeled.images is given, but the model has no teacher: from images without annotations only a "
             "teacher's outputs can be learned"
         )
-    judged = [] if facts.val_dataset is None else [facts.val_dataset]
+    judged = [] if facts.val_dataset is None else ["${from_data.val_dataset}"]
     images = LazyCall(UnlabeledImages)(
-        folder=facts.unlabeled_images, total_batch_size=facts.unlabeled_batch_size, leave_out=judged
+        folder="${from_data.unlabeled_images}", total_batch_size=facts.unlabeled_batch_size, leave_out=judged
     )
     cfg.dataloader.train.unlabeled = images
     cfg.model._target_ = "mokd_det.distillation.UnlabeledDistiller"
@@ -104,7 +114,9 @@ def _teacher_classes(cfg: DictConfig, default: int) -> int:
     path = cfg.model.get("teacher_checkpoint")
     # One that is not there yet: a comparison reads the configurations before it trains the teacher. A training refuses
     # a missing file before it begins.
-    if not path or ("://" not in path and not Path(path).exists()):
+    try:
+        require_file(path or "")
+    except CheckpointError:
         return default
     weights = load_file(path, what="model.teacher_checkpoint")
     # A file that is no detector's is the Distiller's error, which names the teacher it does not fit.

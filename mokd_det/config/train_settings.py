@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -166,6 +167,7 @@ class TrainSettings:
             _require(value is None or value in known, key, value, words)
         settings: TrainSettings = OmegaConf.to_object(merged)
         _require(bool(settings.output_dir), "output_dir", settings.output_dir, "a directory")
+        settings = dataclasses.replace(settings, output_dir=os.path.expanduser(settings.output_dir))
         if settings.clip_grad is not None:
             for key, value in dataclasses.asdict(settings.clip_grad).items():
                 _require(value > 0, f"clip_grad.{key}", value, "above 0")

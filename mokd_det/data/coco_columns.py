@@ -171,6 +171,15 @@ def _read_annotations(
     good = annotations.good
     maybe_used = np.full(len(category_ids), may_be_any)
     maybe_used[classes[known & ~good & ~dropped]] = True
+    if source.has_annotations and not maybe_used.any() and not (good & ~crowd).any():
+        annotations.findings.add(
+            "no-boxes",
+            [0],
+            lambda _: (
+                f"{annotations.path}: no image has a box: nothing can be learned from it, or judged by it"
+            ),
+            severity="warning",
+        )
     return {
         "annotation_ids": ids[good],
         "image_rows": rows[good],
@@ -199,6 +208,7 @@ def _clip(
     clipped, has_area = clip_boxes(boxes, sizes)
     beyond = np.abs(clipped - boxes).max(axis=1, initial=0.0)
     _suspect_corners(annotations, boxes_xywh, sizes, beyond > _ROUNDING_SLACK_PX)
+    _suspect_fractions(annotations, boxes_xywh)
     before = annotations.good.copy()
 
     def describe(i: int) -> str:
@@ -259,6 +269,22 @@ def _suspect_corners(
             f"the boxes seem to be corners [x0, y0, x1, y1]: {out} of {count} reach out of their image if they are "
             f"read as COCO's [x, y, width, height], all lie inside it as corners; {annotations.label(i)} has "
             f"bbox {boxes[i].tolist()}"
+        ),
+        severity="warning",
+    )
+
+
+def _suspect_fractions(annotations: CheckedRows, boxes: np.ndarray) -> None:
+    """Warn if the boxes look like shares of the image's size: all of them lie within its first pixel."""
+    good = annotations.good
+    if not good.any() or (boxes[good] < 0).any() or (boxes[good] > 1).any():
+        return
+    annotations.report(
+        good & (np.cumsum(good) == 1),
+        "fractions-suspected",
+        lambda i: (
+            f"the boxes seem to be fractions of the image's width and height, as YOLO has them: none of {good.sum()} "
+            f"leaves the first pixel; COCO's are in pixels; {annotations.label(i)} has bbox {boxes[i].tolist()}"
         ),
         severity="warning",
     )
@@ -325,13 +351,29 @@ def read_json(path: str, what: str = "data set file", *, hint: str = "") -> Any:
     """
     try:
         with PathManager.open(path, "rb") as file:
-            return json.load(file, object_hook=_without_unread_keys)
+            content = file.read()
+        return json.loads(content, object_hook=_without_unread_keys)
     except FileNotFoundError:
         raise DatasetError(f"{what} {path} does not exist{f'; {hint}' if hint else ''}") from None
     except (ValueError, RecursionError) as error:
-        raise DatasetError(f"{what} {path} is not valid JSON: {error}") from None
+        raise DatasetError(f"{what} {path} is not valid JSON: {_problem(content, error)}") from None
     except OSError as error:
         raise DatasetError(f"{what} {path} cannot be read: {error.strerror or error}") from None
+
+
+def _problem(content: bytes, error: Exception) -> str:
+    """What is the matter with a file that is no JSON."""
+    start = content[:40].decode(json.detect_encoding(content), "replace").strip()
+    if not start:
+        return "it is empty"
+    if content.startswith((b"\x1f\x8b", b"PK\x03\x04")):
+        return "it is compressed; unpack it"
+    if start.startswith(("{", "[")):
+        return str(error)
+    return (
+        f"it begins with {start.splitlines()[0]!r}; other formats (CSV, YOLO's .txt, Pascal VOC's .xml) must be "
+        "converted to COCO's first"
+    )
 
 
 def _check_inside(

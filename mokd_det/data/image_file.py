@@ -16,7 +16,15 @@ from PIL import Image
 
 from mokd_det.errors import ConfigError, DatasetError
 
-__all__ = ["DECODERS", "check_decoder", "image_size", "read_image", "read_image_of", "size_difference"]
+__all__ = [
+    "DECODERS",
+    "check_decoder",
+    "check_size",
+    "image_size",
+    "read_image",
+    "read_image_of",
+    "size_difference",
+]
 
 _EXIF_ORIENTATION = 0x0112
 _QUARTER_TURNS = (5, 6, 7, 8)
@@ -39,12 +47,25 @@ def read_image_of(record: Mapping[str, Any], decoder: str = "pil") -> np.ndarray
     """
     name = f"image {record['file_name']} (image id {record.get('image_id')})"
     image = read_image(record["file_name"], name, decoder)
-    height, width = image.shape[:2]
-    expected = record.get("width", width), record.get("height", height)
-    difference = size_difference((width, height), expected, record["file_name"])
+    _require_size(image.shape[1::-1], record, name)
+    return image
+
+
+def check_size(record: Mapping[str, Any]) -> None:
+    """See by its file's header alone that an image has the size that its standard dict says.
+
+    Raises:
+        DatasetError: as :func:`read_image_of`, but for damage behind the header.
+    """
+    name = f"image {record['file_name']} (image id {record.get('image_id')})"
+    _require_size(image_size(record["file_name"], name), record, name)
+
+
+def _require_size(found: tuple[int, int], record: Mapping[str, Any], name: str) -> None:
+    expected = record.get("width", found[0]), record.get("height", found[1])
+    difference = size_difference(found, expected, record["file_name"])
     if difference:
         raise DatasetError(f"{name} {difference}")
-    return image
 
 
 def check_decoder(decoder: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from mokd_det.data.coco_format import load_coco_format, read_classes, register_coco_format
 from mokd_det.data.coco_source import BadBoxPolicy, CocoFormatSource
+from mokd_det.data.image_file import check_size
 from mokd_det.data.unlabeled import checked_unlabeled
 from mokd_det.errors import ConfigError, DatasetError
 
@@ -109,8 +110,8 @@ class OwnData:
     def read(self, *, training: bool = True) -> OwnDataFacts:
         """Check the paths, register both data sets and say what follows from them.
 
-        The validation data is checked completely here, since a mistake in it would show only at the first
-        evaluation; the training data when its loader is built.
+        The validation data is checked completely here, headers of its images included, since a mistake in it would
+        show only at the first evaluation; the training data when its loader is built.
 
         Args:
             training: False where only an evaluation follows: the validation data is enough then.
@@ -132,7 +133,8 @@ class OwnData:
             )
         names = {name: self._register(name) for name in read}
         if training and "val" in read:
-            load_coco_format(self._source("val"))
+            for record in load_coco_format(self._source("val")):
+                check_size(record)
         batches = max(images // self.total_batch_size, 1)
         epochs = self.epochs if self.epochs is not None else self._default_epochs(batches)
         max_iter = max(round(epochs * batches / self.accumulate), 1)
@@ -180,9 +182,11 @@ class OwnData:
         for name in asked:
             json_file, images = self._path(name, "json"), self._path(name, "images")
             if "://" not in json_file and not os.path.isfile(json_file):
-                raise ConfigError(f"data.{name}.json: there is no file '{json_file}'")
+                there = ", but a folder: give the JSON file itself" if os.path.isdir(json_file) else ""
+                raise ConfigError(f"data.{name}.json: there is no file '{json_file}'{there}")
             if "://" not in images and not os.path.isdir(images):
-                raise ConfigError(f"data.{name}.images: there is no folder '{images}'")
+                there = ", but a file: unpack archives first" if os.path.isfile(images) else ""
+                raise ConfigError(f"data.{name}.images: there is no folder '{images}'{there}")
 
     def _source(self, name: str) -> CocoFormatSource:
         json_file, images = self._path(name, "json"), self._path(name, "images")

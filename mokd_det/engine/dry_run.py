@@ -164,7 +164,7 @@ class _DryRun:
         if source is None:
             print(f"{part}: {name}, which its own loader checks")
             return
-        report = check_dataset(source, image_check="list", max_examples=_EXAMPLES)
+        report = check_dataset(source, image_check="header", max_examples=_EXAMPLES)
         numbers = report.statistics
         classes = [entry.name for entry in numbers.classes]
         print(

@@ -166,6 +166,12 @@ def test_files_without_weights_are_named(content, message, tmp_path):
         load_file(tmp_path / "x.pth")
 
 
+def test_a_file_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    torch.save({"model": WEIGHTS}, tmp_path / "x.pth")
+    assert set(load_file("~/x.pth#model")["model"]) == set(WEIGHTS)
+
+
 def test_a_directory_is_no_checkpoint(tmp_path):
     with pytest.raises(CheckpointError, match="is a directory"):
         load_file(tmp_path)

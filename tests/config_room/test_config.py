@@ -21,6 +21,10 @@ CONFIG = Path(__file__).parents[1] / "engine" / "toy_config.py"
         ("train.max_iter=7", "train.max_iter", 7),
         ("train.max_iter=1e3", "train.max_iter", 1000),
         ("train.output_dir=runs/a", "train.output_dir", "runs/a"),
+        # Not Hydra's syntax: text as it stands.
+        ("train.output_dir=Küche (2), a=b & [c]~", "train.output_dir", "Küche (2), a=b & [c]~"),
+        ("train.output_dir=a,b", "train.output_dir", "a,b"),
+        ("train.init_checkpoint=timm.pth#state_dict_ema", "train.init_checkpoint", "timm.pth#state_dict_ema"),
         ("train.amp={enabled: true}", "train.amp", {"enabled": True, "dtype": "bfloat16"}),
         ("train.clip_grad=null", "train.clip_grad", None),
         ("train.clip_grad.max_norm=2", "train.clip_grad.max_norm", 2),
@@ -88,6 +92,9 @@ def test_overrides_that_apply(override, key, value):
         ("+train.max_iter=3", "only key.path=value is supported"),
         ("~train.max_iter", "only key.path=value is supported"),
         ("train.max_iter=1,2", "only key.path=value is supported"),
+        ("balancer.update_every=1,2", "only key.path=value is supported"),
+        ("train.max_iter=~3", "is not of the form key.path=value"),
+        ("train.output_dir='a", "is not of the form key.path=value"),
         ("train.init_keep_rows=90", "train.init_keep_rows is 'coco80' (str), not of type int"),
         ("train.init_keep_rows=coco", "train.init_keep_rows is 'coco'; it must be 'coco80' or 'all'"),
         ("train.seed=-1", "train.seed is -1; it must be 0 or more"),
@@ -100,6 +107,13 @@ def test_overrides_that_apply(override, key, value):
 def test_overrides_that_are_rejected(override, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
         load_config(CONFIG, [override])
+
+
+def test_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/of/somebody")
+    assert load_config(CONFIG, ["train.output_dir=~/runs"]).train.output_dir == "/of/somebody/runs"
+    in_a_file = TrainSettings.from_config({"max_iter": 1, "output_dir": "~/runs"})
+    assert in_a_file.output_dir == "/of/somebody/runs"
 
 
 def test_one_line_chooses_another_balancer():

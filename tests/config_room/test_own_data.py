@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from mokd_det.config import load_config
 from mokd_det.engine import argument_parser
 from mokd_det.engine.preflight import check_run
 from mokd_det.errors import CheckpointError, ConfigError
-from mokd_det.tools.train_net import train
+from mokd_det.tools.train_net import main, train
 from tests.engine.helpers import loggers_restored
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "custom"
@@ -140,6 +141,40 @@ def test_one_command(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         )
 
 
+def test_names_and_paths_are_text(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through the command: a class name is no reference, a path needs no quotes, "~" is home."""
+    root = tmp_path / "Küche (2), #1"
+    root.mkdir()
+    name, second = "{a}${b}", r"back\\${c}"
+    for split in ("train", "val"):
+        (root / split).symlink_to(folder / split)
+        content = json.loads((folder / f"{split}.json").read_text())
+        content["categories"][0]["name"], content["categories"][1]["name"] = name, second
+        (root / f"{split}.json").write_text(json.dumps(content), encoding="utf-8-sig")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    arguments = [*small("model"), *paths(Path("~") / root.name), "train.init_checkpoint=", "train.max_iter=1"]
+    place = [f"train.output_dir=~/{root.name}/run", "train.device=cpu"]
+    with loggers_restored():
+        assert main(["--config-file", str(ALONE), *arguments, *place]) == 0
+    results = (root / "run" / "metrics.json").read_text().splitlines()
+    assert {f"bbox/AP-{name}", f"bbox/AP-{second}"} <= set(json.loads(results[-1]))
+    again = load_config(root / "run" / "config.yaml")
+    assert set(again.from_data.class_names) == {name, second, "nut"}
+
+    # A size that is wrong shows before training, in both splits.
+    content["images"][2]["width"] += 1
+    for split in ("train", "val"):
+        (root / f"{split}.json").write_text(json.dumps(content))
+        shutil.rmtree(root / "run", ignore_errors=True)
+        capsys.readouterr()
+        assert main(["--config-file", str(ALONE), "--dry-run", *arguments, *place]) == 2
+        assert "2.png (image id 27) has height 40 and width 32, but its annotation" in capsys.readouterr().err
+    assert main(["--config-file", str(ALONE), *arguments, *place]) == 2
+    assert "val/2.png (image id 27) has height 40" in capsys.readouterr().err and not (root / "run").exists()
+
+
 def test_a_teacher_of_as_many_classes_is_no_news(folder: Path, tmp_path: Path) -> None:
     teacher = f"model.teacher_checkpoint={folder / 'classes3.pth'}"
     no_start = ("train.init_checkpoint=", "train.max_iter=1", "data.val=null")
@@ -166,7 +201,7 @@ def test_every_config(path: Path, folder: Path) -> None:
 
 def test_the_teacher_keeps_the_classes_of_its_file(folder: Path) -> None:
     cfg = load_config(
-        MOKD, [*DISTILLED, *paths(folder), f"model.teacher_checkpoint={folder / 'classes7.pth'}"]
+        MOKD, [*DISTILLED, *paths(folder), f"model.teacher_checkpoint={folder / 'classes7.pth'}#model"]
     )
     assert cfg.model.teacher.num_classes == 7 and cfg.model.student.num_classes == 3
     model = instantiate(cfg.model)
@@ -183,6 +218,7 @@ def test_the_teacher_keeps_the_classes_of_its_file(folder: Path) -> None:
         ([], r"^data\.train\.json, data\.train\.images, data\.val\.json, data\.val\.images are not given"),
         (["data.train.jsn=a"], r"^unknown config key 'data\.train\.jsn'; did you mean 'data\.train\.json'\?"),
         (["from_data.num_classes=4"], "from_data is filled in from the files that data names"),
+        (["data.train.json=a${x}b"], r"^data\.train\.json refers to 'x', but there is no 'x'"),
         (["data={_target_: builtins.dict}"], r"^data must be a mokd_det\.data\.OwnData, not dict"),
     ],
 )

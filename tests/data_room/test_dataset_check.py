@@ -105,6 +105,10 @@ WARNINGS = {
         lambda c: c["categories"].append({"id": 4, "name": "bee"}),
         "category id 4 ('bee') has no box",
     ),
+    "fractions-suspected": (
+        lambda c: [a.update(bbox=[v / 50 for v in a["bbox"]]) for a in c["annotations"]],
+        "the boxes seem to be fractions of the image's width and height, as YOLO has them: none of 4",
+    ),
 }
 
 
@@ -116,6 +120,13 @@ def test_warnings(coco_files, kind):
     assert found(report) == {kind: ("warning", 1)}
     assert message in report.problems[0].examples[0]
     assert files.load()
+
+
+def test_a_file_without_any_box(coco_files, caplog):
+    files = coco_files(lambda c: [a.update(iscrowd=1) for a in c["annotations"]])
+    assert found(check_dataset(files.source()))["no-boxes"] == ("warning", 1)
+    files.load()
+    assert "annotations.json: no image has a box: nothing can be learned from it" in caplog.text
 
 
 def test_more_objects_than_queries(coco_files):

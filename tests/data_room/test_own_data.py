@@ -111,6 +111,10 @@ def test_paths_that_do_not_exist(make: Make) -> None:
         OwnData({**train, "json": "no.json"}, None).read()
     with pytest.raises(ConfigError, match=r"^data\.val\.images: there is no folder 'no'$"):
         OwnData(train, {**train, "images": "no"}).read()
+    with pytest.raises(ConfigError, match=r"there is no file '.*/train', but a folder: give the JSON file"):
+        OwnData({**train, "json": train["images"]}, None).read()
+    with pytest.raises(ConfigError, match=r"no folder '.*\.json', but a file: unpack archives first"):
+        OwnData({**train, "images": train["json"]}, None).read()
 
 
 def test_without_validation_and_without_training_data(make: Make) -> None:

@@ -6,6 +6,7 @@ Each row of the tables is a mistake, made in otherwise good input, and a part of
 from __future__ import annotations
 
 import copy
+import gzip
 import io
 import json
 import os
@@ -198,7 +199,9 @@ def test_annotations(case, coco_files, tmp_path, capsys):  # noqa: F811
 
 JSON_FILES = {
     "missing": (None, "data.train.json: there is no file"),
-    "empty": (b"", "is not valid JSON"),
+    "empty": (b"", "is not valid JSON: it is empty"),
+    "compressed": (gzip.compress(b"{}"), "is not valid JSON: it is compressed; unpack it"),
+    "a table": (b"file,x0,y0\n", "it begins with 'file,x0,y0'; other formats (CSV, YOLO's .txt, Pascal"),
     "cut short": (b'{"images": [{"id": 1', "is not valid JSON"),
     "binary": (bytes(range(256)), "is not valid JSON"),
     "a list": (b"[]", "the top level is a list"),
