@@ -117,7 +117,7 @@ class PaperRuns:
 
     def of(self, config: str) -> list[RunRecord]:
         """The runs of a config: its seeds."""
-        found = self._of.get(setting_of(_shipped(config)), [])
+        found = self._of.get(_shipped_setting(config), [])
         self.used.update(str(run.directory) for run in found)
         return found
 
@@ -131,7 +131,7 @@ class PaperRuns:
         if not runs:
             return []
         if cell.metric in ("#Params", "FPS"):
-            key = f"{cell.metric} {setting_of(_shipped(cell.config)).student}"
+            key = f"{cell.metric} {_shipped_setting(cell.config).student}"
             if key not in self._sizes:
                 section = _student(OmegaConf.create(dict(runs[0].config)))
                 if cell.metric == "FPS":
@@ -241,6 +241,11 @@ def _shipped(name: str) -> DictConfig:
             key, _, value = choice.partition("=")
             OmegaConf.update(cfg, key, value)
     return cfg
+
+
+@cache
+def _shipped_setting(name: str) -> Setting:
+    return setting_of(_shipped(name))
 
 
 def _parameters(section: DictConfig) -> int:

@@ -57,7 +57,19 @@ def test_config(path: Path) -> None:
         total = sum(p.numel() for p in student.parameters())
         assert total == COUNTS[variant] - 7 * 11 * 257
         assert settings.max_iter == 50 * 7392 and cfg.optimizer.lr == 1e-4
+    multiplier = instantiate(cfg.lr_multiplier)
+    assert multiplier(1.0 - 1e-6) < 0.05 and multiplier(0.5) > multiplier(1.0 - 1e-6)
     assert isinstance(model, Distiller) is path.stem.startswith(("mokd", "dkd"))
+    terms = (
+        {"tckd", "nckd"} if path.stem.startswith("dkd") else {"patch", "neck", "head"} if distills else set()
+    )
+    if path.parent.name == "COCO" and variant != "nano":
+        # What a step does is the same file's for every backbone: nano's show it. Here the parts must fit each other.
+        with torch.no_grad():
+            losses = model.train()(next(random_batches(classes, 64)))
+        assert {f"loss_distill_{term}" for term in terms} <= set(losses) and "loss_ce" in losses
+        assert all(bool(value.isfinite()) for value in losses.values())
+        return
     before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     with EventStorage() as storage:
         trainer.storage, trainer.iter, trainer.max_iter = storage, 0, 1
@@ -69,13 +81,9 @@ def test_config(path: Path) -> None:
         name for name, p in model.named_parameters() if name in before and not torch.equal(p, before[name])
     ]
     assert len(moved) > 0.9 * len(before)
-    if distills:
-        terms = {"tckd", "nckd"} if path.stem.startswith("dkd") else {"patch", "neck", "head"}
-        assert {f"loss_distill_{term}" for term in terms} <= set(latest)
-        if path.stem.startswith("mokd"):
-            assert sum(latest[f"pi/{name}"] for name in cfg.objectives) == pytest.approx(1.0)
-    multiplier = instantiate(cfg.lr_multiplier)
-    assert multiplier(1.0 - 1e-6) < 0.05 and multiplier(0.5) > multiplier(1.0 - 1e-6)
+    assert {f"loss_distill_{term}" for term in terms} <= set(latest)
+    if path.stem.startswith("mokd"):
+        assert sum(latest[f"pi/{name}"] for name in cfg.objectives) == pytest.approx(1.0)
 
 
 def test_the_main_config_reads_in_under_sixty_lines() -> None:
