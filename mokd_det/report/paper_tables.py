@@ -231,21 +231,19 @@ def _loaded(file: str) -> DictConfig:
 
 
 @cache
-def _shipped(name: str) -> DictConfig:
-    """A config by "folder/file choice.key=value …", without ".py"."""
+def _shipped_setting(name: str) -> Setting:
+    """Of a config by "folder/file choice.key=value …", without ".py"."""
     file, *choices = name.split()
     cfg = _loaded(f"{file}.py")
-    if choices:
-        cfg = cfg.copy()
+    if not choices:
+        return setting_of(cfg)
+    before = cfg.choice.copy()  # a copy of the whole would take longer than all the rest
+    try:
         for choice in choices:
-            key, _, value = choice.partition("=")
-            OmegaConf.update(cfg, key, value)
-    return cfg
-
-
-@cache
-def _shipped_setting(name: str) -> Setting:
-    return setting_of(_shipped(name))
+            OmegaConf.update(cfg, *choice.split("=", 1))
+        return setting_of(cfg)
+    finally:
+        cfg.choice = before
 
 
 def _parameters(section: DictConfig) -> int:
