@@ -21,6 +21,12 @@ def package_version() -> str:
     return found.group(1)
 
 
+def long_description() -> str:
+    """README.md, without links to files of the checkout: the wheel has no docs."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return re.sub(r"\[([^\[\]]+)\]\((?!\w+:)[^()\s]+\)", r"\1", text)
+
+
 class BuildWithConfigs(build_py):
     """Also packs what stands elsewhere in the checkout where mokd_det.model_zoo finds it: configs, results' records."""
 
@@ -41,7 +47,7 @@ setup(
     name="mokd_det",
     version=package_version(),
     description="Multi-objective knowledge distillation (MoKD) for detectors, as a Detectron2 extension",
-    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description=long_description(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],

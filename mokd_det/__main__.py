@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
     if name not in COMMANDS:
         print(f"error: unknown command '{name}'; there are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    sys.argv[0] = f"python -m mokd_det {name}"
+    sys.argv[:] = [f"python -m mokd_det {name}", *arguments[1:]]
     return start(COMMANDS[name], arguments[1:])
 
 

@@ -114,7 +114,7 @@ def _holder(descriptor: int) -> str:
     try:
         facts = json.loads(os.pread(descriptor, 1 << 16, 0))
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(facts["since"]))
-        command = shlex.join([Path(facts["command"][0]).name, *facts["command"][1:]])
+        command = f"{Path(facts['command'][0]).name} {shlex.join(facts['command'][1:])}".rstrip()
         holder = f"process {facts['pid']} on {facts['host']} since {since} ({command})"
         if facts["host"] == socket.gethostname() and not Path(f"/proc/{facts['pid']}").exists():
             return f"a process that was left running by {holder}"

@@ -18,6 +18,7 @@ from mokd_det.folder_lock import lock_folder, locked_folder, unlock_folder
 HOLD = """
 import os, sys, time
 from mokd_det.folder_lock import lock_folder
+sys.argv[0] = "python -m mokd_det tide"
 lock_folder(sys.argv[1], "--output")
 if sys.argv[2] == "forks":
     if os.fork() == 0:
@@ -47,7 +48,10 @@ def test_another_process_is_refused_and_named(tmp_path: Path) -> None:
         rf"train\.output_dir '{re.escape(str(tmp_path))}' is in use by process {process.pid} on \S+ since ",
         said,
     )
-    assert f"(-c {tmp_path} alone); give another folder, or wait for it to end" in said and "\n" not in said
+    assert (
+        f"(python -m mokd_det tide {tmp_path} alone); give another folder, or wait for it to end" in said
+        and "\n" not in said
+    )
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mokd_det.__main__ import COMMANDS
+from mokd_det.__main__ import COMMANDS, main
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "torchvision", "detectron2", "timm", "matplotlib", "numpy", "cv2", "omegaconf", "PIL")
@@ -112,3 +112,10 @@ def test_choices_on_the_command_line_are_those_of_the_library(capsys: pytest.Cap
     assert all(kind in help_of("make_digits") for kind in KINDS) and COUNTS == DEFAULT_COUNTS
     assert all(name in help_of("fetch") for name in PHOTOGRAPHS)
     assert f"of ONNX, {OPSETS.start} to {OPSETS.stop - 1} ({DEFAULT_OPSET})" in help_of("export")
+
+
+def test_a_command_is_called_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a locked folder names its holder."""
+    monkeypatch.setattr(sys, "argv", ["/x/mokd_det/__main__.py", "check", "a b"])
+    monkeypatch.setattr("mokd_det.__main__.start", lambda module, arguments: 0)
+    assert main(["check", "a b"]) == 0 and sys.argv == ["python -m mokd_det check", "a b"]

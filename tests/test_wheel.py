@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -74,6 +75,9 @@ def test_from_data_to_an_exported_student(python: Command, installed: Path, fold
     for checkout in (CONFIGS, RECORDS, WEIGHTS):
         packed = installed / "mokd_det" / "model_zoo" / checkout.name
         assert _files(packed) == _files(checkout), checkout
+    (metadata,) = installed.glob("mokd_det-*.dist-info/METADATA")
+    description = metadata.read_text("utf-8")
+    assert "on [Detectron2](https://" in description and not re.findall(r"\]\((?!https:)[^)]*", description)
 
     def mokd_det(*arguments: str, status: int = 0) -> str:
         return python("-m", "mokd_det", *arguments, status=status)

@@ -59,6 +59,8 @@ def load_config(
     # A config file is a program: whatever it raises is a mistake in the file.
     except Exception as error:
         reason = str(error.__cause__ or error).strip() or type(error).__name__
+        if "U+FEFF" in reason:
+            reason = "it is saved with a byte order mark; save it as UTF-8 without one"
         raise ConfigError(
             f"config file '{name}' fails with {type(error).__name__}: {reason.splitlines()[0]}"
         ) from error

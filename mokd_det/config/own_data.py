@@ -44,7 +44,7 @@ def fill_from_data(cfg: DictConfig, overrides: Sequence[str] = (), *, training: 
     data = instantiate(cfg.data)
     if not isinstance(data, OwnData):
         raise ConfigError(f"data must be a mokd_det.data.OwnData, not {type(data).__name__}")
-    facts = data.read(training=training)
+    facts = data.read(training=training, class_names=cfg.from_data.get("class_names"))
     said = {**dataclasses.asdict(facts), "teacher_classes": facts.num_classes}
     cfg.from_data = {key: _escaped(value) for key, value in said.items()}
     distills = "student" in cfg.model

@@ -11,7 +11,7 @@ from typing import Any
 from mokd_det.data.coco_format import load_coco_format, read_classes, register_coco_format
 from mokd_det.data.coco_source import BadBoxPolicy, CocoFormatSource
 from mokd_det.data.image_file import check_size
-from mokd_det.data.unlabeled import checked_unlabeled
+from mokd_det.data.unlabeled import checked_unlabeled, require_folder
 from mokd_det.errors import ConfigError, DatasetError
 
 __all__ = ["OwnData", "OwnDataFacts"]
@@ -107,7 +107,7 @@ class OwnData:
             raise ConfigError(f"data.on_bad_box is {self.on_bad_box!r}; it must be 'error' or 'drop'")
         self._unlabeled, self._unlabeled_batch = checked_unlabeled(self.unlabeled)
 
-    def read(self, *, training: bool = True) -> OwnDataFacts:
+    def read(self, *, training: bool = True, class_names: Sequence[str] | None = None) -> OwnDataFacts:
         """Check the paths, register both data sets and say what follows from them.
 
         The validation data is checked completely here, headers of its images included, since a mistake in it would
@@ -115,23 +115,28 @@ class OwnData:
 
         Args:
             training: False where only an evaluation follows: the validation data is enough then.
+            class_names: what a saved configuration knows of the classes. Away from its data a trained model can still
+                be exported, or look at other images.
 
         Raises:
             ConfigError: paths that are not given, that do not exist, or a batch larger than the data set.
             DatasetError: files that cannot be used, or classes that differ between the two.
         """
-        self._check_paths(training)
-        read = {name: self._read_classes(name) for name in ("train", "val") if self._is_given(name)}
+        away = not training and class_names is not None and not self._is_there("val")
+        if not away:
+            self._check_paths(training)
+        asked = [name for name in ("train", "val") if (self._is_given if training else self._is_there)(name)]
+        read = {name: self._read_classes(name) for name in asked}
         if len(read) == 2:
             self._check_same_classes(read["train"][0], read["val"][0])
-        classes = next(iter(read.values()))[0]
+        classes = list(class_names) if away and class_names else next(iter(read.values()))[0]
         images = read["train"][1] if "train" in read else 0
         if training and images < self.total_batch_size:
             raise ConfigError(
                 f"data.total_batch_size is {self.total_batch_size}, but data.train.json lists {images} images; "
                 f"give data.total_batch_size={images} or less"
             )
-        names = {name: self._register(name) for name in read}
+        names = {name: self._register(name) for name in ([*read, "val"] if away else read)}
         if training and "val" in read:
             for record in load_coco_format(self._source("val")):
                 check_size(record)
@@ -165,12 +170,17 @@ class OwnData:
     def _is_given(self, name: str) -> bool:
         return bool(self._path(name, "json") or self._path(name, "images"))
 
+    def _is_there(self, name: str) -> bool:
+        json_file, images = self._path(name, "json"), self._path(name, "images")
+        return bool(json_file and images) and (
+            ("://" in json_file or os.path.isfile(json_file)) and ("://" in images or os.path.isdir(images))
+        )
+
     def _check_paths(self, training: bool) -> None:
         needed = ["train"] if training else []
         if self.val is not None or not training:
             needed.append("val")
-        asked = [*needed, *(name for name in ("train", "val") if name not in needed and self._is_given(name))]
-        absent = [f"data.{n}.{k}" for n in asked for k in ("json", "images") if not self._path(n, k)]
+        absent = [f"data.{n}.{k}" for n in needed for k in ("json", "images") if not self._path(n, k)]
         if absent:
             hint = ""
             if training and {"data.val.json", "data.val.images"} <= set(absent):
@@ -179,14 +189,15 @@ class OwnData:
                 f"{', '.join(absent)} {'is' if len(absent) == 1 else 'are'} not given: json is an annotation "
                 f"file in COCO format, images the folder of its images{hint}"
             )
-        for name in asked:
+        for name in needed:
             json_file, images = self._path(name, "json"), self._path(name, "images")
             if "://" not in json_file and not os.path.isfile(json_file):
                 there = ", but a folder: give the JSON file itself" if os.path.isdir(json_file) else ""
                 raise ConfigError(f"data.{name}.json: there is no file '{json_file}'{there}")
-            if "://" not in images and not os.path.isdir(images):
-                there = ", but a file: unpack archives first" if os.path.isfile(images) else ""
-                raise ConfigError(f"data.{name}.images: there is no folder '{images}'{there}")
+            if "://" not in images:
+                require_folder(f"data.{name}.images", images)
+        if training and self._unlabeled:
+            require_folder("data.unlabeled.images", self._unlabeled)
 
     def _source(self, name: str) -> CocoFormatSource:
         json_file, images = self._path(name, "json"), self._path(name, "images")

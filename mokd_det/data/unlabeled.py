@@ -11,6 +11,7 @@ from typing import Any
 from torch.utils.data import Sampler
 
 from mokd_det.data.catalog import load_dataset_dicts
+from mokd_det.data.image_file import check_size
 from mokd_det.data.input_files import find_input_files
 from mokd_det.data.sampling import EpochBatches, SampleKey
 from mokd_det.errors import ConfigError, DatasetError
@@ -44,7 +45,7 @@ class UnlabeledImages:
                 of a data set are drawn, its others may serve without their labels.
 
         Raises:
-            DatasetError: no such folder, or no image is left.
+            DatasetError: no such folder, no image is left, or a file that is none, by its header.
         """
         judged = (record for name in self.leave_out for record in load_dataset_dicts(name))
         known = {os.path.realpath(record["file_name"]) for record in chain(labelled, judged)}
@@ -59,6 +60,8 @@ class UnlabeledImages:
             raise DatasetError(
                 f"all {len(paths)} images in {self.folder} are labelled ones{others}: none is left"
             )
+        for record in records:
+            check_size(record)
         return records
 
 
@@ -84,11 +87,21 @@ class MixedBatches(Sampler[list[SampleKey]]):
             yield [*labeled, *moved]
 
 
+def require_folder(key: str, folder: str) -> None:
+    """
+    Raises:
+        ConfigError: there is no such folder, which ``key`` names.
+    """
+    if not os.path.isdir(folder):
+        there = ", but a file: unpack archives first" if os.path.isfile(folder) else ""
+        raise ConfigError(f"{key}: there is no folder '{folder}'{there}")
+
+
 def checked_unlabeled(section: Any) -> tuple[str, int | None]:
     """Folder and batch size of the section ``data.unlabeled``.
 
     Raises:
-        ConfigError: it is no such section, or there is no such folder.
+        ConfigError: it is no such section.
     """
     if not isinstance(section, Mapping) or not set(section) <= {"images", "total_batch_size"}:
         raise ConfigError(f"data.unlabeled is {section!r}; it must have the keys images and total_batch_size")
@@ -96,8 +109,6 @@ def checked_unlabeled(section: Any) -> tuple[str, int | None]:
     if not isinstance(folder, str):
         raise ConfigError(f"data.unlabeled.images is {folder!r}; it must be a path")
     folder = os.path.expanduser(folder)
-    if folder and not os.path.isdir(folder):
-        raise ConfigError(f"data.unlabeled.images: there is no folder '{folder}'")
     if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
         raise ConfigError(f"data.unlabeled.total_batch_size is {size!r}; it must be an integer of 1 or more")
     return folder, size

@@ -19,6 +19,7 @@ from mokd_det.config import load_config
 from mokd_det.engine import argument_parser
 from mokd_det.engine.preflight import check_run
 from mokd_det.errors import CheckpointError, ConfigError
+from mokd_det.tools import demo, export
 from mokd_det.tools.train_net import main, train
 from tests.engine.helpers import loggers_restored
 
@@ -173,6 +174,47 @@ def test_names_and_paths_are_text(
         assert "2.png (image id 27) has height 40 and width 32, but its annotation" in capsys.readouterr().err
     assert main(["--config-file", str(ALONE), *arguments, *place]) == 2
     assert "val/2.png (image id 27) has height 40" in capsys.readouterr().err and not (root / "run").exists()
+
+
+def test_a_trained_model_away_from_its_data(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its saved configuration knows the classes: it is exported and looks at other images; an evaluation needs data."""
+    data = tmp_path / "data"
+    shutil.copytree(folder, data, ignore=shutil.ignore_patterns("*.pth"))
+    place = f"train.output_dir={tmp_path / 'run'}"
+    with loggers_restored():
+        unlabeled = f"data.unlabeled.images={data / 'train'}"
+        teacher = f"model.teacher_checkpoint={folder / 'classes7.pth'}"
+        short = ["train.init_checkpoint=", "train.max_iter=1", "train.eval_period=0"]
+        moving = [*short, *DISTILLED, *paths(data), unlabeled, teacher, place, "train.device=cpu"]
+        assert main(["--config-file", str(MOKD), *moving, "dataloader.train.draw={count: 2, seed: 1}"]) == 0
+    data.rename(tmp_path / "elsewhere")
+    config, weights = tmp_path / "run" / "config.yaml", tmp_path / "run" / "student_final.pth"
+    capsys.readouterr()
+    given = ["--config-file", str(config), "--weights", str(weights)]
+    assert export.main([*given, str(tmp_path / "plain.safetensors")]) == 0
+    image, names = str(tmp_path / "elsewhere" / "val" / "0.png"), str(tmp_path / "elsewhere" / "val.json")
+    looked = [
+        image,
+        "--run",
+        str(tmp_path / "run"),
+        "--output",
+        str(tmp_path / "found"),
+        "--annotations",
+        names,
+    ]
+    assert demo.main(looked) == 0
+    with loggers_restored():
+        evaluation = [
+            "--eval-only",
+            f"train.init_checkpoint={weights}",
+            f"train.output_dir={tmp_path / 'again'}",
+        ]
+        assert main(["--config-file", str(config), *evaluation]) == 2
+        assert f"error: data set file {data / 'val.json'} does not exist" in capsys.readouterr().err
+        # Of the training data an evaluation needs nothing.
+        assert main(["--config-file", str(config), *evaluation, *paths(tmp_path / "elsewhere")[2:]]) == 0
 
 
 def test_a_teacher_of_as_many_classes_is_no_news(folder: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from detectron2.config import instantiate
@@ -62,6 +63,13 @@ def test_labelled_images_of_the_folder_are_left_out(folder, photographs):  # noq
     assert all(record["unlabeled"] and not record["annotations"] for record in left)
     with pytest.raises(DatasetError, match="none is left"):
         in_folder.records(labelled)
+    deep = folder / "train" / "deep.png"
+    Image.fromarray(np.full((30, 40), 40_000, dtype=np.uint16)).save(deep)
+    try:
+        with pytest.raises(DatasetError, match=r"deep\.png .* has pixels of more than 8 bits"):
+            in_folder.records(labelled)
+    finally:
+        deep.unlink()
     judged = UnlabeledImages(str(folder / "train"), 2, [config.from_data.train_dataset])
     with pytest.raises(DatasetError, match="none is left"):
         judged.records()
@@ -145,6 +153,7 @@ def test_a_dry_run_shows_the_taps(folder, photographs, tmp_path, capsys, with_un
     [
         (ALONE, "data.unlabeled.images={folder}", "the model has no teacher"),
         (MOKD, "data.unlabeled.images=nowhere", "data.unlabeled.images: there is no folder 'nowhere'"),
+        (MOKD, "data.unlabeled.images={folder}/new1.png", "but a file: unpack archives first"),
         (MOKD, "data.unlabeled.total_batch_size=0", "data.unlabeled.total_batch_size is 0"),
     ],
 )

@@ -111,6 +111,7 @@ CONFIG_FILES = {
     "unknown import": ("import nothing_of_this_name", "fails with ModuleNotFoundError"),
     "empty": ("", "does not define 'model'"),
     "without optimizer": ("model = dataloader = train = dict()\n", "does not define 'optimizer'"),
+    "a byte order mark": ("\ufefftrain = 1", "it is saved with a byte order mark; save it as UTF-8 without"),
     "null bytes": ("train = 1\x00", "fails with "),
     "division by zero": ("x = 1 / 0", "fails with ZeroDivisionError"),
 }
