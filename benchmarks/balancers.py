@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -237,7 +238,7 @@ def main() -> None:
     names = ["plain", *arguments.only]
     runs = {name: random_run(arguments, BALANCERS[name]() if name in BALANCERS else None) for name in names}
     measured = run(
-        {name: lambda run=run, batch=batch: run.step(*batch) for name, (run, batch) in runs.items()},
+        {name: partial(run.step, *batch) for name, (run, batch) in runs.items()},
         rounds=arguments.rounds,
         warmup=arguments.warmup,
         clock=arguments.clock,

@@ -16,6 +16,7 @@ import contextlib
 import importlib.util
 import io
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -92,8 +93,11 @@ def main() -> None:
 
         return keep
 
+    def statistics(name: str) -> np.ndarray:
+        return evaluate_boxes(truth, boxes, backend=name).stats
+
     calls = {
-        name: call(name, lambda name=name: evaluate_boxes(truth, boxes, backend=name).stats)
+        name: call(name, partial(statistics, name))
         for name in BACKENDS
         if importlib.util.find_spec(name) is not None
     }

@@ -21,6 +21,7 @@ import itertools
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,16 +101,24 @@ def parts(records: list[dict[str, Any]]) -> dict[str, Callable[[], object]]:
     contents = [Path(record["file_name"]).read_bytes() for record in records]
     large = np.asarray(Image.fromarray(images[0]).resize(LARGE, Image.Resampling.BILINEAR))
     calls: dict[str, Callable[[], object]] = {}
+
+    def read(record: dict[str, Any], decoder: str = "pil") -> np.ndarray:
+        return read_image(record["file_name"], "image", decoder)
+
+    def augmented(listed: T.AugmentationList, record: dict[str, Any]) -> object:
+        return listed(T.AugInput(images[record["image_id"]]))
+
+    def transformed(transform: Callable[[Image.Image], object], record: dict[str, Any]) -> object:
+        return transform(Image.fromarray(read(record)))
+
+    def times_all(resize: Callable[[], object]) -> object:
+        return [resize() for _ in records]
+
     for decoder in DECODERS:
-        calls[f"read and decode, {decoder}"] = over_all(
-            records, lambda record, decoder=decoder: read_image(record["file_name"], "image", decoder)
-        )
+        calls[f"read and decode, {decoder}"] = over_all(records, partial(read, decoder=decoder))
     calls["decode to a half by PIL's draft mode"] = lambda: [draft(content) for content in contents]
     for name, augmentation in (("train", detr_train_augmentation()), ("test", detr_test_augmentation())):
-        listed = T.AugmentationList(augmentation)
-        calls[f"augment, {name}"] = over_all(
-            records, lambda record, listed=listed: listed(T.AugInput(images[record["image_id"]]))
-        )
+        calls[f"augment, {name}"] = over_all(records, partial(augmented, T.AugmentationList(augmentation)))
     calls["to a tensor (1056 x 800)"] = lambda: [
         torch.from_numpy(np.ascontiguousarray(large.transpose(2, 0, 1))) for _ in records
     ]
@@ -118,14 +127,9 @@ def parts(records: list[dict[str, Any]]) -> dict[str, Callable[[], object]]:
     calls["detection, test, pil"] = over_all(records, DetrDatasetMapper(False))
     for name, training in (("train", True), ("test", False)):
         transform = create_transform(224, is_training=training, auto_augment=None)
-        calls[f"classification 224, {name}"] = over_all(
-            records,
-            lambda record, transform=transform: transform(
-                Image.fromarray(read_image(record["file_name"], "image"))
-            ),
-        )
+        calls[f"classification 224, {name}"] = over_all(records, partial(transformed, transform))
     for name, resize in resizings(images[0]).items():
-        calls[name] = lambda resize=resize: [resize() for _ in records]
+        calls[name] = partial(times_all, resize)
     return calls
 
 

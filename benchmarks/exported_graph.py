@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from harness import add_arguments, run
@@ -45,12 +46,12 @@ def main() -> None:
         name = f"ONNX Runtime, {kernel}"
         sizes_in_mb[name] = len(content) / 1e6
         run_onnx = onnx_runner(content, options.threads)
-        engines[name] = lambda run_onnx=run_onnx: run_onnx(images, sizes)
+        engines[name] = partial(run_onnx, images, sizes)
         if kernel == "grid_sample":
             content = torchscript_bytes(graph, {})
             sizes_in_mb["TorchScript"] = len(content) / 1e6
             script = torchscript_runner(content)
-            engines["TorchScript"] = lambda script=script: script(images, sizes)
+            engines["TorchScript"] = partial(script, images, sizes)
     with torch.inference_mode():
         measured = run(
             engines, rounds=options.rounds, warmup=options.warmup, clock=options.clock, baseline="PyTorch"

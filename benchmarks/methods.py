@@ -19,7 +19,9 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +168,7 @@ class Run:
 
     def step(self, batch: Any) -> None:
         if self.runs_teacher:
+            assert self.model.teacher is not None
             with torch.no_grad():
                 self.model.teacher(batch)
         losses = self.model(self.model.prepare_batch(batch))
@@ -267,19 +270,20 @@ def main() -> None:
     batches = {name: batch_for(arguments, name) for name in names}
     runs = {name: Run(arguments.config, name) for name in names}
     measured = run(
-        {name: lambda built=built, batch=batches[name]: built.step(batch) for name, built in runs.items()},
+        {name: partial(built.step, batches[name]) for name, built in runs.items()},
         rounds=arguments.rounds,
         warmup=arguments.warmup,
         clock=arguments.clock,
     )
-    extra = {
-        name: measured.derived(lambda seconds, name=name: seconds[name] - seconds[baseline(name)])
-        for name in names
-    }
-    ratio = {
-        name: measured.derived(lambda seconds, name=name: seconds[name] / seconds[family_of(name) + ALONE])
-        for name in names
-    }
+
+    def more(name: str, seconds: Mapping[str, float]) -> float:
+        return seconds[name] - seconds[baseline(name)]
+
+    def times_alone(name: str, seconds: Mapping[str, float]) -> float:
+        return seconds[name] / seconds[family_of(name) + ALONE]
+
+    extra = {name: measured.derived(partial(more, name)) for name in names}
+    ratio = {name: measured.derived(partial(times_alone, name)) for name in names}
     columns = {
         "ratio": {name: f"{spread.median:.2f}" for name, spread in ratio.items()},
         "extra ms": {name: f"{1e3 * spread.median:+.0f}" for name, spread in extra.items()},

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -54,7 +55,7 @@ def main() -> None:
             image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
             title = f"{name}, {height} x {width}"
             parameters[title] = f"{count / 1e6:.1f}"
-            calls[title] = lambda model=model, image=image: model([{"image": image}])
+            calls[title] = partial(model, [{"image": image}])
     with torch.inference_mode():
         measured = run(calls, rounds=options.rounds, warmup=options.warmup, clock=options.clock)
     measured.report(

@@ -90,7 +90,7 @@ def plain_kernel(
 ) -> Tensor:
     """Deformable attention level by level, as Deformable DETR's PyTorch reference writes it."""
     batch, _, heads, channels = value.shape
-    queries, levels, points = locations.shape[1], *locations.shape[3:5]
+    _, queries, _, levels, points, _ = locations.shape
     grids = 2 * locations - 1
     sampled = []
     for level, part in enumerate(value.split([h * w for h, w in shapes], 1)):

@@ -19,6 +19,7 @@ import argparse
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,10 @@ def shares(figure: Callable[[Callable[[Mapping[str, float]], float]], Spread]) -
         "retraction": lambda s: s["retraction"],
         "second forward": lambda s: s["second forward"],
     }
+
+    def share(part: Callable[[Mapping[str, float]], float], whole: str, s: Mapping[str, float]) -> float:
+        return part(s) / s[whole]
+
     rest = lambda s: s["MoKD step"] - sum(part(s) for part in parts.values())  # noqa: E731
     rows = []
     for name, part in {**parts, "the rest": rest}.items():
@@ -192,8 +197,8 @@ def shares(figure: Callable[[Callable[[Mapping[str, float]], float]], Spread]) -
             {
                 "part": name,
                 "s": f"{figure(part).median:.4f}",
-                "of the MoKD step": f"{figure(lambda s, part=part: part(s) / s['MoKD step']).median:.1%}",
-                "of the student step": f"{figure(lambda s, part=part: part(s) / s['student step']).median:.1%}",
+                "of the MoKD step": f"{figure(partial(share, part, 'MoKD step')).median:.1%}",
+                "of the student step": f"{figure(partial(share, part, 'student step')).median:.1%}",
             }
         )
     return rows

@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import argparse
 import itertools
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -150,8 +152,12 @@ def main() -> None:
             calls, rounds=options.rounds, warmup=options.warmup, baseline="bare", clock=options.clock
         )
     measured.report("transformers_step", settings=vars(options), json_file=options.json)
+
+    def times_of(parts: tuple[str, ...], seconds: Mapping[str, float]) -> float:
+        return seconds["MoKD"] / sum(seconds[part] for part in parts)
+
     for parts in (("plain", "teacher", "second"), ("plain", "teacher", "second", "heads")):
-        bound = measured.derived(lambda s, parts=parts: s["MoKD"] / sum(s[part] for part in parts))
+        bound = measured.derived(partial(times_of, parts))
         print(
             f"MoKD / ({' + '.join(parts)}): {bound.median:.3f} ({bound.smallest:.3f} to {bound.largest:.3f})"
         )

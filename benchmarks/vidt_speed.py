@@ -38,6 +38,7 @@ from training import random_scenes
 from mokd_det.config import load_config
 from mokd_det.engine.optimizer import get_vidt_param_groups, with_fast_kernel
 from mokd_det.modeling import ViDT
+from mokd_det.modeling.backbone import DetFeatures
 from mokd_det.modeling.backbone.swin_ram import Block
 from mokd_det.modeling.decoder import DecoderLayer
 
@@ -81,7 +82,8 @@ def parts(model: ViDT, batch: list[dict]) -> dict[str, Callable[[], None]]:
         features = model.backbone(images, padding)
         output = model.forward_tensors(images, padding)
     targets = model.targets(batch, tuple(images.shape[-2:]))
-    backbone = model.backbone
+    backbone, criterion = model.backbone, model.criterion
+    assert criterion is not None
     fixed = _Fixed(features)
 
     def run_backbone() -> None:
@@ -98,7 +100,7 @@ def parts(model: ViDT, batch: list[dict]) -> dict[str, Callable[[], None]]:
 
     def run_criterion() -> None:
         logits, boxes = (x.clone().requires_grad_() for x in (output.logits, output.boxes))
-        sum(model.criterion(logits, boxes, targets).values()).backward()
+        torch.stack([*criterion(logits, boxes, targets).values()]).sum().backward()
 
     return {"backbone": run_backbone, "neck and decoder": run_rest, "criterion": run_criterion}
 
@@ -106,14 +108,14 @@ def parts(model: ViDT, batch: list[dict]) -> dict[str, Callable[[], None]]:
 class _Fixed(torch.nn.Module):
     """A backbone that has its output already; gradients reach it, as they would the real one."""
 
-    def __init__(self, features: object) -> None:
+    def __init__(self, features: DetFeatures) -> None:
         super().__init__()
         self.features = features
 
-    def forward(self, *_: torch.Tensor) -> object:
+    def forward(self, *_: torch.Tensor) -> DetFeatures:
         maps = [level.detach().requires_grad_() for level in self.features.patch_features]
         det, pos = (x.detach().requires_grad_() for x in (self.features.det_tokens, self.features.det_pos))
-        return type(self.features)(maps, det, pos)
+        return DetFeatures(maps, det, pos)
 
 
 def products(model: ViDT, batch: list[dict]) -> float:
@@ -159,7 +161,7 @@ def compare(args: argparse.Namespace) -> None:
         "measured": args.only,
     }
     speedup = measured.derived(lambda seconds: seconds["plain"] / seconds["ours"])
-    further = {"speedup": speedup.as_dict()}
+    further: dict[str, object] = {"speedup": speedup.as_dict()}
     if args.only == "step":
         counts, speed = {name: products(model, batch) for name, model in both.items()}, product_speed()
         further |= {"gflop": counts, "gflop_per_second": speed}
@@ -185,7 +187,7 @@ def compare_compiled(args: argparse.Namespace) -> None:
     for name in ("eager", "compiled"):
         model = build(args.model)
         if name == "compiled":
-            parts_of = {
+            parts_of: dict[str, list[torch.nn.Module]] = {
                 "backbone": [model.backbone],
                 "blocks": [m for m in model.backbone.modules() if isinstance(m, Block)],
                 "decoder": [m for m in model.transformer.modules() if isinstance(m, DecoderLayer)],

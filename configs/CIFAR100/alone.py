@@ -1,5 +1,7 @@
 """A network alone on CIFAR-100, choice.network=... choice.recipe=...: the teachers, and students without one."""
 
+from typing import Any
+
 from omegaconf import DictConfig
 
 from ..common.cifar100 import choice, dataloader, lr_multiplier, optimizer, recipe, recipes, train
@@ -7,7 +9,7 @@ from ..common.cifar_networks import networks
 from ..common.classification import alone
 
 choice.network = "resnet56"
-pair = dict(num_classes=100)
+pair: Any = dict(num_classes=100)
 network = DictConfig("${networks.${choice.network}}")
 model = DictConfig("${network.model}")
 objectives, balancer = alone.objectives, alone.balancer

@@ -4,6 +4,8 @@
 on `test`: `--eval-only dataloader.test.dataset.split=test`. Nothing was tuned here.
 """
 
+from typing import Any
+
 import torch
 from detectron2.config import LazyCall as L
 from detectron2.solver import WarmupParamScheduler
@@ -27,7 +29,7 @@ MEAN, STD = (0.219,) * 3, (0.332,) * 3
 teacher = L(ImageClassifier)(network=L(resnet56)(num_classes="${..num_classes}"), num_classes=10)
 student = L(ImageClassifier)(network=L(CifarResNet)(depth=8, num_classes="${..num_classes}"), num_classes=10)
 
-dataloader = dict(
+dataloader: Any = dict(
     train=L(build_classification_train_loader)(
         dataset=L(FashionMNIST32)(split="train"),
         transform=L(SmallImageTransform)(is_train=True, mean=MEAN, std=STD),
@@ -44,7 +46,7 @@ dataloader = dict(
     evaluator=L(ClassificationEvaluator)(dataset="${..test.dataset}"),
 )
 
-train = dict(
+train: Any = dict(
     max_iter=EPOCHS * PER_EPOCH,
     output_dir="output/fashion_mnist",
     seed=0,

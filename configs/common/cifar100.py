@@ -8,6 +8,8 @@ times, weight decay on everything. The last weights are in student_final.pth, th
 literature uses so) in best/.
 """
 
+from typing import Any
+
 import torch
 from detectron2.config import LazyCall as L
 from fvcore.common.param_scheduler import MultiStepParamScheduler
@@ -25,7 +27,15 @@ from mokd_det.engine import get_timm_param_groups
 TRAIN_IMAGES, EPOCHS = 50000, 240
 
 
-def schedule(batch_size, rate, mobile_rate, nesterov, decay_epochs, mean, std):
+def schedule(
+    batch_size: int,
+    rate: float,
+    mobile_rate: float,
+    nesterov: bool,
+    decay_epochs: tuple[int, ...],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> dict[str, Any]:
     """A schedule; the incomplete last batch of an epoch is left out."""
     per_epoch = TRAIN_IMAGES // batch_size
     return dict(
@@ -61,17 +71,17 @@ recipes = dict(
     ),
 )
 
-choice = dict(recipe="ReviewKD")
+choice: Any = dict(recipe="ReviewKD")
 recipe = DictConfig("${recipes.${choice.recipe}}")
-warmup_epochs = dict(value=20)  # of DKD and ReviewKD
+warmup_epochs: Any = dict(value=20)  # of DKD and ReviewKD
 
 
-def transform(is_train):
+def transform(is_train: bool) -> Any:
     """Normalised by the recipe's numbers."""
     return L(SmallImageTransform)(is_train=is_train, mean="${recipe.mean}", std="${recipe.std}")
 
 
-dataloader = dict(
+dataloader: Any = dict(
     train=L(build_classification_train_loader)(
         dataset=L(Cifar100)(split="train"),
         transform=transform(is_train=True),
@@ -89,7 +99,7 @@ dataloader = dict(
     ),
 )
 
-train = dict(
+train: Any = dict(
     max_iter="${recipe.max_iter}",
     output_dir="output/cifar100",
     seed=0,

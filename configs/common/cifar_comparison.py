@@ -3,15 +3,17 @@
 They fit any config with a ``choice.method``: those of CIFAR100/ and fashion_pairs/.
 """
 
+from typing import Any
+
 from .cifar_methods import amortized
 from .cifar_methods import methods as entries
 
 # What a method takes from a pair of networks is the config's to say: here these references stay what they are.
 pair = {key: "\\${pair." + key + "}" for key in ("num_classes", "train_images")}
-warmup_epochs = dict(value="\\${warmup_epochs.value}")
+warmup_epochs: Any = dict(value="\\${warmup_epochs.value}")
 
 
-def row(name, label, balancer):
+def row(name: str, label: str, balancer: Any) -> dict[str, Any]:
     """One method of the comparison."""
     return dict(
         label=label,

@@ -3,6 +3,8 @@
 What differs between pairs of networks is read from the config's ``pair``.
 """
 
+from typing import Any
+
 from detectron2.config import LazyCall as L
 
 from mokd_det.distillation import (
@@ -33,7 +35,17 @@ amortized = {**mokd.balancer, "total": 2.0}
 review_taps = dict(maps=dict(student="maps", teacher="pre"), pooled="pooled")
 
 
-def entry(label, method, taps, distill, *, task=1.0, negatives=0, balancer=None, needs_teacher=True):
+def entry(
+    label: str,
+    method: Any,
+    taps: dict[str, Any] | list[str],
+    distill: dict[str, Any],
+    *,
+    task: float = 1.0,
+    negatives: int | str = 0,
+    balancer: Any = None,
+    needs_teacher: bool = True,
+) -> dict[str, Any]:
     """One method.
 
     Args:
@@ -61,7 +73,7 @@ def entry(label, method, taps, distill, *, task=1.0, negatives=0, balancer=None,
     )
 
 
-def with_logits(method, temperature=4.0):
+def with_logits(method: Any, temperature: float = 4.0) -> Any:
     """A method on pooled features beside KL on the logits, at the temperature of the CIFAR literature."""
     return L(Combined)(
         parts=dict(kd=method, kl=L(LogitDistillation)(temperature=temperature)),
@@ -69,7 +81,7 @@ def with_logits(method, temperature=4.0):
     )
 
 
-def with_norm_direction(method, taps):
+def with_norm_direction(method: Any, taps: list[str]) -> Any:
     """A method beside ND on the embedding: its "++"."""
     return L(Combined)(
         parts=dict(kd=method, nd=L(NormDirection)(num_classes="${pair.num_classes}")),
@@ -77,7 +89,7 @@ def with_norm_direction(method, taps):
     )
 
 
-methods = dict(
+methods: Any = dict(
     none=entry("student alone", L(NoDistillation)(), [], {}, needs_teacher=False),
     # on logits
     kd=entry("KD", L(LogitDistillation)(temperature=4.0), ["logits"], dict(kl=0.9), task=0.1),

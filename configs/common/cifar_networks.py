@@ -1,5 +1,8 @@
 """The networks of the CIFAR distillation literature, by their published names; ``pair.num_classes`` classes."""
 
+from collections.abc import Callable
+from typing import Any
+
 from detectron2.config import LazyCall as L
 
 from mokd_det.classification import ImageClassifier
@@ -18,7 +21,7 @@ from mokd_det.classification.cifar import (
 )
 
 
-def classifier(network, **sizes):
+def classifier(network: Callable[..., Any], **sizes: Any) -> Any:
     """A network with its cross-entropy."""
     return L(ImageClassifier)(
         network=L(network)(num_classes="${pair.num_classes}", **sizes), num_classes="${pair.num_classes}"

@@ -1,7 +1,20 @@
 """The six pairs of networks of the CIFAR distillation literature, with the published weights that differ."""
 
+from typing import Any
 
-def pair(student, teacher, *, dkd_beta, review, review_pp, kd_pp, dkd_pp, student_pre="pre", middle_stride=2):
+
+def pair(
+    student: str,
+    teacher: str,
+    *,
+    dkd_beta: float,
+    review: float,
+    review_pp: tuple[float, float],
+    kd_pp: tuple[float, float],
+    dkd_pp: tuple[float, float, float],
+    student_pre: str = "pre",
+    middle_stride: int = 2,
+) -> dict[str, Any]:
     """One pair.
 
     Args:

@@ -1,5 +1,7 @@
 """How classification's losses are grouped and balanced, and where its methods look."""
 
+from typing import Any
+
 from detectron2.config import LazyCall as L
 
 from mokd_det.balancing import Amortized, FixedWeights
@@ -8,19 +10,19 @@ two = dict(distill=["loss_distill_*"], task=["loss_cls"])
 amortized = L(Amortized)(pi_optimizer="adamw", lr=0.025, weight_decay=0.01, update_every=1)
 
 # a model that is trained alone has one objective, and its weight is 1
-alone = dict(objectives=dict(task=["loss_cls"]), balancer=L(FixedWeights)())
+alone: Any = dict(objectives=dict(task=["loss_cls"]), balancer=L(FixedWeights)())
 
 # MoKD: L_kl + L_kd against L_cls, their weights learned beside the model
-mokd = dict(objectives=two, balancer=amortized)
+mokd: Any = dict(objectives=two, balancer=amortized)
 
 # the same with each of the three as an objective of its own
-mokd_three_objectives = dict(
+mokd_three_objectives: Any = dict(
     objectives=dict(kl=["loss_distill_kl_*"], kd=["loss_distill_kd_*"], cls=["loss_cls"]), balancer=amortized
 )
 
 # the plain sum of plain KD and of VkD, and DeiT's mean of task and distillation
-plain_sum = dict(objectives=two, balancer=L(FixedWeights)())
-mean = dict(objectives=two, balancer=L(FixedWeights)(weights=dict(distill=0.5, task=0.5)))
+plain_sum: Any = dict(objectives=two, balancer=L(FixedWeights)())
+mean: Any = dict(objectives=two, balancer=L(FixedWeights)(weights=dict(distill=0.5, task=0.5)))
 
 # the teacher's logits teach the student's distillation token; features are compared after pooling
 dist_token = dict(student="dist_logits", teacher="logits")

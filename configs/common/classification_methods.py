@@ -3,6 +3,8 @@
 As in configs/common/methods.py, with the taps, which differ from method to method here. Every term has the weight 1.
 """
 
+from typing import Any
+
 from detectron2.config import LazyCall as L
 
 from mokd_det.balancing import FixedWeights
@@ -21,7 +23,7 @@ three = {
 }
 
 
-def with_logits(method):
+def with_logits(method: Any) -> Any:
     """A method on pooled features beside the divergence of the class probabilities."""
     return L(Combined)(
         parts=dict(kd=method, kl=L(LogitDistillation)()), taps=dict(kd=["pooled"], kl=["logits"])
@@ -34,7 +36,7 @@ kd, vkd, subspaces = (
     with_logits(L(MoKD)(task="classification")),
 )
 
-methods = dict(
+methods: Any = dict(
     none=dict(label="student alone", method=L(NoDistillation)(), balancer=alone.balancer),
     kd=dict(label="KD", method=kd, balancer=fixed, settings=on_logits),
     kd_amortized=dict(label="KD, amortised", method=kd, balancer=amortized, settings=on_logits),

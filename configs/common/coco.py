@@ -1,11 +1,13 @@
 """COCO 2017 with DETR's augmentation, under $DETECTRON2_DATASETS/coco (default: datasets/coco)."""
 
+from typing import Any
+
 from detectron2.config import LazyCall as L
 
 from mokd_det.data import DetrDatasetMapper, build_test_loader, build_train_loader
 from mokd_det.evaluation import CocoDetectionEvaluator
 
-dataloader = dict(
+dataloader: Any = dict(
     train=L(build_train_loader)(
         dataset="coco_2017_train",
         mapper=L(DetrDatasetMapper)(is_train=True),

@@ -5,6 +5,8 @@ Where they have to be spelled for a model (a dense detector's pyramid, one strid
 Sources of the weights: docs/methods.md.
 """
 
+from typing import Any
+
 from detectron2.config import LazyCall as L
 
 from mokd_det.balancing import FixedWeights
@@ -16,20 +18,24 @@ from .objectives import mokd
 plain_sum, amortized = L(FixedWeights)(weights=dict(distill=1.0, task=1.0)), mokd.balancer
 
 
-def entry(label, method, taps, weights, balancer=plain_sum):
+def entry(
+    label: str, method: Any, taps: list[str] | None, weights: dict[str, float], balancer: Any = plain_sum
+) -> dict[str, Any]:
     """One method: its taps, by the names that the models offer (None: the config's), and the weight of each term."""
-    settings = {"objectives.distill": {f"loss_distill_{term}": weight for term, weight in weights.items()}}
+    settings: dict[str, Any] = {
+        "objectives.distill": {f"loss_distill_{term}": weight for term, weight in weights.items()}
+    }
     if taps is not None:
         settings["model.taps"] = {tap: tap for tap in taps}
     return dict(label=label, method=method, balancer=balancer, settings=settings)
 
 
-def per_kind(kinds, weights):
+def per_kind(kinds: list[str], weights: dict[str, float]) -> dict[str, float]:
     """The same weights for the terms of several kinds."""
     return {f"{kind}_{term}": weight for kind in kinds for term, weight in weights.items()}
 
 
-methods = dict(
+methods: Any = dict(
     **basic,
     pkd=entry("PKD", L(PKD)(), ["patch"], dict(patch=6.0)),
     mgd=entry("MGD", L(MGD)(), ["patch"], dict(patch=2e-5)),

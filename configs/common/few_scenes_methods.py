@@ -4,6 +4,8 @@ methods for detectors at their best of three weights.
 Weights and learning rate were searched on a replicate that is not reported, on validation images.
 """
 
+from typing import Any
+
 from detectron2.config import LazyCall as L
 
 from mokd_det.balancing import ClosedForm, FixedWeights
@@ -13,14 +15,14 @@ from .detector_methods import methods as detectors
 from .objectives import alone, mokd
 
 
-def _fixed(weight):
+def _fixed(weight: float) -> Any:
     return L(FixedWeights)(weights=dict(distill=float(weight), task=1.0))
 
 
 similarity = L(MoKD)(loss="similarity")
 standardized = L(MoKD)(loss="similarity", norm="standardize", student_norm="before")
 
-methods = dict(none=dict(label="student alone", method=L(NoDistillation)(), balancer=alone["balancer"]))
+methods: Any = dict(none=dict(label="student alone", method=L(NoDistillation)(), balancer=alone["balancer"]))
 for name, label, method, weight in (
     ("token_matching", "token matching", L(TokenMatching)(), 1 / 4),
     ("vkd", "VkD", L(VkD)(), 4),

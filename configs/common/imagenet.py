@@ -3,6 +3,7 @@
 Under $DETECTRON2_DATASETS/imagenet (default: datasets/imagenet)."""
 
 import os
+from typing import Any
 
 from detectron2.config import LazyCall as L
 from timm.data import create_transform
@@ -16,7 +17,7 @@ from mokd_det.classification import (
 
 root = os.path.join(os.getenv("DETECTRON2_DATASETS", "datasets"), "imagenet")
 
-dataloader = dict(
+dataloader: Any = dict(
     train=L(build_classification_train_loader)(
         dataset=L(ImageFolder)(root=os.path.join(root, "train")),
         transform=L(create_transform)(

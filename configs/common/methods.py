@@ -4,6 +4,8 @@ The config's objectives stay; the one called ``distill`` is left out where a met
 weight of ``task`` is that of every objective but ``distill``.
 """
 
+from typing import Any
+
 from detectron2.config import LazyCall as L
 
 from mokd_det.distillation import MoKD, NoDistillation, ProjectorMatching, TokenMatching, VkD
@@ -12,7 +14,7 @@ from .objectives import alone, mokd, published
 
 fixed, amortized = published.balancer, mokd.balancer
 
-methods = dict(
+methods: Any = dict(
     none=dict(label="student alone", method=L(NoDistillation)(), balancer=alone.balancer),
     token_matching=dict(label="token matching", method=L(TokenMatching)(), balancer=fixed),
     token_matching_amortized=dict(

@@ -1,5 +1,7 @@
 """Which losses belong to which objective, and how the objectives are balanced."""
 
+from typing import Any
+
 from detectron2.config import LazyCall as L
 
 from mokd_det.balancing import Amortized, FixedWeights
@@ -8,19 +10,19 @@ distillation, task = ["loss_distill_*"], ["loss_ce*", "loss_bbox*", "loss_giou*"
 amortized = L(Amortized)(pi_optimizer="adamw", lr=0.025, weight_decay=0.01, update_every=1)
 
 # a model that is trained alone has one objective, and its weight is 1
-alone = dict(objectives=dict(task=task), balancer=L(FixedWeights)())
+alone: Any = dict(objectives=dict(task=task), balancer=L(FixedWeights)())
 
 # MoKD: two objectives, their weights learned beside the model (amortised, updated every iteration)
-mokd = dict(objectives=dict(distill=distillation, task=task), balancer=amortized)
+mokd: Any = dict(objectives=dict(distill=distillation, task=task), balancer=amortized)
 
 # token matching and VkD as published: the plain sum with distillation's coefficient 4
-published = dict(
+published: Any = dict(
     objectives=dict(distill=distillation, task=task),
     balancer=L(FixedWeights)(weights=dict(distill=4.0, task=1.0)),
 )
 
 # MoKD for Hugging Face's detectors: classes (focal, varifocal, matchability-aware), boxes and their distributions
-mokd_transformers = dict(
+mokd_transformers: Any = dict(
     objectives=dict(
         distill=distillation,
         task=[f"loss_{part}*" for part in ("ce", "vfl", "mal", "bbox", "giou", "fgl", "ddf")],
@@ -29,7 +31,7 @@ mokd_transformers = dict(
 )
 
 # MoKD for the convolutional detectors of Detectron2 and torchvision: all their losses are the task
-mokd_convolutional = dict(
+mokd_convolutional: Any = dict(
     objectives=dict(
         distill=distillation,
         task=["loss_cls*", "loss_classif*", "loss_box_reg*", "loss_bbox*", "loss_rpn_*", "loss_objectness"],

@@ -5,6 +5,8 @@ its loss, for the student alone three weight decays (six). The best of a method 
 projection and balancer got no search of their own.
 """
 
+from typing import Any
+
 from detectron2.config import LazyCall as L
 
 from mokd_det.balancing import FixedWeights
@@ -15,7 +17,7 @@ from .objectives import alone, mokd
 fixed, amortized = L(FixedWeights)(weights=dict(distill=1 / 16, task=1.0)), mokd.balancer
 slow, fast = {"optimizer.lr": 2e-3}, {"optimizer.lr": 4e-3}
 
-methods = dict(
+methods: Any = dict(
     none=dict(label="student alone", method=L(NoDistillation)(), balancer=alone.balancer, settings=slow),
     token_matching=dict(label="token matching", method=L(TokenMatching)(), balancer=fixed, settings=slow),
     vkd=dict(label="VkD", method=L(VkD)(), balancer=fixed, settings=slow),

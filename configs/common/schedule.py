@@ -1,5 +1,7 @@
 """ViDT's schedule: 50 epochs of COCO, AdamW, a cosine that changes once per epoch."""
 
+from typing import Any
+
 import torch
 from detectron2.config import LazyCall as L
 
@@ -11,7 +13,7 @@ iterations_per_epoch = (
     118287 // 16
 )  # training images over the total batch size; the incomplete batch is dropped
 
-train = dict(
+train: Any = dict(
     max_iter=epochs * iterations_per_epoch,
     output_dir="output/vidt",
     init_checkpoint="",  # weights to start from: ViDT, Swin (Microsoft's or timm's) or a student of ours

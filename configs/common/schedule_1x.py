@@ -1,12 +1,14 @@
 """Detectron2's 1x schedule for convolutional detectors: 90,000 iterations of SGD with two steps."""
 
+from typing import Any
+
 import torch
 from detectron2 import model_zoo
 from detectron2.config import LazyCall as L
 
 from mokd_det.engine.optimizer import get_vidt_param_groups
 
-train = dict(
+train: Any = dict(
     max_iter=90000,
     output_dir="output/detectors",
     init_checkpoint="",  # weights of the whole student, by its own names

@@ -1,5 +1,7 @@
 """DeiT's schedule: 300 epochs of ImageNet-1k, AdamW, five epochs of warm-up, a cosine, averaged weights."""
 
+from typing import Any
+
 import torch
 from detectron2.config import LazyCall as L
 from detectron2.solver import WarmupParamScheduler
@@ -10,7 +12,7 @@ from mokd_det.engine import get_timm_param_groups
 epochs, warmup_epochs = 300, 5
 iterations_per_epoch = 1281167 // 1024  # training images over the total batch size
 
-train = dict(
+train: Any = dict(
     max_iter=epochs * iterations_per_epoch,
     output_dir="output/deit",
     init_checkpoint="",  # weights to start from

@@ -1,19 +1,21 @@
 """timm's classifiers for the 1000 classes of ImageNet: DeiT students and their RegNetY teacher."""
 
+from typing import Any
+
 from detectron2.config import LazyCall as L
 
 from mokd_det.classification import ImageClassifier
 from mokd_det.modeling import create_timm_model
 
 
-def timm_classifier(name, **options):
+def timm_classifier(name: str, **options: Any) -> Any:
     """A timm model by name; ``options`` are ``timm.create_model``'s, and ``weights`` or ``download``."""
     return L(ImageClassifier)(
         network=L(create_timm_model)(name=name, num_classes="${..num_classes}", **options), num_classes=1000
     )
 
 
-def deit(name):
+def deit(name: str) -> Any:
     """A DeiT with DeiT's drop path, from random weights."""
     return timm_classifier(name, drop_path_rate=0.1)
 

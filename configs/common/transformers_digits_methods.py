@@ -1,5 +1,7 @@
 """The cells of the comparison of D-FINE with D-FINE in docs/transformers.md. No weight was searched."""
 
+from typing import Any
+
 from detectron2.config import LazyCall as L
 
 from mokd_det.balancing import FixedWeights
@@ -10,11 +12,11 @@ from .objectives import alone, amortized
 sides = {name: name for name in ("corners", "logits")}
 
 
-def _fixed(weight):
+def _fixed(weight: float) -> Any:
     return L(FixedWeights)(weights=dict(distill=float(weight), task=1.0))
 
 
-methods = dict(
+methods: Any = dict(
     none=dict(label="student alone", method=L(NoDistillation)(), balancer=alone["balancer"]),
     similarity=dict(label="MoKD similarity, fixed 4", method=L(MoKD)(loss="similarity"), balancer=_fixed(4)),
     mokd=dict(label="MoKD similarity, amortised", method=L(MoKD)(loss="similarity"), balancer=amortized),

@@ -1,12 +1,15 @@
 """ViDT's four variants for the 80 classes of COCO."""
 
+from collections.abc import Callable
+from typing import Any
+
 from detectron2.config import LazyCall as L
 
 from mokd_det.modeling import DeformableTransformer, HungarianMatcher, InputProjection, SetCriterion, ViDT
 from mokd_det.modeling.backbone import swin_base, swin_nano, swin_small, swin_tiny
 
 
-def vidt(backbone):
+def vidt(backbone: Callable[..., Any]) -> Any:
     """A detector on the given backbone; everything else is the same in all variants."""
     return L(ViDT)(
         backbone=L(backbone)(num_det_tokens=100),

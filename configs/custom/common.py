@@ -3,6 +3,8 @@
 data.train.json=FILE data.train.images=FOLDER data.val.json=FILE data.val.images=FOLDER
 """
 
+from typing import Any
+
 import torch
 from detectron2.config import LazyCall as L
 from detectron2.solver import WarmupParamScheduler
@@ -46,7 +48,7 @@ from_data = dict(
     unlabeled_batch_size=None,
 )
 
-dataloader = dict(
+dataloader: Any = dict(
     train=L(build_train_loader)(
         dataset="${from_data.train_dataset}",
         mapper=L(DetrDatasetMapper)(
@@ -72,7 +74,7 @@ dataloader = dict(
     evaluator=L(CocoDetectionEvaluator)(dataset_name="${..test.dataset}"),
 )
 
-train = dict(
+train: Any = dict(
     max_iter="${from_data.max_iter}",
     output_dir="output/custom",
     init_checkpoint="",
@@ -99,13 +101,13 @@ lr_multiplier = L(WarmupParamScheduler)(
 )
 
 
-def with_own_classes(model):
+def with_own_classes(model: Any) -> Any:
     """A student, or a model that is trained alone: it has the classes of your files."""
     model.num_classes = "${from_data.num_classes}"
     return model
 
 
-def with_classes_of_its_file(model):
+def with_classes_of_its_file(model: Any) -> Any:
     """A teacher: it keeps the classes of its checkpoint. Without a loss, since it is not trained."""
     model.num_classes = "${from_data.teacher_classes}"
     model.criterion = None

@@ -4,6 +4,8 @@ CrossKD needs dense heads (FCOS), LD distributions over a box's sides (D-FINE). 
 show that the methods train, not what they are worth (docs/results.md).
 """
 
+from typing import Any
+
 from detectron2.config import LazyCall as L
 from timm.models.resnet import BasicBlock, ResNet
 from torchvision.models.detection import FCOS
@@ -19,7 +21,7 @@ WIDTH = 64
 pyramid = dict(path="detector.backbone", strides=[8, 16, 32, 64, 128], channels=[WIDTH] * 5)
 
 
-def fcos(channels, depth):
+def fcos(channels: int, depth: int) -> Any:
     """Torchvision's FCOS on a timm ResNet of four stages of ``channels`` · (1, 2, 4, 8)."""
     stages = [channels, 2 * channels, 4 * channels, 8 * channels]
     backbone = L(BackboneWithFPN)(
@@ -34,7 +36,7 @@ def fcos(channels, depth):
     return L(TorchvisionDetector)(detector=L(FCOS)(backbone=backbone, num_classes=3))
 
 
-def d_fine(width, layers):
+def d_fine(width: int, layers: int) -> Any:
     """transformers' D-FINE on a ResNet of four stages, ``layers`` of a decoder, 16 queries."""
     return detector("d_fine", width, layers, levels=3, num_denoising=20)
 

@@ -5,6 +5,8 @@ must not be flipped, since left and right make the class. The methods' weights a
 ResNet-56, the pair that is most like this one; CRD has as many negatives per image of the set as there.
 """
 
+from typing import Any
+
 import torch
 from detectron2.config import LazyCall as L
 from fvcore.common.param_scheduler import MultiStepParamScheduler
@@ -27,7 +29,7 @@ networks = dict(
     teacher=dict(model=classifier(CifarResNet, depth=14, widths=(16, 16, 32, 64))),
 )
 
-pair = dict(
+pair: Any = dict(
     student="student",
     teacher="teacher",
     teacher_checkpoint="output/fashion_pairs/teacher/student_final.pth",
@@ -42,15 +44,15 @@ pair = dict(
     student_pre="pre",
     middle_stride=2,
 )
-warmup_epochs = dict(value=0)  # a twelfth of the training, as published, would be less than an epoch
+warmup_epochs: Any = dict(value=0)  # a twelfth of the training, as published, would be less than an epoch
 
 
-def transform(is_train):
+def transform(is_train: bool) -> Any:
     """Random crops, no flips; mean and deviation of the training images."""
     return L(SmallImageTransform)(is_train=is_train, mean=(0.29,) * 3, std=(0.33,) * 3, flip=False)
 
 
-dataloader = dict(
+dataloader: Any = dict(
     train=L(build_classification_train_loader)(
         dataset=L(FashionPairs)(split="train", per_class=100),
         transform=transform(is_train=True),
@@ -70,7 +72,7 @@ dataloader = dict(
     ),
 )
 
-train = dict(
+train: Any = dict(
     max_iter=400,
     output_dir="output/fashion_pairs",
     seed=0,

@@ -4,6 +4,8 @@ The models are the quick start's with more DET tokens, and read 160 to 240 pixel
 data.train.json=datasets/cards/train.json and so on for the cards.
 """
 
+from typing import Any
+
 from mokd_det.data import detr_test_augmentation, detr_train_augmentation
 
 from ..custom.common import data, dataloader, from_data, lr_multiplier, train, with_own_classes
@@ -12,7 +14,7 @@ from ..quickstart.common import optimizer, vidt
 FOLDER = "datasets/bccd"
 
 
-def detector(dim, depths, ffn_dim):
+def detector(dim: int, depths: tuple[int, ...], ffn_dim: int) -> Any:
     """A small ViDT with 50 DET tokens for the classes of the data."""
     model = with_own_classes(vidt(dim, depths, ffn_dim))
     model.backbone.num_det_tokens = 50

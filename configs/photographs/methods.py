@@ -3,6 +3,8 @@
 In NAME@W the weight W is that of the labelled photographs' distillation.
 """
 
+from typing import Any
+
 from detectron2.config import LazyCall as L
 
 from mokd_det.balancing import FixedWeights
@@ -12,7 +14,7 @@ from ..common.objectives import alone, mokd
 from .common import FOLDER
 
 
-def fixed(**weights):
+def fixed(**weights: float) -> Any:
     """Constant weights; 1 where none is given."""
     return L(FixedWeights)(weights=dict(distill=1.0, task=1.0) | weights)
 
@@ -22,7 +24,7 @@ unlabeled = {
     "data.unlabeled.images": f"{FOLDER}/images",
     "objectives": dict(mokd.objectives, unlabeled=["loss_unlabeled_*"]),
 }
-methods = dict(
+methods: Any = dict(
     none=dict(label="student alone", method=L(NoDistillation)(), balancer=alone.balancer),
     token_matching=dict(label="token matching, fixed", method=L(TokenMatching)(), balancer=fixed()),
     vkd=dict(label="VkD, fixed", method=L(VkD)(), balancer=fixed()),

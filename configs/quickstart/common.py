@@ -5,6 +5,8 @@ convolutional stem, an IoU-aware class loss, reference points that start on a gr
 of 8 channels, as many as in ViDT.
 """
 
+from typing import Any
+
 import torch
 from detectron2.config import LazyCall as L
 from detectron2.solver import WarmupParamScheduler
@@ -17,7 +19,7 @@ from mokd_det.modeling import DeformableTransformer, HungarianMatcher, InputProj
 from mokd_det.modeling.backbone import SwinRAM
 
 
-def vidt(dim, depths, ffn_dim):
+def vidt(dim: int, depths: tuple[int, ...], ffn_dim: int) -> Any:
     """A small ViDT for 64-pixel images: windows of 4 cells, 16 DET tokens, 64 channels, 2 decoder layers."""
     return L(ViDT)(
         backbone=L(SwinRAM)(
@@ -49,7 +51,7 @@ def vidt(dim, depths, ffn_dim):
 
 student, teacher = vidt(16, (1, 1, 1, 1), 128), vidt(32, (2, 2, 2, 1), 256)
 
-dataloader = dict(
+dataloader: Any = dict(
     train=L(build_train_loader)(
         dataset="digits_train",
         mapper=L(DetrDatasetMapper)(is_train=True, augmentation=[]),  # digits must not be flipped
@@ -63,7 +65,7 @@ dataloader = dict(
     evaluator=L(CocoDetectionEvaluator)(dataset_name="${..test.dataset}"),
 )
 
-train = dict(
+train: Any = dict(
     max_iter=600,
     output_dir="output/quickstart",
     seed=0,

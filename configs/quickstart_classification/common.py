@@ -4,6 +4,8 @@ Chosen on the validation images (300 of the 1,797; the test images took no part)
 alone stays well behind its teacher; 16 pixels, 30 training images per class, learning rate and iterations.
 """
 
+from typing import Any
+
 import torch
 from detectron2.config import LazyCall as L
 from detectron2.solver import WarmupParamScheduler
@@ -39,7 +41,7 @@ student = L(ImageClassifier)(
     num_classes=10,
 )
 
-dataloader = dict(
+dataloader: Any = dict(
     train=L(build_classification_train_loader)(
         dataset=L(FewPerClass)(dataset=L(DigitImages)(split="train", size=IMAGE_SIZE), per_class=30),
         transform=L(create_transform)(
@@ -65,7 +67,7 @@ dataloader = dict(
     evaluator=L(ClassificationEvaluator)(dataset="${..test.dataset}"),
 )
 
-train = dict(
+train: Any = dict(
     max_iter=600,
     output_dir="output/quickstart_classification",
     seed=0,

@@ -1,5 +1,7 @@
 """Small Hugging Face detectors from random weights on ``digits_few``: minutes on a CPU (docs/transformers.md)."""
 
+from typing import Any
+
 from detectron2.config import LazyCall as L
 
 from mokd_det.modeling import TransformersDetector
@@ -8,7 +10,7 @@ from ..common.objectives import alone, mokd_transformers
 from ..quickstart.common import dataloader, lr_multiplier, optimizer, train
 
 
-def detector(kind, width, layers, levels=2, **more):
+def detector(kind: str, width: int, layers: int, levels: int = 2, **more: Any) -> Any:
     """A relative of RT-DETR for 64 pixels: maps of strides 8, 16, … of ``width`` channels, ``layers`` to decode."""
     backbone = dict(
         model_type="resnet",
@@ -41,7 +43,7 @@ def detector(kind, width, layers, levels=2, **more):
     return L(TransformersDetector)(source=source, class_names=["0", "1", "2"], image_size=64)
 
 
-def pretrained(name):
+def pretrained(name: str) -> Any:
     """The detector that ``pretrain_<name>.py`` trained, with class heads for the three digits of ``digits_few``."""
     source = f"output/transformers_digits/pretrain_{name}/student_final"
     return L(TransformersDetector)(
