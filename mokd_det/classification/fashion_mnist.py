@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,7 @@ class FashionMNIST(ArrayDataset):
         image_file, label_file = (
             folder / f"{kind}-{what}.gz" for what in ("images-idx3-ubyte", "labels-idx1-ubyte")
         )
-        images, labels = read_idx(image_file, 3), read_idx(label_file, 1)
+        images, labels = _read(image_file, 3), _read(label_file, 1)
         if images.shape[1:] != (_SIDE, _SIDE):
             raise DatasetError(f"{image_file}: images of {images.shape[1:]} pixels, not ({_SIDE}, {_SIDE})")
         if len(images) != len(labels):
@@ -69,6 +70,17 @@ class FashionMNIST(ArrayDataset):
             chosen = split_by_class(labels, _SHARES, _SPLIT_SEED)[split]
             images, labels = images[chosen], labels[chosen]
         super().__init__(f"Fashion-MNIST ({split})", FASHION_CLASSES, labels, images)
+
+
+def _read(path: Path, dimensions: int) -> np.ndarray:
+    """The array of a file, unpacked once for the splits and the evaluator of a process; read-only."""
+    state = path.stat() if path.is_file() else None
+    return _read_state(path, dimensions, state and (state.st_mtime_ns, state.st_size))
+
+
+@lru_cache(maxsize=4)
+def _read_state(path: Path, dimensions: int, state: tuple[int, int] | None) -> np.ndarray:
+    return read_idx(path, dimensions)
 
 
 def _find(root: str | os.PathLike[str] | None) -> Path:

@@ -23,11 +23,26 @@ _PAIRING_SEED = 0
 class FashionMNIST32(ArrayDataset):
     """Fashion-MNIST with two black pixels on each side, 32 × 32."""
 
-    def __init__(self, split: str, root: str | os.PathLike[str] | None = None) -> None:
-        """See :class:`~mokd_det.classification.fashion_mnist.FashionMNIST`."""
+    def __init__(self, split: str, root: str | os.PathLike[str] | None = None, size: int = SIDE) -> None:
+        """See :class:`~mokd_det.classification.fashion_mnist.FashionMNIST`.
+
+        Args:
+            split: as there.
+            root: as there.
+            size: pixels of a side; 16 or 8: the means of the pixels that become one.
+
+        Raises:
+            ConfigError: another size.
+        """
+        if size not in (32, 16, 8):
+            raise ConfigError(f"Fashion-MNIST padded to 32 pixels: size={size} must be 32, 16 or 8")
         source = FashionMNIST(split, root)
         padding = ((0, 0), (_PADDING, _PADDING), (_PADDING, _PADDING))
-        super().__init__(source.name, source.class_names, source.labels, np.pad(source.images, padding))
+        images = np.pad(source.images, padding)
+        if size < SIDE:
+            blocks = images.reshape(len(images), size, SIDE // size, size, SIDE // size)
+            images = np.rint(blocks.mean((2, 4), dtype=np.float32)).astype(np.uint8)
+        super().__init__(source.name, source.class_names, source.labels, images)
 
 
 class FashionPairs(ArrayDataset):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -46,6 +46,7 @@ class ClassificationTrainLoader(EndlessLoader[ClassificationBatch]):
         mixer: LabelMixer,
         negatives: NegativeSampler | None = None,
         num_workers: int = 0,
+        keep_views: bool = False,
     ) -> None:
         """
         Args:
@@ -55,11 +56,12 @@ class ClassificationTrainLoader(EndlessLoader[ClassificationBatch]):
             mixer: makes the targets, and mixes.
             negatives: draws images of other classes; None: none are.
             num_workers: loading processes; 0: load in this process.
+            keep_views: keep every transformed image in memory (of each loading process).
 
         Raises:
             ConfigError: a negative number of workers.
         """
-        samples = _TrainSamples(dataset, transform, negatives, batches.seed)
+        samples = _TrainSamples(dataset, transform, negatives, batches.seed, {} if keep_views else None)
         super().__init__(samples, batches, num_workers, _TrainCollate(batches, mixer))
         self.dataset = dataset
         self.data_name = dataset.name
@@ -91,6 +93,7 @@ def build_classification_train_loader(
     repeated_augmentation: int = 1,
     negatives: int = 0,
     views: int | None = None,
+    keep_views: bool = False,
     rank: int | None = None,
     world_size: int | None = None,
 ) -> ClassificationTrainLoader:
@@ -110,6 +113,7 @@ def build_classification_train_loader(
         negatives: positions of other-class images per image, for methods that contrast; 0: none.
         views: augment each image in so many ways only, which take turns by epoch (repeated augmentation: by copy); the
             batches then have ``view_keys``. None: augment anew in every epoch.
+        keep_views: keep the augmented images in memory: nothing is computed twice, no number changes.
         rank: of this process; None: Detectron2's.
         world_size: number of processes; None: Detectron2's.
 
@@ -135,6 +139,8 @@ def build_classification_train_loader(
             f"views={views} fixes how each image looks, but mixup blends it with others of its batch, which change; "
             "use one of the two (mixup=None or views=None)"
         )
+    if keep_views and views is None:
+        raise ConfigError("keep_views=True keeps the views of each image; set views to how many there are")
     if negatives < 0:
         raise ConfigError(f"negatives={negatives}: must not be negative")
     return ClassificationTrainLoader(
@@ -144,6 +150,7 @@ def build_classification_train_loader(
         LabelMixer(dataset.num_classes, batches.batch_size, seed, mixup, label_smoothing),
         NegativeSampler(dataset.labels, negatives, seed) if negatives else None,
         num_workers,
+        keep_views,
     )
 
 
@@ -223,19 +230,31 @@ class _TrainSamples(Dataset[Any]):
     """Transformed images by :class:`SampleKey`, augmented with random numbers that only the key decides."""
 
     def __init__(
-        self, dataset: ImageDataset, transform: Transform, negatives: NegativeSampler | None, seed: int
+        self,
+        dataset: ImageDataset,
+        transform: Transform,
+        negatives: NegativeSampler | None,
+        seed: int,
+        kept: dict[tuple[int, int | None], _Sample] | None,
     ) -> None:
         self._labels = dataset.labels
         self._images = _Samples(dataset, transform)
         self._negatives = negatives
         self._seed = seed
+        self._kept = kept  # by record and view, which decide the image; None: nothing is kept
 
     def __getitem__(self, key: SampleKey) -> _Sample | Failure:
         negatives = None
         if self._negatives is not None:
             negatives = self._negatives.draw(int(self._labels[key.record]), key.position)
+        if self._kept is not None and (key.record, key.view) in self._kept:
+            sample = self._kept[key.record, key.view]
+            return replace(sample, position=key.position, negatives=negatives)
         with augmentation_rng(self._seed, key):
-            return or_failure(self._images.read, key.record, key, negatives)
+            sample = or_failure(self._images.read, key.record, key, negatives)
+        if self._kept is not None and isinstance(sample, _Sample):
+            self._kept[key.record, key.view] = sample
+        return sample
 
 
 class _TrainCollate:

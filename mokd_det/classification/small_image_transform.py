@@ -79,9 +79,10 @@ class SmallImageTransform:
 
     def _augment(self, pixels: np.ndarray) -> np.ndarray:
         if self.padding:
-            margin = (self.padding, self.padding)
             top, left = torch.randint(2 * self.padding + 1, (2,)).tolist()
-            padded = np.pad(pixels, (margin, margin, (0, 0)))
+            inside = slice(self.padding, self.padding + self.size)
+            padded = np.zeros((self.size + 2 * self.padding, self.size + 2 * self.padding, 3), np.uint8)
+            padded[inside, inside] = pixels
             pixels = padded[top : top + self.size, left : left + self.size]
         if self.flip and torch.rand(()).item() < 0.5:
             pixels = pixels[:, ::-1]

@@ -69,6 +69,7 @@ def compare_methods(options: argparse.Namespace, arguments: Sequence[str], lock:
         if gpus
         else [],
         pass_fds=[lock],
+        fork=not gpus,
     )
     try:
         queue.run()

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from mokd_det.experiments.fork_server import ForkedProcess, ForkServer
+
 __all__ = ["ChildFailed", "Job", "RunQueue", "clock", "interrupt_on_signals", "last_lines"]
 
 _POLL_SECONDS = 0.2
@@ -72,7 +74,7 @@ class _Child:
     """A running command and how far it is."""
 
     job: Job
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | ForkedProcess
     started: float
     started_at: float
     worker: int
@@ -123,6 +125,8 @@ class RunQueue:
         environment: of the children.
         worker_environments: what is added to it, per worker (a GPU for each); empty: nothing.
         pass_fds: open files that the children keep open too (a lock).
+        fork: run this package's own commands in forks of a process that has imported it (:mod:`fork_server`); not
+            where a GPU computes, whose state no fork may share.
         stream: where the progress goes.
         interval: seconds between lines when ``stream`` is no terminal.
     """
@@ -132,6 +136,7 @@ class RunQueue:
     environment: Mapping[str, str]
     worker_environments: Sequence[Mapping[str, str]] = ()
     pass_fds: Sequence[int] = ()
+    fork: bool = False
     stream: IO[str] = field(default_factory=lambda: sys.stdout)
     interval: float = 10.0
 
@@ -147,6 +152,7 @@ class RunQueue:
             raise ValueError(
                 f"{len(self.worker_environments)} worker environments for {self.workers} workers"
             )
+        self._servers: dict[str, ForkServer] = {}
         self._running: dict[str, _Child] = {}
         self._ended: set[str] = set()
         # Ratios of measured to expected durations, of running and ended jobs.
@@ -172,6 +178,8 @@ class RunQueue:
         finally:
             self._clear_line()
             self._stop_all()
+            while self._servers:
+                self._servers.popitem()[1].close()
 
     def _start_ready(self) -> None:
         for job in self.jobs:
@@ -190,18 +198,27 @@ class RunQueue:
             started_at = time.time()
             worker = min(set(range(self.workers)) - {child.worker for child in self._running.values()})
             added = self.worker_environments[worker] if self.worker_environments else {}
-            with open(job.console, "ab") as console:
-                process = subprocess.Popen(
-                    job.command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=console,
-                    stderr=subprocess.STDOUT,
-                    env={**self.environment, **added, **job.environment},
-                    pass_fds=tuple(self.pass_fds),
-                    # Ctrl-C must reach the children through us, so that they end before we say so.
-                    start_new_session=True,
-                )
+            process = self._start(job, {**self.environment, **added, **job.environment})
             self._running[job.name] = _Child(job, process, time.monotonic(), started_at, worker)
+
+    def _start(self, job: Job, environment: dict[str, str]) -> subprocess.Popen[bytes] | ForkedProcess:
+        own = [sys.executable, "-m", "mokd_det"]
+        if self.fork and list(job.command[: len(own)]) == own:
+            key = json.dumps(environment, sort_keys=True)
+            if key not in self._servers:
+                self._servers[key] = ForkServer(environment, self.pass_fds)
+            return self._servers[key].start(job.command[len(own) :], job.console)
+        with open(job.console, "ab") as console:
+            return subprocess.Popen(
+                job.command,
+                stdin=subprocess.DEVNULL,
+                stdout=console,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                pass_fds=tuple(self.pass_fds),
+                # Ctrl-C must reach the children through us, so that they end before we say so.
+                start_new_session=True,
+            )
 
     def _collect(self) -> None:
         for name, child in list(self._running.items()):

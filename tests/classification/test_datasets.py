@@ -13,6 +13,8 @@ from PIL import Image
 
 from mokd_det.classification import ArrayDataset, DigitImages, FashionMNIST, ImageFolder, TorchvisionImages
 from mokd_det.classification import fashion_mnist as fashion_module
+from mokd_det.classification.cifar10_jpeg import Cifar10Jpeg
+from mokd_det.classification.fashion_pairs import FashionMNIST32
 from mokd_det.classification.idx_file import read_idx
 from mokd_det.classification.subset import FewPerClass, split_by_class
 from mokd_det.errors import ConfigError, DatasetError
@@ -200,6 +202,41 @@ def test_fashion_mnist_splits(tmp_path, monkeypatch):
     assert FashionMNIST("val").fingerprint() == parts["val"].fingerprint()
     with pytest.raises(ConfigError, match="has no split 'all'"):
         FashionMNIST("all", root)
+
+
+def test_smaller_fashion_images_are_means(tmp_path):
+    root = write_fashion(tmp_path / "fashion-mnist")
+    large, small = FashionMNIST32("test", root), FashionMNIST32("test", root, size=16)
+    assert large.images.shape[1:] == (32, 32) and small.images.shape[1:] == (16, 16)
+    block = large.images[3, 10:12, 20:22].astype(float)
+    assert small.images[3, 5, 10] == round(block.mean())
+    with pytest.raises(ConfigError, match="size=20 must be 32, 16 or 8"):
+        FashionMNIST32("test", root, size=20)
+
+
+def test_cifar10_jpeg_splits(tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    with pytest.raises(DatasetError, match="fetch it with: python -m mokd_det fetch cifar10_jpeg"):
+        Cifar10Jpeg("train")
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 10), ("test", 2)):
+        for name in ("cat", "dog"):
+            folder = tmp_path / "cifar10_jpeg" / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                Image.fromarray(generator.integers(0, 256, (32, 32, 3), np.uint8)).save(folder / f"{number}.jpg")
+    parts = {split: Cifar10Jpeg(split) for split in ("train", "val", "test")}
+    assert {split: len(part) for split, part in parts.items()} == {"train": 16, "val": 4, "test": 4}
+    names = {split: {part.image_name(i) for i in range(len(part))} for split, part in parts.items()}
+    assert not names["train"] & names["val"] and len(names["train"] | names["val"]) == 20
+    for part in parts.values():
+        assert all(part.class_names[part.labels[i]] in part.image_name(i) for i in range(len(part)))
+    small = Cifar10Jpeg("test", size=16)
+    block = np.asarray(parts["test"].read(0), float)[4:6, 8:10].mean((0, 1))
+    assert np.abs(np.asarray(small.read(0))[2, 4] - block).max() <= 1
+    assert small.read(0).size == (16, 16) and small.fingerprint() != parts["test"].fingerprint()
+    with pytest.raises(ConfigError, match="has no split 'all'"):
+        Cifar10Jpeg("all")
 
 
 def test_missing_fashion_mnist_gives_the_command(tmp_path, monkeypatch):

@@ -109,6 +109,17 @@ def test_every_showing_has_random_numbers_of_its_own():
         assert len(set(values)) == len(values)
 
 
+def test_kept_views_are_the_same_batches():
+    asked = [take(loader(views=2, negatives=3, keep_views=keep), 20) for keep in (False, True)]
+    for plain, kept in zip(*asked, strict=True):
+        assert torch.equal(plain.images, kept.images) and torch.equal(plain.negatives, kept.negatives)
+        assert plain.view_keys == kept.view_keys and plain.epoch == kept.epoch
+    read = []
+    counting = loader(transform=lambda image: read.append(1) or draw(image), views=2, keep_views=True)
+    take(counting, 20)
+    assert len(read) == len({key[:2] for batch in asked[0] for key in batch.view_keys}) < 20 * 4
+
+
 def test_loading_leaves_the_global_generators_alone():
     def states():
         return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
@@ -223,6 +234,7 @@ def test_mixing_is_timms_under_a_seed_of_the_batch():
         ({"negatives": -1}, "negatives=-1"),
         ({"num_workers": -1}, "num_workers=-1"),
         ({"seed": -1}, "seed=-1"),
+        ({"keep_views": True}, "keep_views=True keeps the views of each image; set views"),
     ],
 )
 def test_impossible_settings(options, message):

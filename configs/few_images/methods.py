@@ -1,0 +1,73 @@
+"""The cells of the comparisons with few images (docs/results.md): NAME@W gives a fixed weight, times the published one.
+
+Where CNN teaches CNN the published taps fit; a transformer gives its last patch tokens as one map (``*_vit``).
+"""
+
+from detectron2.config import LazyCall as L
+
+from mokd_det.balancing import Amortized, FixedWeights
+from mokd_det.distillation import (
+    CRD,
+    Combined,
+    FitNet,
+    LogitDistillation,
+    MoKD,
+    NoDistillation,
+    ReviewKD,
+    VkD,
+)
+
+from ..common.classification import alone
+
+fixed = L(FixedWeights)(weights=dict(distill=1.0, task=1.0))
+both = ["pooled", "logits"]
+
+
+def amortized(lr=0.025, total=1.0):
+    """MoKD's balancer; a step of SGD feels ``total``, one of AdamW does not."""
+    return L(Amortized)(pi_optimizer="adamw", lr=lr, weight_decay=0.01, total=total)
+
+
+def with_logits(method):
+    """Pooled features beside the divergence of the class probabilities, at the temperature of the CIFAR literature."""
+    return L(Combined)(
+        parts=dict(kd=method, kl=L(LogitDistillation)(temperature=4.0)),
+        taps=dict(kd=["pooled"], kl=["logits"]),
+    )
+
+
+def cell(label, method, taps, balancer=fixed, published=None, **settings):
+    """One method; ``published``: the weights of its terms, by the end of their names."""
+    taps = taps if isinstance(taps, dict) else {name: name for name in taps}
+    if published:
+        distill = {f"loss_distill_{term}": weight for term, weight in published.items()}
+        settings["objectives"] = dict(distill=distill, task=["loss_cls"])
+    return dict(
+        label=label, method=method, balancer=balancer, settings={"model.taps": taps, **settings}
+    )
+
+
+similarity = with_logits(L(MoKD)(task="classification", loss="similarity"))
+regression = with_logits(L(MoKD)(task="classification", loss="regression"))
+review_taps = dict(maps=dict(student="maps", teacher="pre"), pooled="pooled")
+# both beds train on 500 images; of them a third are negatives, as published
+crd = L(CRD)(num_samples=500)
+
+methods = dict(
+    none=cell("student alone", L(NoDistillation)(), [], alone.balancer),
+    kd=cell("KD", L(LogitDistillation)(temperature=4.0), ["logits"]),
+    fitnet=cell("FitNet", L(FitNet)(level=2), ["maps"], published=dict(hint=100.0)),
+    fitnet_vit=cell("FitNet", L(FitNet)(level=-1), ["maps"], published=dict(hint=100.0)),
+    review_kd=cell("ReviewKD", L(ReviewKD)(), review_taps),
+    vkd=cell("VkD", with_logits(L(VkD)(task="classification")), both),
+    crd=cell("CRD", crd, ["pooled"], published=dict(crd=0.8), **{"dataloader.train.negatives": 160}),
+    similarity=cell("MoKD similarity, fixed", similarity, both),
+    regression=cell("MoKD regression, fixed", regression, both),
+)
+for name, label, method in (("similarity", "MoKD similarity", similarity), ("regression", "MoKD regression", regression)):
+    for total in (1.0, 2.0, 4.0):
+        methods[f"{name}_total_{total:g}"] = cell(
+            f"{label}, amortised, total {total:g}", method, both, amortized(total=total)
+        )
+    for lr in (0.006, 0.025, 0.1):
+        methods[f"{name}_rate_{lr:g}"] = cell(f"{label}, amortised, rate {lr:g}", method, both, amortized(lr=lr))

@@ -1,0 +1,80 @@
+"""A part of CIFAR-10 (Krizhevsky 2009) as JPEG files, which ``python -m mokd_det fetch cifar10_jpeg`` brings."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mokd_det.classification.dataset import ImageDataset
+from mokd_det.classification.folder import ImageFolder
+from mokd_det.classification.subset import check_split, split_by_class
+from mokd_det.data.builtin import datasets_root
+from mokd_det.errors import DatasetError
+
+__all__ = ["Cifar10Jpeg"]
+
+SPLITS = ("train", "val", "test")
+# The published training images have no validation part: one in five of each class becomes it.
+_SHARES = {"train": 0.8, "val": 0.2}
+_SPLIT_SEED = 0
+
+
+class Cifar10Jpeg(ImageDataset):
+    """train 12,000 and val 3,000 of 15,000 published training images, test 3,000 of the published test images.
+
+    Encoded anew as JPEG, hence not comparable with published numbers. A decoded image stays in memory.
+    """
+
+    def __init__(self, split: str, root: str | os.PathLike[str] | None = None, size: int = 32) -> None:
+        """
+        Args:
+            split: "train", "val" (for choices) or "test" (for reports).
+            size: pixels of a side; below 32 the means of the pixels that become one.
+            root: folder of ``train`` and ``test``; None: ``cifar10_jpeg`` below
+                :func:`~mokd_det.data.datasets_root`.
+
+        Raises:
+            ConfigError: an unknown split.
+            DatasetError: the folder is missing (with the command that fetches it) or has another layout.
+        """
+        check_split(split, SPLITS, "CIFAR-10 (JPEG)")
+        folder = datasets_root() / "cifar10_jpeg" if root is None else Path(root)
+        if not folder.is_dir():
+            raise DatasetError(f"{folder} does not exist; fetch it with: python -m mokd_det fetch cifar10_jpeg")
+        self.size = size
+        self._images = _folder(folder / ("test" if split == "test" else "train"))
+        labels = self._images.labels
+        self._positions = (
+            np.arange(len(labels)) if split == "test" else split_by_class(labels, _SHARES, _SPLIT_SEED)[split]
+        )
+        self._decoded: dict[int, Image.Image] = {}
+        super().__init__(f"CIFAR-10 (JPEG, {split})", self._images.class_names, labels[self._positions])
+
+    def read(self, index: int) -> Image.Image:
+        """See :meth:`ImageDataset.read`; not to be changed in place."""
+        if index not in self._decoded:
+            image = self._images.read(int(self._positions[index]))
+            if image.size != (self.size, self.size):
+                image = image.resize((self.size, self.size), Image.Resampling.BOX)
+            self._decoded[index] = image
+        return self._decoded[index]
+
+    def image_name(self, index: int) -> str:
+        """The file's path."""
+        return self._images.image_name(int(self._positions[index]))
+
+    def _add_content(self, add: Callable[[bytes], object]) -> None:
+        add(self._images.fingerprint().encode())
+        add(self._positions.astype("<i8").tobytes())
+        add(str(self.size).encode())
+
+
+@cache
+def _folder(path: Path) -> ImageFolder:
+    """Listed once for all splits and for the evaluator, which takes longer than to read what a run needs of it."""
+    return ImageFolder(path)
