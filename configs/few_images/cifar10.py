@@ -19,4 +19,4 @@ model = L(Distiller)(
 objectives, balancer = plain_sum.objectives, plain_sum.balancer
 dataloader.train.update(views=4, keep_views=True)
 dataloader.train.dataset.per_class = PER_CLASS
-train = training(200, "cifar10")
+train = training(300, "cifar10")

@@ -25,6 +25,9 @@ objectives, balancer = alone.objectives, alone.balancer
 dataloader = loaders(Cifar10Jpeg, 1200, mean=(0.49, 0.48, 0.45), std=(0.23, 0.22, 0.24))
 dataloader["train"].update(views=None, keep_views=False)
 optimizer = L(torch.optim.SGD)(
-    params=L(get_timm_param_groups)(weight_decay=5e-4, decay_vectors=True), lr=0.1, momentum=0.9, nesterov=True
+    params=L(get_timm_param_groups)(weight_decay=5e-4, decay_vectors=True),
+    lr=0.1,
+    momentum=0.9,
+    nesterov=True,
 )
 train = training(400, "cifar10_teacher")

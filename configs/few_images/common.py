@@ -20,7 +20,7 @@ from mokd_det.classification import (
 )
 from mokd_det.classification.subset import FewPerClass
 
-NUM_CLASSES, PER_CLASS, SIDE = 10, 50, 16
+NUM_CLASSES, PER_CLASS, SIDE = 10, 20, 16
 
 
 def loaders(dataset, per_class, mean, std):

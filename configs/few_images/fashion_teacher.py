@@ -15,6 +15,9 @@ objectives, balancer = alone.objectives, alone.balancer
 dataloader = loaders(FashionMNIST32, 500, mean=(0.219,) * 3, std=(0.332,) * 3)
 dataloader["train"].update(views=None, keep_views=False)
 optimizer = L(torch.optim.SGD)(
-    params=L(get_timm_param_groups)(weight_decay=5e-4, decay_vectors=True), lr=0.1, momentum=0.9, nesterov=True
+    params=L(get_timm_param_groups)(weight_decay=5e-4, decay_vectors=True),
+    lr=0.1,
+    momentum=0.9,
+    nesterov=True,
 )
 train = training(300, "fashion_teacher")

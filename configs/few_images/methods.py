@@ -42,16 +42,14 @@ def cell(label, method, taps, balancer=fixed, published=None, **settings):
     if published:
         distill = {f"loss_distill_{term}": weight for term, weight in published.items()}
         settings["objectives"] = dict(distill=distill, task=["loss_cls"])
-    return dict(
-        label=label, method=method, balancer=balancer, settings={"model.taps": taps, **settings}
-    )
+    return dict(label=label, method=method, balancer=balancer, settings={"model.taps": taps, **settings})
 
 
 similarity = with_logits(L(MoKD)(task="classification", loss="similarity"))
 regression = with_logits(L(MoKD)(task="classification", loss="regression"))
 review_taps = dict(maps=dict(student="maps", teacher="pre"), pooled="pooled")
-# both beds train on 500 images; of them a third are negatives, as published
-crd = L(CRD)(num_samples=500)
+# both beds train on 200 images; of them a third are negatives, as published
+crd = L(CRD)(num_samples=200)
 
 methods = dict(
     none=cell("student alone", L(NoDistillation)(), [], alone.balancer),
@@ -60,14 +58,19 @@ methods = dict(
     fitnet_vit=cell("FitNet", L(FitNet)(level=-1), ["maps"], published=dict(hint=100.0)),
     review_kd=cell("ReviewKD", L(ReviewKD)(), review_taps),
     vkd=cell("VkD", with_logits(L(VkD)(task="classification")), both),
-    crd=cell("CRD", crd, ["pooled"], published=dict(crd=0.8), **{"dataloader.train.negatives": 160}),
+    crd=cell("CRD", crd, ["pooled"], published=dict(crd=0.8), **{"dataloader.train.negatives": 65}),
     similarity=cell("MoKD similarity, fixed", similarity, both),
     regression=cell("MoKD regression, fixed", regression, both),
 )
-for name, label, method in (("similarity", "MoKD similarity", similarity), ("regression", "MoKD regression", regression)):
+for name, label, method in (
+    ("similarity", "MoKD similarity", similarity),
+    ("regression", "MoKD regression", regression),
+):
     for total in (1.0, 2.0, 4.0):
         methods[f"{name}_total_{total:g}"] = cell(
             f"{label}, amortised, total {total:g}", method, both, amortized(total=total)
         )
     for lr in (0.006, 0.025, 0.1):
-        methods[f"{name}_rate_{lr:g}"] = cell(f"{label}, amortised, rate {lr:g}", method, both, amortized(lr=lr))
+        methods[f"{name}_rate_{lr:g}"] = cell(
+            f"{label}, amortised, rate {lr:g}", method, both, amortized(lr=lr)
+        )

@@ -45,7 +45,9 @@ class Cifar10Jpeg(ImageDataset):
         check_split(split, SPLITS, "CIFAR-10 (JPEG)")
         folder = datasets_root() / "cifar10_jpeg" if root is None else Path(root)
         if not folder.is_dir():
-            raise DatasetError(f"{folder} does not exist; fetch it with: python -m mokd_det fetch cifar10_jpeg")
+            raise DatasetError(
+                f"{folder} does not exist; fetch it with: python -m mokd_det fetch cifar10_jpeg"
+            )
         self.size = size
         self._images = _folder(folder / ("test" if split == "test" else "train"))
         labels = self._images.labels

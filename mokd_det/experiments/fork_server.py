@@ -1,7 +1,7 @@
 """Commands of this package in forks of one process that has imported it once: seven seconds of CPU less for each.
 
-A server has one environment for good: PyTorch, oneDNN and MKL read the instruction set's variables when they are loaded.
-It computes nothing before it forks, so a fork does what a process of its own would.
+A server has one environment for good: PyTorch, oneDNN and MKL read the variables of the instruction set but once. It
+computes nothing before it forks, so a fork does what a process of its own would.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def _serve(requests: IO[str], answers: int) -> None:
                 pid = os.fork()
                 if not pid:
                     os.close(answers)
-                    os._exit(_run(*json.loads(line)))
+                    sys.exit(_run(*json.loads(line)))  # as a process of its own ends, all files flushed
                 running.add(pid)
                 _answer(answers, "began", pid, 0)
         elif running and not is_open:
@@ -153,9 +153,6 @@ def _run(arguments: list[str], console: str) -> int:
     except BaseException:
         traceback.print_exc()
         return 1
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
 
 
 if __name__ == "__main__":

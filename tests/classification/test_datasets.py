@@ -224,7 +224,9 @@ def test_cifar10_jpeg_splits(tmp_path, monkeypatch):
             folder = tmp_path / "cifar10_jpeg" / split / name
             folder.mkdir(parents=True)
             for number in range(count):
-                Image.fromarray(generator.integers(0, 256, (32, 32, 3), np.uint8)).save(folder / f"{number}.jpg")
+                Image.fromarray(generator.integers(0, 256, (32, 32, 3), np.uint8)).save(
+                    folder / f"{number}.jpg"
+                )
     parts = {split: Cifar10Jpeg(split) for split in ("train", "val", "test")}
     assert {split: len(part) for split, part in parts.items()} == {"train": 16, "val": 4, "test": 4}
     names = {split: {part.image_name(i) for i in range(len(part))} for split, part in parts.items()}

@@ -33,7 +33,7 @@ def test_statuses_and_consoles(server, tmp_path):
     assert {name: fork.wait(60) for name, fork in forks.items()} == {"help": 0, "unknown": 2, "usage": 2}
     assert "commands: analyze" in (tmp_path / "help").read_text()
     assert "unknown command 'fly'" in (tmp_path / "unknown").read_text()
-    assert "--no-such" in (tmp_path / "usage").read_text()
+    assert "arguments are required: --config-file" in (tmp_path / "usage").read_text()
 
 
 def test_a_fork_leads_a_group_and_says_what_ended_it(server, tmp_path):
@@ -59,7 +59,9 @@ def test_a_training_in_a_fork_is_equal_to_the_last_digit(tmp_path):
 
     def job(name: str) -> run_queue.Job:
         command = [sys.executable, "-m", "mokd_det", "train", "--config-file", str(CONFIG), *common]
-        return run_queue.Job(name, [*command, f"train.output_dir={tmp_path / name}"], tmp_path / f"{name}.txt")
+        return run_queue.Job(
+            name, [*command, f"train.output_dir={tmp_path / name}"], tmp_path / f"{name}.txt"
+        )
 
     for name, fork in (("process", False), ("fork", True)):
         run_queue.RunQueue([job(name)], 1, child_environment(), stream=io.StringIO(), fork=fork).run()
