@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
 
 from mokd_det.config import load_config
 from mokd_det.data.digits import annotation_file, generate, image_folder
@@ -109,6 +110,12 @@ def make_own_data(folder: Path) -> None:
     shutil.rmtree(folder / "made")
     # docs/results.md makes it of two splits.
     shutil.copy(bccd / "val.json", bccd / "val_test.json")
+    for split, count in (("train", 20), ("test", 2)):
+        for label in range(10):
+            images = folder / "datasets" / "cifar10_jpeg" / split / str(label)
+            images.mkdir(parents=True)
+            for number in range(count):
+                Image.new("RGB", (32, 32), (20 * label, 10 * number, 0)).save(images / f"{number}.jpg")
 
 
 def make_place(folder: Path) -> None:
