@@ -125,11 +125,15 @@ class Measured:
         if self.baseline is None:
             raise ValueError("no baseline to compare with")
         other = self.baseline
-        return self._spread(name, self._over_rounds(lambda seconds: seconds[name] / seconds[other]))
+        return self._spread(name, self.over_rounds(lambda seconds: seconds[name] / seconds[other]))
+
+    def over_rounds(self, figure: Callable[[Mapping[str, float]], float]) -> list[float]:
+        """A figure computed from the seconds of each round, ``{name: seconds}``, such as a quotient of sums."""
+        return [figure({name: t.of(self.clock) for name, t in times.items()}) for times in self.rounds]
 
     def derived(self, figure: Callable[[Mapping[str, float]], float]) -> Spread:
-        """A figure computed from the seconds of each round, ``{name: seconds}``, such as a quotient of sums."""
-        return Spread.over(self._over_rounds(figure))
+        """Middle and ends of :meth:`over_rounds`."""
+        return Spread.over(self.over_rounds(figure))
 
     def rows(self) -> list[dict[str, str]]:
         """The table's rows, one per callable: seconds with their ends, and the ratio if there is a baseline."""
@@ -188,9 +192,6 @@ class Measured:
         print(table(rows))
         if json_file is not None:
             append_record(json_file, benchmark, settings, {**self.figures(), **(further or {})})
-
-    def _over_rounds(self, figure: Callable[[Mapping[str, float]], float]) -> list[float]:
-        return [figure({name: t.of(self.clock) for name, t in times.items()}) for times in self.rounds]
 
     def _spread(self, name: str, values: list[float]) -> Spread:
         found = Spread.over(values)

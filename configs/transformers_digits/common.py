@@ -37,8 +37,7 @@ def detector(kind: str, width: int, layers: int, levels: int = 2, **more: Any) -
         decoder_ffn_dim=2 * width,
         decoder_layers=layers,
         decoder_attention_heads=4,
-        num_queries=16,
-        **{"num_denoising": 6, **more},
+        **{"num_queries": 16, "num_denoising": 6, **more},
     )
     return L(TransformersDetector)(source=source, class_names=["0", "1", "2"], image_size=64)
 

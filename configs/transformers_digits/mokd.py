@@ -16,5 +16,7 @@ model = L(Distiller)(
     tap_pairing="common",
 )
 objectives, balancer = mokd_transformers.objectives, mokd_transformers.balancer
-train.max_iter = 200
+dataloader.train.total_batch_size = 16
+optimizer.lr = 4e-3
+train.max_iter = 300
 train.output_dir = "output/transformers_digits/mokd"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from detectron2.engine.train_loop import SimpleTrainer
@@ -16,6 +17,7 @@ from mokd_det.balancing.base import Balancer, StepContext
 from mokd_det.balancing.objectives import Objectives
 from mokd_det.contract import PreparedBatch, as_task, as_training_loader
 from mokd_det.engine import run_state
+from mokd_det.engine.clipping import clip_gradients
 from mokd_det.engine.machine_error import machine_errors, next_batch
 from mokd_det.engine.mixed_precision import MixedPrecision
 from mokd_det.engine.scalar_queue import ScalarQueue
@@ -30,6 +32,23 @@ from mokd_det.guard.step_guard import StepGuard
 __all__ = ["MoKDTrainer"]
 
 logger = logging.getLogger(__name__)
+
+
+class _Trained(Sequence[nn.Parameter]):
+    """The trainable ones of some parameters, looked for when a balancer reads them first; most never do."""
+
+    def __init__(self, find: Callable[[], Iterable[nn.Parameter]]) -> None:
+        self._find = find
+
+    @cached_property
+    def _found(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self._find() if parameter.requires_grad]
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._found[index]
+
+    def __len__(self) -> int:
+        return len(self._found)
 
 
 class MoKDTrainer(SimpleTrainer):
@@ -152,8 +171,8 @@ class MoKDTrainer(SimpleTrainer):
 
     def _context(self) -> StepContext:
         return StepContext(
-            shared_parameters=[p for p in self.task.shared_parameters() if p.requires_grad],
-            private_parameters=[p for p in self.task.private_parameters() if p.requires_grad],
+            shared_parameters=_Trained(self.task.shared_parameters),
+            private_parameters=_Trained(self.task.private_parameters),
             loss_scale=self.precision.loss_scale(),
             iteration=self.iter,
             taps=self.task.last_student_taps,
@@ -190,10 +209,9 @@ class MoKDTrainer(SimpleTrainer):
         with times.part("student"):
             trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
             # A GradScaler looks at them itself.
-            if not self.precision.unscale(self.optimizer):
-                self.guard.watch_gradients(trained)
+            norms = None if self.precision.unscale(self.optimizer) else self.guard.watch_gradients(trained)
             if self._clip is not None:
-                scalars["grad_norm"] = nn.utils.clip_grad_norm_(trained, **self._clip)
+                scalars["grad_norm"] = clip_gradients(trained, norms, **self._clip)
             return self.guard.check(), scalars
 
     def _leave_out(self, error: InvalidNumberError) -> None:

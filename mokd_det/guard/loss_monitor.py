@@ -99,22 +99,26 @@ class LossMonitor:
 
     def watch_gradients(
         self, names: Sequence[str], groups: Sequence[str], gradients: Sequence[Tensor]
-    ) -> None:
+    ) -> Sequence[Tensor]:
         """Start reading which gradients are not finite, on any rank.
 
         Args:
             names: of the parameters, the same on all ranks.
             groups: the group that each is in.
             gradients: theirs, after their reduction and before clipping.
+
+        Returns:
+            The 2-norm of each.
         """
         if not gradients:
-            return
-        norms = torch.stack([norm.float() for norm in torch._foreach_norm(list(gradients))])
-        bad = 1.0 - norms.isfinite().float()
+            return ()
+        norms = torch._foreach_norm(list(gradients))
+        bad = 1.0 - torch.stack([norm.float() for norm in norms]).isfinite().float()
         # Reduced gradients are equal everywhere; whether a balancer reduces all of them is not known here.
         if comm.get_world_size() > 1:
             dist.all_reduce(bad, dist.ReduceOp.MAX)
         self._gradients = (names, groups, HostCopy(bad))
+        return norms
 
     def check(self) -> dict[str, float]:
         """Wait for the values and judge them.

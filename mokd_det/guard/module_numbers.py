@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeAlias
 
 from torch import nn
 
@@ -37,17 +38,31 @@ class ModuleNumbers:
         self._put(_numbers(self._model), self._values)
 
     @staticmethod
-    def _put(old: dict[tuple[nn.Module, str], float], new: dict[tuple[nn.Module, str], float]) -> None:
-        for module, name in old.keys() - new.keys():
-            delattr(module, name)
-        for (module, name), value in new.items():
-            setattr(module, name, value)
+    def _put(old: _Numbers, new: _Numbers) -> None:
+        for module in old.keys() | new.keys():
+            values = new.get(module, {})
+            for name in old.get(module, {}).keys() - values.keys():
+                delattr(module, name)
+            for name, value in values.items():
+                setattr(module, name, value)
 
 
-def _numbers(model: nn.Module) -> dict[tuple[nn.Module, str], float]:
-    return {
-        (module, name): value
-        for module in model.modules()
-        for name, value in vars(module).items()
-        if type(value) is float
-    }
+_Numbers: TypeAlias = "dict[nn.Module, dict[str, float]]"
+
+
+def _numbers(model: nn.Module) -> _Numbers:
+    # Of every forward: a walk of its own takes half the time of ``modules()``, and the garbage collector leaves dicts
+    # of floats alone.
+    found: _Numbers = {}
+    waiting: list[nn.Module | None] = [model]
+    seen: set[nn.Module] = set()
+    while waiting:
+        module = waiting.pop()
+        if module is None or module in seen:
+            continue
+        seen.add(module)
+        waiting.extend(module._modules.values())
+        own = {name: value for name, value in vars(module).items() if type(value) is float}
+        if own:
+            found[module] = own
+    return found

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from detectron2.utils import comm
-from torch import nn
+from torch import Tensor, nn
 
 from mokd_det.command_hint import command
 from mokd_det.contract import as_task
@@ -102,15 +102,19 @@ class StepGuard:
                 "Nothing was stepped."
             ) from error
 
-    def watch_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Start looking at the gradients, if the policy wants it; the reduced ones, before clipping."""
+    def watch_gradients(self, parameters: Iterable[nn.Parameter]) -> Sequence[Tensor] | None:
+        """Start looking at the gradients, if the policy wants it; the reduced ones, before clipping.
+
+        Returns:
+            The 2-norm of each gradient that is there; None: nobody looks.
+        """
         if not self.policy.check_gradients:
-            return
+            return None
         if not self._parameter_names:
             self._parameter_names = self._name_parameters()
         reached = [(parameter, parameter.grad) for parameter in parameters if parameter.grad is not None]
         named = [self._parameter_names.get(id(parameter), ("a parameter", REST)) for parameter, _ in reached]
-        self.monitor.watch_gradients(
+        return self.monitor.watch_gradients(
             [name for name, _ in named], [part for _, part in named], [gradient for _, gradient in reached]
         )
 

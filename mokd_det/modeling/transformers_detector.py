@@ -105,6 +105,7 @@ class TransformersDetector(TrainingTask):
         self.topk = topk or family.detections or self.num_queries
         self.taps = nn.ModuleDict({name: TapPoint(spec) for name, spec in specs.items()})
         self.image_size = _image_size(family, config, processor, image_size)
+        self._check_cells()
         mean, std = _statistics(family, processor, pixel_mean, pixel_std)
         self.register_buffer("pixel_mean", 255 * torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", 255 * torch.tensor(std).view(3, 1, 1), persistent=False)
@@ -127,6 +128,20 @@ class TransformersDetector(TrainingTask):
             for module in self._batch_norms():
                 module.eval()
         return self
+
+    def _check_cells(self) -> None:
+        """Families whose queries start from the best cells of the maps need as many cells as queries."""
+        config = self.detector.config
+        picks = self.family.style in ("hybrid", "grouped") or getattr(config, "two_stage", False)
+        if self.image_size is None or not picks:
+            return
+        height, width = self.image_size
+        cells = sum(-(-height // stride) * -(-width // stride) for stride in self._strides)
+        if cells < self.num_queries:
+            raise ConfigError(
+                f"image_size={height}×{width}: the maps (strides {', '.join(map(str, self._strides))}) have {cells} "
+                f"cells, of which {config.model_type} picks {self.num_queries} for its queries; take larger images"
+            )
 
     def _batch_norms(self) -> Iterator[nn.Module]:
         return (m for m in self.detector.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
@@ -223,15 +238,17 @@ class TransformersDetector(TrainingTask):
             images = [_resized(image, self.image_size, self.family.antialias) for image in images]
         sizes = [tuple(image.shape[-2:]) for image in images]
         height, width = self._canvas(sizes)
-        pixels = self.pixel_mean.new_zeros(len(images), 3, height, width)
+        whole = all(size == (height, width) for size in sizes)
+        shape = (len(images), 3, height, width)
+        pixels = self.pixel_mean.new_empty(shape) if whole else self.pixel_mean.new_zeros(shape)
         padding = None
-        if self.family.masks and any(size != (height, width) for size in sizes):
+        if self.family.masks and not whole:
             mask = torch.ones(len(images), height, width, dtype=torch.bool)
             for row, (h, w) in zip(mask, sizes, strict=True):
                 row[:h, :w] = False
             padding = mask.to(self.device, non_blocking=True)
         for row, image, (h, w) in zip(pixels, images, sizes, strict=True):
-            row[:, :h, :w] = (image - self.pixel_mean) / self.pixel_std
+            row[:, :h, :w].copy_(image).sub_(self.pixel_mean).div_(self.pixel_std)
         return pixels, padding, given != sizes
 
     def _canvas(self, sizes: Sequence[tuple[int, ...]]) -> tuple[int, int]:

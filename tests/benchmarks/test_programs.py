@@ -21,6 +21,11 @@ import pytest
             ["read and decode, pil", "read and decode, opencv", "detection, train, pil", "0 workers, pil"],
         ),
         ("model_forward", "--only vidt_nano --sizes 64x96", ["vidt_nano, 64 x 96"]),
+        (
+            "transformers_step",
+            "--family detr --size 96 --width 16 --layers 2",
+            ["bare", "plain", "heads", "MoKD"],
+        ),
     ],
 )
 def test_table_and_record(

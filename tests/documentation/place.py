@@ -32,6 +32,8 @@ _SMALL = {
     CUSTOM: small("model.student", "model.teacher"),
     "configs/photographs/teacher.py": _PHOTOGRAPHS,
     "configs/photographs/mokd.py": _PHOTOGRAPHS,
+    "configs/photographs/d_fine.py": ["data.total_batch_size=2", "images.side=64"],
+    "configs/photographs/rt_detr_v2.py": ["data.total_batch_size=2", "images.side=64"],
 }
 # Command → the status with which it ends, if not 0.
 STATUS = {"optimizer.lr=1e20": 2}

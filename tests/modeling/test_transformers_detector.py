@@ -190,7 +190,7 @@ def test_pixels_are_those_of_transformers_processor(tmp_path: Path) -> None:
     for name, size in (
         ("RTDetrV2ForObjectDetection", 64),
         ("DeformableDetrForObjectDetection", (48, 80)),
-        ("RfDetrForObjectDetection", 32),
+        ("RfDetrForObjectDetection", 64),
     ):
         detector = TransformersDetector(tiny_config(name), image_size=size)
         detector.save_pretrained(tmp_path / name)
@@ -334,6 +334,7 @@ def test_bad_sources_are_one_line_each(folder: Path, tmp_path: Path, monkeypatch
         ({"source": odd_size}, ConfigError, "650×650.*multiples of 32, such as 640"),
         ({"source": wide}, CheckpointError, r"\[16\] in its weights, \[24\] by its config.json"),
         ({"source": folder, "image_size": [100, 64]}, ConfigError, "multiples of 32"),
+        ({"source": tiny_config("DFineForObjectDetection", num_queries=22), "image_size": 32}, ConfigError, "21 cells"),
         ({"source": {"num_queries": 3}}, ConfigError, "no model_type"),
         ({"source": {"model_type": "vit"}}, ConfigError, "vit is no object detector"),
         ({"source": {**tiny_config("DetrForObjectDetection"), "decoder_layerdrop": 0.1}}, ConfigError, "layerdrop 0.1"),
