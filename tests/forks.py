@@ -205,8 +205,12 @@ def _ask(order: dict[str, Any], files: Sequence[int] = ()) -> Any:
     assert _server is not None, "the tests were not collected by tests/conftest.py"
     sys.stdout.flush()
     sys.stderr.flush()
-    socket.send_fds(_server, [pickle.dumps(order)], files)
-    return pickle.loads(_server.recv(_MESSAGE_BYTES))
+    # Every question brings the socket for its answer: forks of the test process may ask at the same time.
+    own, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with own:
+        with other:
+            socket.send_fds(_server, [pickle.dumps(order)], [other.fileno(), *files])
+        return pickle.loads(own.recv(_MESSAGE_BYTES))
 
 
 def _serve(end: socket.socket) -> None:
@@ -221,7 +225,7 @@ def _serve(end: socket.socket) -> None:
         data, files, _, _ = socket.recv_fds(end, _MESSAGE_BYTES, _MOST_FILES)
         if not data:
             break
-        order = pickle.loads(data)
+        order, asker = pickle.loads(data), files.pop(0)
         if "poll" in order:
             found, status = os.waitpid(order["poll"], os.WNOHANG)
             started -= {found}
@@ -230,11 +234,14 @@ def _serve(end: socket.socket) -> None:
             answer = os.fork()
             if answer == 0:
                 end.close()
+                os.close(asker)
                 _become(order, files)
             started.add(answer)
             for file in files:
                 os.close(file)
-        end.send(pickle.dumps(answer))
+        with contextlib.suppress(OSError):  # of somebody who was killed meanwhile
+            os.write(asker, pickle.dumps(answer))
+        os.close(asker)
     for pid in started:  # what a failed test has left behind
         with contextlib.suppress(ProcessLookupError, ChildProcessError):
             if os.waitpid(pid, os.WNOHANG)[0] == 0:
