@@ -95,9 +95,7 @@ mutation: setup ## change lines of balancing/ and distillation/ and see whether 
 	done; if [ -n "$$failed" ]; then echo "error: too many changes went unnoticed in$$failed" >&2; exit 1; fi
 
 rooms: ## lines per room
-	@for room in mokd_det/* tools configs benchmarks datasets docs tests; do \
-	  lines=$$(git ls-files -- $$room | grep -E '\.(py|html|css|sh)$$' | xargs -r cat | wc -l); \
-	  [ $$lines -eq 0 ] || printf '%7d  %s\n' $$lines $$room; done
+	@python3 -m tests.rooms
 
 lint: setup ## ruff and mypy
 	$(PYTHON) -m ruff check .

@@ -88,10 +88,10 @@ def require_equal_classes(
             f"teacher {classes_t}{shown[1]}; use a method that compares features, or a teacher of the same classes"
         )
     if names_s is not None and names_t is not None and names_s != names_t:
-        place = next(i for i, pair in enumerate(zip(names_s, names_t, strict=True)) if pair[0] != pair[1])
+        index = next(i for i, pair in enumerate(zip(names_s, names_t, strict=True)) if pair[0] != pair[1])
         raise IncompatibleModelsError(
-            f"{method} compares logits class by class, but class {place} of {classes_s} is {names_s[place]!r} for the "
-            f"student and {names_t[place]!r} for the teacher; both need the same classes in the same order"
+            f"{method} compares logits class by class, but class {index} of {classes_s} is {names_s[index]!r} for the "
+            f"student and {names_t[index]!r} for the teacher; both need the same classes in the same order"
         )
     return classes_s
 

@@ -244,9 +244,9 @@ class _Writer:
             return None
         content = memoryview(rows.contiguous().numpy().reshape(-1))
         entries, records = [], bytearray()
-        for place, (key, digest) in enumerate(zip(keys, digests, strict=True)):
-            checksum = zlib.crc32(content[place * length : (place + 1) * length])
-            entry = _Entry(digest, self.number, self._end + place * length, length, checksum)
+        for row, (key, digest) in enumerate(zip(keys, digests, strict=True)):
+            checksum = zlib.crc32(content[row * length : (row + 1) * length])
+            entry = _Entry(digest, self.number, self._end + row * length, length, checksum)
             fields = _ENTRY.pack(*key, digest, entry.offset, length, checksum)
             records += fields + _CHECKSUM.pack(zlib.crc32(fields))
             entries.append(entry)

@@ -156,19 +156,19 @@ class TeacherCache:
                     "folder, or name another one (model.teacher_cache.directory)"
                 )
         rows = [store.read(key) if key in store else None for key in keys]
-        missing = [place for place, row in enumerate(rows) if row is None]
+        missing = [position for position, row in enumerate(rows) if row is None]
         self._asked += len(rows)
         self._found += len(rows) - len(missing)
         if missing:
             chosen = _with_padding(missing, sizes)
             computed = run_teacher(inputs if len(chosen) == len(rows) else _select(inputs, chosen))
             encoded = encode_rows(computed, getattr(torch, self.precision))
-            of_missing = encoded[[chosen.index(place) for place in missing]]
+            of_missing = encoded[[chosen.index(position) for position in missing]]
             # Numbers that are not finite are the trainer's to report, and nothing to keep.
             if all_finite(computed):
                 store.write([keys[i] for i in missing], [digests[i] for i in missing], of_missing)
-            for place, row in zip(missing, of_missing, strict=True):
-                rows[place] = row
+            for position, row in zip(missing, of_missing, strict=True):
+                rows[position] = row
         return decode_rows(_stacked(rows, device), device, dtype)
 
     def diagnostics(self) -> dict[str, float]:
@@ -221,8 +221,8 @@ def _with_padding(missing: Sequence[int], sizes: Sequence[tuple[int, int]]) -> l
     """Positions of images, those ``missing`` among them, that are padded to the same size as the whole batch is."""
     chosen = set(missing)
     for side in (0, 1):
-        longest = max(range(len(sizes)), key=lambda place: sizes[place][side])
-        if max(sizes[place][side] for place in chosen) < sizes[longest][side]:
+        longest = max(range(len(sizes)), key=lambda position: sizes[position][side])
+        if max(sizes[position][side] for position in chosen) < sizes[longest][side]:
             chosen.add(longest)
     return sorted(chosen)
 

@@ -35,7 +35,7 @@ from mokd_det.engine.termination import (
     interrupts_stop,
     status_and_name,
 )
-from mokd_det.engine.torchrun import Place, place_of_this_process
+from mokd_det.engine.torchrun import RankInfo, rank_info_from_environment
 from mokd_det.errors import ConfigError, MoKDError
 
 __all__ = ["EXIT_BUG", "EXIT_INTERRUPTED", "EXIT_STOPPED", "EXIT_USER_ERROR", "launch"]
@@ -88,18 +88,18 @@ def launch(
         or ``EXIT_BUG`` for anything else, with its traceback.
     """
     try:
-        place = place_of_this_process()
-        if place is None:
+        info = rank_info_from_environment()
+        if info is None:
             _check(num_processes, num_machines, machine_rank, dist_url)
         else:
-            _check_place(place, num_processes, num_machines)
-        if check is not None and place is None and num_processes * num_machines > 1:
+            _check_rank_info(info, num_processes, num_machines)
+        if check is not None and info is None and num_processes * num_machines > 1:
             check(*args)
     except MoKDError as error:
         _print_error(str(error))
         return EXIT_USER_ERROR
-    if place is not None and place.world_size > 1:
-        return _run_joined(main, place, args, timeout)
+    if info is not None and info.world_size > 1:
+        return _run_joined(main, info, args, timeout)
     if num_processes * num_machines > 1:
         return _launch_many(
             main, num_processes, num_machines, machine_rank, dist_url, args, timeout, grace_seconds
@@ -132,21 +132,21 @@ def _check(num_processes: int, num_machines: int, machine_rank: int, dist_url: s
         raise ConfigError(f"--num-gpus {num_processes}, but this machine has {torch.cuda.device_count()}")
 
 
-def _check_place(place: Place, num_processes: int, num_machines: int) -> None:
-    machines = place.world_size // place.local_world_size
-    if num_processes not in (1, place.local_world_size) or num_machines not in (1, machines):
+def _check_rank_info(info: RankInfo, num_processes: int, num_machines: int) -> None:
+    machines = info.world_size // info.local_world_size
+    if num_processes not in (1, info.local_world_size) or num_machines not in (1, machines):
         raise ConfigError(
-            f"--num-gpus {num_processes} --num-machines {num_machines}, but {place.world_size} processes, "
-            f"{place.local_world_size} on each machine, have been started already (RANK and WORLD_SIZE are set, as by "
+            f"--num-gpus {num_processes} --num-machines {num_machines}, but {info.world_size} processes, "
+            f"{info.local_world_size} on each machine, have been started already (RANK and WORLD_SIZE are set, as by "
             "torchrun): leave both out"
         )
-    if torch.cuda.is_available() and place.local_world_size > torch.cuda.device_count():
+    if torch.cuda.is_available() and info.local_world_size > torch.cuda.device_count():
         raise ConfigError(
-            f"{place.local_world_size} processes on this machine, but it has {torch.cuda.device_count()} GPUs"
+            f"{info.local_world_size} processes on this machine, but it has {torch.cuda.device_count()} GPUs"
         )
 
 
-def _run_joined(main: Callable[..., Any], place: Place, args: Sequence[Any], timeout: timedelta) -> int:
+def _run_joined(main: Callable[..., Any], info: RankInfo, args: Sequence[Any], timeout: timedelta) -> int:
     """Run as one rank among processes that others have started, which also end them when one fails."""
     store: dist.Store | None = None
     try:
@@ -155,7 +155,7 @@ def _run_joined(main: Callable[..., Any], place: Place, args: Sequence[Any], tim
         except (RuntimeError, ValueError) as error:
             address = f"MASTER_ADDR={os.environ['MASTER_ADDR']} MASTER_PORT={os.environ['MASTER_PORT']}"
             raise _meeting_error(address, error) from error
-        _enter_group(place, store, timeout)
+        _enter_group(info, store, timeout)
         with interrupts_stop():
             main(*args)
         _leave_group()
@@ -177,7 +177,7 @@ def _run_joined(main: Callable[..., Any], place: Place, args: Sequence[Any], tim
         # When one rank fails, its partners often fail at the broken connection: the user's error is the cause.
         time.sleep(1.0)
         if _is_first(store, "error"):
-            print(f"rank {place.rank} failed:\n{failure}", file=sys.stderr, flush=True)
+            print(f"rank {info.rank} failed:\n{failure}", file=sys.stderr, flush=True)
         status = EXIT_BUG
     _leave_at_once(status)
 
@@ -409,8 +409,8 @@ def _worker(
     _die_with_parent()
     status = 0
     try:
-        place = Place(rank, num_machines * num_processes, local_rank, num_processes)
-        _enter_group(place, dist_url, timeout)
+        info = RankInfo(rank, num_machines * num_processes, local_rank, num_processes)
+        _enter_group(info, dist_url, timeout)
         main(*args)
         _leave_group()
     except MoKDError as error:
@@ -426,21 +426,21 @@ def _worker(
         _leave_at_once(status)
 
 
-def _enter_group(place: Place, meeting: str | dist.Store, timeout: timedelta) -> None:
+def _enter_group(info: RankInfo, meeting: str | dist.Store, timeout: timedelta) -> None:
     on_gpu = torch.cuda.is_available()
     if on_gpu:
-        torch.cuda.set_device(place.local_rank)
+        torch.cuda.set_device(info.local_rank)
     try:
         dist.init_process_group(
             "nccl" if on_gpu else "gloo",
             **({"init_method": meeting} if isinstance(meeting, str) else {"store": meeting}),
-            world_size=place.world_size,
-            rank=place.rank,
+            world_size=info.world_size,
+            rank=info.rank,
             timeout=timeout,
         )
     except (RuntimeError, ValueError) as error:
         raise _meeting_error(f"--dist-url {meeting}", error) from error
-    comm.create_local_process_group(place.local_world_size)
+    comm.create_local_process_group(info.local_world_size)
     comm.synchronize()
 
 

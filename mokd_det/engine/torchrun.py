@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 from mokd_det.errors import ConfigError
 
-__all__ = ["Place", "place_of_this_process"]
+__all__ = ["RankInfo", "rank_info_from_environment"]
 
 _NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 _ADDRESS = ("MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
-class Place:
+class RankInfo:
     """One process of a group that something else has started.
 
     Attributes:
@@ -30,7 +30,7 @@ class Place:
     local_world_size: int
 
 
-def place_of_this_process() -> Place | None:
+def rank_info_from_environment() -> RankInfo | None:
     """Read RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE.
 
     Returns:
@@ -65,7 +65,7 @@ def place_of_this_process() -> Place | None:
             f"RANK, WORLD_SIZE and LOCAL_RANK are set, but not {missing[0]}, where the processes meet; torchrun sets "
             "it, or unset them all to start processes with --num-gpus"
         )
-    return Place(rank, world_size, local_rank, local_world_size)
+    return RankInfo(rank, world_size, local_rank, local_world_size)
 
 
 def _number(name: str) -> int:

@@ -17,7 +17,7 @@ import pytest
 from mokd_det.checkpoint import load_file
 from mokd_det.engine import launch as launch_function
 from mokd_det.engine.launch import EXIT_USER_ERROR
-from mokd_det.engine.torchrun import Place, place_of_this_process
+from mokd_det.engine.torchrun import RankInfo, rank_info_from_environment
 from mokd_det.errors import ConfigError
 from tests.engine.helpers import differences
 from tests.engine.test_train_net import CONFIG, ROOT, TOOL, run_tool
@@ -34,11 +34,11 @@ def set_variables(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) ->
         monkeypatch.setenv(name, value)
 
 
-def test_place_from_the_variables(monkeypatch):
+def test_rank_from_the_variables(monkeypatch):
     set_variables(monkeypatch, WHOLE)
-    assert place_of_this_process() == Place(3, 4, 1, 2)
+    assert rank_info_from_environment() == RankInfo(3, 4, 1, 2)
     set_variables(monkeypatch, {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"})
-    assert place_of_this_process() == Place(0, 1, 0, 1)
+    assert rank_info_from_environment() == RankInfo(0, 1, 0, 1)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_place_from_the_variables(monkeypatch):
 def test_variables_of_something_else(monkeypatch, left):
     """Some schedulers set WORLD_SIZE and RANK to numbers of machines."""
     set_variables(monkeypatch, {name: WHOLE[name] for name in left})
-    assert place_of_this_process() is None
+    assert rank_info_from_environment() is None
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_variables_that_fit_no_group(monkeypatch, change, named):
     variables = {name: value for name, value in {**WHOLE, **change}.items() if value is not None}
     set_variables(monkeypatch, variables)
     with pytest.raises(ConfigError, match=named):
-        place_of_this_process()
+        rank_info_from_environment()
 
 
 @pytest.mark.parametrize(("num_processes", "num_machines"), [(3, 1), (4, 1), (2, 4)])

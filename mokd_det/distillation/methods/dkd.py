@@ -120,8 +120,8 @@ def sigmoid_split(student: Tensor, teacher: Tensor, target: Tensor) -> tuple[Ten
 
 def drop_class(values: Tensor, target: Tensor) -> Tensor:
     """(R, K) without column ``target`` (R,) of each row: (R, K − 1), the others in their order."""
-    place = torch.arange(values.shape[1] - 1, device=values.device)
-    return values.gather(1, place + (place >= target[:, None]))
+    column = torch.arange(values.shape[1] - 1, device=values.device)
+    return values.gather(1, column + (column >= target[:, None]))
 
 
 def _divergence(student: Tensor, teacher: Tensor) -> Tensor:

@@ -133,11 +133,11 @@ def _token_dropping(vit: Any, kept: Tensor) -> Iterator[None]:
     """Let the transformer go on with its prefix tokens and the patches ``kept`` (B, keep) only."""
 
     def drop(module: nn.Module, inputs: Any, tokens: Tensor) -> Tensor:
-        places = kept[..., None].expand(-1, -1, tokens.shape[-1])
-        return torch.cat((tokens[:, :prefix], tokens[:, prefix:].gather(1, places)), 1)
+        indices = kept[..., None].expand(-1, -1, tokens.shape[-1])
+        return torch.cat((tokens[:, :prefix], tokens[:, prefix:].gather(1, indices)), 1)
 
-    place, prefix = _droppable("teacher", vit)
-    handle = place.register_forward_hook(drop)
+    layer, prefix = _droppable("teacher", vit)
+    handle = layer.register_forward_hook(drop)
     try:
         yield
     finally:
