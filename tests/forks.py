@@ -143,6 +143,28 @@ class Program:
         self.wait(10.0)
 
 
+class NoServer:
+    """Stands for ``mokd_det.experiments.fork_server.ForkServer``, which imports everything anew: its commands are forks
+    of the test process too."""
+
+    def __init__(self, environment: Mapping[str, str], pass_fds: Sequence[int] = ()) -> None:
+        self._environment, self._pass_fds = environment, pass_fds
+
+    def start(self, arguments: Sequence[str], console: Path) -> Program:
+        with open(console, "ab") as file:
+            return Program(
+                [sys.executable, "-m", "mokd_det", *arguments],
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env=self._environment,
+                pass_fds=self._pass_fds,
+                start_new_session=True,
+            )
+
+    def close(self) -> None:
+        """There is nothing to end."""
+
+
 class ForkedSubprocess:
     """Stands for the module ``subprocess`` in a module of the project that starts programs."""
 

@@ -31,7 +31,7 @@ from mokd_det.experiments.records import ReplicateRecord, write_record
 from mokd_det.tools.compare_methods import main
 from mokd_det.tools.parsers.compare_methods import parse
 from mokd_det.visualization import comparison_figure
-from tests.forks import ForkedSubprocess
+from tests.forks import NoServer
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "quickstart" / "mokd.py"
@@ -589,7 +589,7 @@ def grid(tmp_path_factory):
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as said:
         patch.setenv("DETECTRON2_DATASETS", str(root / "datasets"))
-        patch.setattr(run_queue, "subprocess", ForkedSubprocess)
+        patch.setattr(run_queue, "ForkServer", NoServer)
         status = main(arguments)
     torch.set_num_threads(threads)
     assert status == 0, said.getvalue()
