@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import os
 import shlex
 from collections.abc import Mapping, Sequence
@@ -107,7 +108,7 @@ def keep(options: argparse.Namespace, run: GridRun, teacher: Teacher) -> Replica
     if options.test_dataset:
         config = load_config(run.config_file, [*run.overrides, *test_overrides(run, options.test_dataset)])
     digests: dict[str, list[str]] = {}
-    for name, digest in data_identity(config).items():
+    for name, digest in data_identity(drawn_from(config)).items():
         digests.setdefault(name.partition(" ")[0], []).append(digest)
     known: dict[str, Any] = {}
     if run.teacher is not None:
@@ -235,6 +236,16 @@ def _evaluation(
 ) -> Job:
     config = load_config(run.config_file, overrides)
     return evaluation_job(run, lambda: data_identity(config), overrides, weights=weights, needs=needs)
+
+
+def drawn_from(config: DictConfig) -> DictConfig:
+    """The configuration with the draw of replicate 0: what all replicates of a classifier draw their images from. (A
+    detector's ``draw`` stands beside its data set, whose annotations are the same for all.)"""
+    dataset = config.dataloader.train.get("dataset")
+    if isinstance(dataset, DictConfig) and {"per_class", "seed"} <= set(dataset):
+        config = copy.deepcopy(config)
+        config.dataloader.train.dataset.seed = 0
+    return config
 
 
 def data_identity(config: DictConfig) -> dict[str, str]:

@@ -108,6 +108,16 @@ def test_the_test_split_and_the_data_behind_it(tmp_path, teacher):
     assert compare_methods.data_identity(runs[1].config) == found
 
 
+def test_records_of_replicates_with_their_own_draws_belong_together(tmp_path, teacher):
+    _, runs = grid(tmp_path, teacher, "--draw", "7", methods=["none"])
+    assert [run.config.dataloader.train.dataset.seed for run in runs] == [3, 4]
+    of_draws, of_sources = (
+        [compare_methods.data_identity(change(run.config))["train data"] for run in runs]
+        for change in (lambda config: config, compare_methods.drawn_from)
+    )
+    assert of_draws[0] != of_draws[1] and of_sources[0] == of_sources[1]
+
+
 @pytest.mark.slow
 def test_a_grid_of_classifiers(tmp_path, capsys):
     torch.manual_seed(0)
