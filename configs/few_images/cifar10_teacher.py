@@ -1,5 +1,7 @@
 """CIFAR-10 (JPEG): the teacher, a ResNet-8 with 1,200 images of each class."""
 
+from typing import Any
+
 import torch
 from detectron2.config import LazyCall as L
 
@@ -12,7 +14,7 @@ from ..common.classification import alone
 from .common import NUM_CLASSES, loaders, lr_multiplier, training
 
 
-def resnet(depth, widths):
+def resnet(depth: int, widths: tuple[int, ...]) -> Any:
     """A CIFAR ResNet with its cross-entropy."""
     return L(ImageClassifier)(
         network=L(CifarResNet)(depth=depth, widths=widths, num_classes="${..num_classes}"),

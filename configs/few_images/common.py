@@ -8,6 +8,9 @@ iterations gain the student less than 1 point of top-1, the teacher is at least 
 deviation of the student alone over replicates is at most 1.5 points, and there are 1,000 test images or more.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 from detectron2.config import LazyCall as L
 from detectron2.solver import WarmupParamScheduler
 from fvcore.common.param_scheduler import CosineParamScheduler
@@ -23,10 +26,12 @@ from mokd_det.classification.subset import FewPerClass
 NUM_CLASSES, PER_CLASS, SIDE = 10, 20, 16
 
 
-def loaders(dataset, per_class, mean, std):
+def loaders(
+    dataset: Callable[..., Any], per_class: int, mean: tuple[float, ...], std: tuple[float, ...]
+) -> Any:
     """Batches of 32 of ``per_class`` images of each class, in 4 views each; judged on the validation images."""
 
-    def transform(is_train):
+    def transform(is_train: bool) -> Any:
         return L(SmallImageTransform)(is_train=is_train, mean=mean, std=std, size=SIDE, padding=2)
 
     return dict(
@@ -46,7 +51,7 @@ def loaders(dataset, per_class, mean, std):
     )
 
 
-def training(iterations, output):
+def training(iterations: int, output: str) -> Any:
     """The ``train`` section: one evaluation, at the end."""
     return dict(
         max_iter=iterations,

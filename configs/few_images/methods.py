@@ -3,6 +3,8 @@
 Where CNN teaches CNN the published taps fit; a transformer gives its last patch tokens as one map (``*_vit``).
 """
 
+from typing import Any
+
 from detectron2.config import LazyCall as L
 
 from mokd_det.balancing import Amortized, FixedWeights
@@ -23,12 +25,12 @@ fixed = L(FixedWeights)(weights=dict(distill=1.0, task=1.0))
 both = ["pooled", "logits"]
 
 
-def amortized(lr=0.025, total=1.0):
+def amortized(lr: float = 0.025, total: float = 1.0) -> Any:
     """MoKD's balancer; a step of SGD feels ``total``, one of AdamW does not."""
     return L(Amortized)(pi_optimizer="adamw", lr=lr, weight_decay=0.01, total=total)
 
 
-def with_logits(method):
+def with_logits(method: Any) -> Any:
     """Pooled features beside the divergence of the class probabilities, at the temperature of the CIFAR literature."""
     return L(Combined)(
         parts=dict(kd=method, kl=L(LogitDistillation)(temperature=4.0)),
@@ -36,7 +38,14 @@ def with_logits(method):
     )
 
 
-def cell(label, method, taps, balancer=fixed, published=None, **settings):
+def cell(
+    label: str,
+    method: Any,
+    taps: dict[str, Any] | list[str],
+    balancer: Any = fixed,
+    published: dict[str, float] | None = None,
+    **settings: Any,
+) -> dict[str, Any]:
     """One method; ``published``: the weights of its terms, by the end of their names."""
     taps = taps if isinstance(taps, dict) else {name: name for name in taps}
     if published:

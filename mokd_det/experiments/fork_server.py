@@ -82,6 +82,7 @@ class ForkServer:
 
     def status(self, pid: int) -> int | None:
         """See :meth:`ForkedProcess.poll`."""
+        assert self._process.stdout is not None
         while pid not in self._ended and select.select([self._process.stdout], [], [], 0)[0]:
             self._read()
         return self._ended.get(pid)
