@@ -14,6 +14,7 @@ GIB_PER_PROCESS = 3.0
 """Torch and what a test makes, and the processes that some tests start."""
 
 
+@pytest.hookimpl(optionalhook=True)  # tests.mutation runs without xdist
 def pytest_xdist_auto_num_workers() -> int:
     """``-n auto``: as many as there are cores for this process, and no more than the memory holds."""
     cores = float(len(os.sched_getaffinity(0)))
