@@ -235,7 +235,10 @@ def _evaluation(
     needs: Sequence[str] | None = None,
 ) -> Job:
     config = load_config(run.config_file, overrides)
-    return evaluation_job(run, lambda: data_identity(config), overrides, weights=weights, needs=needs)
+    # The weights' digest stands for the training images, of which these overrides may not say the draw.
+    return evaluation_job(
+        run, lambda: data_identity(config, ["test"]), overrides, weights=weights, needs=needs
+    )
 
 
 def drawn_from(config: DictConfig) -> DictConfig:
@@ -248,11 +251,11 @@ def drawn_from(config: DictConfig) -> DictConfig:
     return config
 
 
-def data_identity(config: DictConfig) -> dict[str, str]:
-    """Each data set in a configuration → digest of its annotations, as far as it has a file of them, or of what it
-    says of itself."""
+def data_identity(config: DictConfig, sections: Sequence[str] = ("train", "test")) -> dict[str, str]:
+    """Each data set in these sections of a configuration's ``dataloader`` → digest of its annotations, as far as it has
+    a file of them, or of what it says of itself."""
     found = {}
-    for section in ("train", "test"):
+    for section in sections:
         names = config.dataloader[section].get("dataset", ())
         if isinstance(names, DictConfig):
             found[f"{section} data"] = _fingerprint(names)
