@@ -1,14 +1,14 @@
-"""The cells of the comparisons in docs/results.md: four losses, each at its best fixed weight and amortised, and
-methods for detectors at their best of three weights.
+"""The cells of the comparisons in docs/results.md: four losses, each at its best fixed weight and amortised, three
+controls of the amortised weights, and methods for detectors at their best of three weights.
 
-Weights and learning rate were searched on a replicate that is not reported, on validation images.
+Weights and learning rate were searched on replicates that are not reported, on validation images.
 """
 
 from typing import Any
 
 from detectron2.config import LazyCall as L
 
-from mokd_det.balancing import ClosedForm, FixedWeights
+from mokd_det.balancing import ClosedForm, FixedWeights, MeanOf, Replay, SumNorm
 from mokd_det.distillation import MoKD, NoDistillation, TokenMatching, VkD
 
 from .detector_methods import methods as detectors
@@ -25,9 +25,9 @@ standardized = L(MoKD)(loss="similarity", norm="standardize", student_norm="befo
 methods: Any = dict(none=dict(label="student alone", method=L(NoDistillation)(), balancer=alone["balancer"]))
 for name, label, method, weight in (
     ("token_matching", "token matching", L(TokenMatching)(), 1 / 4),
-    ("vkd", "VkD", L(VkD)(), 4),
-    ("similarity", "MoKD similarity", similarity, 4),
-    ("standardized", "MoKD similarity, standardised", standardized, 4),
+    ("vkd", "VkD", L(VkD)(), 1 / 4),
+    ("similarity", "MoKD similarity", similarity, 1 / 4),
+    ("standardized", "MoKD similarity, standardised", standardized, 1 / 4),
 ):
     for kind, said, balancer in (
         ("fixed", f"fixed {weight:g}", _fixed(weight)),
@@ -35,6 +35,16 @@ for name, label, method, weight in (
         ("closed_form", "closed form", L(ClosedForm)()),
     ):
         methods[f"{name}_{kind}"] = dict(label=f"{label}, {said}", method=method, balancer=balancer)
+# what of amortised weights adapts: their mean, those of the next replicate, their direction at the length of the sum
+controls: Any = (
+    ("mean_weight", "mean weight of amortised", L(MeanOf)(run="{run:similarity_amortized}")),
+    ("replayed", "another replicate's π", L(Replay)(run="{run:similarity_amortized:other}")),
+    ("sum_norm", "amortised, norm of the sum", L(SumNorm)(balancer=mokd["balancer"])),
+)
+for name, said, balancer in controls:
+    methods[f"similarity_{name}"] = dict(
+        label=f"MoKD similarity, {said}", method=similarity, balancer=balancer
+    )
 # times the weights in detector_methods.py
 for name, weight in dict(pkd=1 / 4, mgd=100, fgd=4, detr_distill=1, kd_detr=1 / 4, foundation=1).items():
     label = f"{detectors[name]['label']}, {weight:g} × published"
