@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -354,7 +355,9 @@ def _cell(
         if options.teacher_cache:
             cache = {
                 "_target_": "mokd_det.distillation.TeacherCache",
-                "directory": str(options.output / "teacher_cache" / f"{path.stem}_r{replicate}"),
+                "directory": str(
+                    options.output / "teacher_cache" / f"{path.stem}_r{replicate}{_of_teacher(method)}"
+                ),
                 "overwrite": True,
             }
             taught.append(as_override("model.teacher_cache", cache))
@@ -382,6 +385,16 @@ def _cell(
         settings_digest(described),
         base_digest,
     )
+
+
+def _of_teacher(method: MethodEntry) -> str:
+    """What tells apart caches of methods that read other taps or have another teacher: they may train at once."""
+    own = {
+        key: value
+        for key, value in sorted(method.settings.items())
+        if key.startswith(("model.taps", "model.teacher"))
+    }
+    return "_" + hashlib.sha256(repr(own).encode()).hexdigest()[:8] if own else ""
 
 
 def settings_digest(config: DictConfig, *, method: bool = True) -> str:

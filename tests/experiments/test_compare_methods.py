@@ -384,6 +384,25 @@ def test_replicates_differ_in_seeds_draw_and_instruction_set_only(tmp_path, monk
     assert {run.settings for run in other}.isdisjoint(run.settings for run in runs)
 
 
+def test_methods_of_other_taps_have_caches_of_their_own(tmp_path):
+    # They may train at once, and each would empty the other's.
+    (tmp_path / "teacher.pth").write_bytes(b"weights")
+    folder = ROOT / "configs" / "few_images"
+    given = (
+        "--output",
+        tmp_path,
+        "--teacher",
+        tmp_path / "teacher.pth",
+        "--teacher-cache",
+        "--replicates",
+        2,
+    )
+    methods = ("--methods-file", folder / "methods.py")
+    runs = plan(*given, *methods, methods="none kd vkd similarity", config=folder / "cifar10.py")
+    _, kd, vkd, similarity = (run.config.model.get("teacher_cache") for run in runs[:4])
+    assert vkd.directory == similarity.directory != kd.directory
+
+
 @pytest.mark.slow
 def test_the_limit_reaches_pytorch(monkeypatch):
     half = half_of(1)
