@@ -14,11 +14,12 @@ from mokd_det.classification.dataset import ImageDataset
 from mokd_det.classification.folder import ImageFolder
 from mokd_det.classification.subset import check_split, split_by_class
 from mokd_det.data.builtin import datasets_root
-from mokd_det.errors import DatasetError
+from mokd_det.errors import ConfigError, DatasetError
 
 __all__ = ["Cifar10Jpeg"]
 
 SPLITS = ("train", "val", "test")
+_SIDE = 32
 # The published training images have no validation part: one in five of each class becomes it.
 _SHARES = {"train": 0.8, "val": 0.2}
 _SPLIT_SEED = 0
@@ -30,19 +31,21 @@ class Cifar10Jpeg(ImageDataset):
     Encoded anew as JPEG, hence not comparable with published numbers. A decoded image stays in memory.
     """
 
-    def __init__(self, split: str, root: str | os.PathLike[str] | None = None, size: int = 32) -> None:
+    def __init__(self, split: str, root: str | os.PathLike[str] | None = None, size: int = _SIDE) -> None:
         """
         Args:
             split: "train", "val" (for choices) or "test" (for reports).
-            size: pixels of a side; below 32 the means of the pixels that become one.
+            size: pixels of a side, 1 to 32; below 32 the means of the pixels that become one.
             root: folder of ``train`` and ``test``; None: ``cifar10_jpeg`` below
                 :func:`~mokd_det.data.datasets_root`.
 
         Raises:
-            ConfigError: an unknown split.
+            ConfigError: an unknown split, or another size.
             DatasetError: the folder is missing (with the command that fetches it) or has another layout.
         """
         check_split(split, SPLITS, "CIFAR-10 (JPEG)")
+        if not 1 <= size <= _SIDE:
+            raise ConfigError(f"CIFAR-10 (JPEG): size={size!r} must be 1 to {_SIDE}, the side of its images")
         folder = datasets_root() / "cifar10_jpeg" if root is None else Path(root)
         if not folder.is_dir():
             raise DatasetError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +18,7 @@ from mokd_det.config.config_file import run_program
 from mokd_det.config.near_keys import did_you_mean
 from mokd_det.errors import ConfigError
 from mokd_det.experiments.instruction_sets import Half, half_of
-from mokd_det.experiments.training_runs import RECORD, TrainingRun, config_digest
+from mokd_det.experiments.training_runs import RECORD, TrainingRun, config_digest, content_digest
 from mokd_det.model_zoo import find_config_file
 from mokd_det.tools.parsers.compare_methods import PLACE
 
@@ -356,7 +355,7 @@ def _cell(
             cache = {
                 "_target_": "mokd_det.distillation.TeacherCache",
                 "directory": str(
-                    options.output / "teacher_cache" / f"{path.stem}_r{replicate}{_of_teacher(method)}"
+                    options.output / "teacher_cache" / f"{path.stem}_r{replicate}{_cache_suffix(method)}"
                 ),
                 "overwrite": True,
             }
@@ -387,14 +386,14 @@ def _cell(
     )
 
 
-def _of_teacher(method: MethodEntry) -> str:
+def _cache_suffix(method: MethodEntry) -> str:
     """What tells apart caches of methods that read other taps or have another teacher: they may train at once."""
     own = {
         key: value
-        for key, value in sorted(method.settings.items())
+        for key, value in method.settings.items()
         if key.startswith(("model.taps", "model.teacher"))
     }
-    return "_" + hashlib.sha256(repr(own).encode()).hexdigest()[:8] if own else ""
+    return f"_{content_digest(own)[:8]}" if own else ""
 
 
 def settings_digest(config: DictConfig, *, method: bool = True) -> str:

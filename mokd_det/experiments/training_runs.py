@@ -34,6 +34,7 @@ __all__ = [
     "TrainingRun",
     "child_environment",
     "config_digest",
+    "content_digest",
     "evaluation_job",
     "file_digest",
     "report_failure",
@@ -260,6 +261,12 @@ def config_digest(config: DictConfig) -> str:
     # Where a run lies does not change what it trains; the teacher's weights are compared by content.
     content["train"].pop("output_dir")
     content["model"].pop("teacher_checkpoint", None)
+    return content_digest(content)
+
+
+def content_digest(content: Any) -> str:
+    """Digest of the values of a configuration; classes and functions by their names, so that it is the same in every
+    process."""
     text = json.dumps(
         content, sort_keys=True, default=lambda value: f"{value.__module__}.{value.__qualname__}"
     )

@@ -239,6 +239,8 @@ def test_cifar10_jpeg_splits(tmp_path, monkeypatch):
     assert small.read(0).size == (16, 16) and small.fingerprint() != parts["test"].fingerprint()
     with pytest.raises(ConfigError, match="has no split 'all'"):
         Cifar10Jpeg("all")
+    with pytest.raises(ConfigError, match="size=64 must be 1 to 32"):
+        Cifar10Jpeg("test", size=64)
 
 
 def test_missing_fashion_mnist_gives_the_command(tmp_path, monkeypatch):
