@@ -140,10 +140,8 @@ def test_a_grid_of_classifiers(tmp_path, capsys):
     assert compare_tool.main([str(item) for item in arguments]) == 0
     text = (tmp_path / "out" / "comparison.md").read_text()
     assert text in capsys.readouterr().out
-    assert (
-        "| top1 |" in text.replace("  ", " ")
-        and "top1: accuracy in percent of the last weights on test" in text
-    )
+    assert "| top1 |" in " ".join(text.split())  # columns are padded
+    assert "top1: accuracy in percent of the last weights on test" in text
     content = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert content["metric"] == "top1" and [len(run["validation"]) for run in content["runs"]] == [2] * 4
     assert imread(tmp_path / "out" / "comparison.png")[..., :3].std() > 0.05
@@ -210,6 +208,6 @@ def test_a_whole_quick_start_of_classifiers(tmp_path, monkeypatch):
     assert content["test_images"] == 599
     assert all({"top1", "top5", "ece", "top1-9"} <= set(run["classification"]) for run in content["runs"])
     table = (tmp_path / "results.md").read_text()
-    assert table in said.getvalue() and "| student, VkD |" in table
+    assert table in said.getvalue() and "| student, VkD |" in " ".join(table.split())  # columns are padded
     assert imread(tmp_path / "curves.png")[..., :3].std() > 0.05
     assert not (tmp_path / "predictions.png").exists()
