@@ -1,4 +1,4 @@
-"""The cells of the comparisons in docs/results.md: four losses, each at its best fixed weight and amortised, three
+"""The cells of the comparisons in docs/results.md: six losses, each at its best fixed weight and amortised, three
 controls of the amortised weights, and methods for detectors at their best of three weights.
 
 Weights and learning rate were searched on replicates that are not reported, on validation images.
@@ -21,6 +21,9 @@ def _fixed(weight: float) -> Any:
 
 similarity = L(MoKD)(loss="similarity")
 standardized = L(MoKD)(loss="similarity", norm="standardize", student_norm="before")
+regression = L(MoKD)(loss="regression", norm="standardize", student_norm="before")
+# the default of detectors until 2026-11-29
+layer_norm = L(MoKD)(loss="regression", norm="layer_norm", bias=True)
 
 methods: Any = dict(none=dict(label="student alone", method=L(NoDistillation)(), balancer=alone["balancer"]))
 for name, label, method, weight in (
@@ -28,6 +31,8 @@ for name, label, method, weight in (
     ("vkd", "VkD", L(VkD)(), 1 / 4),
     ("similarity", "MoKD similarity", similarity, 1 / 4),
     ("standardized", "MoKD similarity, standardised", standardized, 1 / 4),
+    ("regression", "MoKD regression, standardised", regression, 1 / 4),
+    ("layer_norm", "MoKD regression, layer norm", layer_norm, 1 / 4),
 ):
     for kind, said, balancer in (
         ("fixed", f"fixed {weight:g}", _fixed(weight)),
