@@ -36,7 +36,7 @@ _COCO_HINT = (
 
 
 def load_dataset_dicts(names: str | Sequence[str], *, filter_empty: bool = False) -> list[dict[str, Any]]:
-    """Load registered data sets, one after the other, with all checks.
+    """Detectron2's standard dicts of registered data sets, one after the other, with all checks.
 
     COCO's own splits keep Detectron2's registration and metadata (80 contiguous classes), but are read with
     the checks of :func:`mokd_det.data.coco_format.load_coco_format`; the few boxes without area in COCO's
@@ -45,9 +45,6 @@ def load_dataset_dicts(names: str | Sequence[str], *, filter_empty: bool = False
     Args:
         names: one name or several whose classes are equal.
         filter_empty: leave out images without a box that is no crowd. Off: they train as background.
-
-    Returns:
-        Detectron2's standard dicts.
 
     Raises:
         DatasetError: unknown name, classes that differ between the data sets, no image left, or anything in
@@ -63,13 +60,13 @@ def load_dataset_dicts(names: str | Sequence[str], *, filter_empty: bool = False
             loaded = [record for record in loaded if has_boxes(record)]
         if not loaded:
             raise DatasetError(f"data set {name!r} has no image{' with boxes' if filter_empty else ''}")
-        empty = sum(not record.get("annotations") for record in loaded)
+        counts = [len(record.get("annotations", ())) for record in loaded]
         logger.info(
             "data set %s: %d images, %d without boxes, %d boxes",
             name,
             len(loaded),
-            empty,
-            sum(len(record.get("annotations", ())) for record in loaded),
+            counts.count(0),
+            sum(counts),
         )
         records.extend(loaded)
     _check_same_classes(names)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from mokd_det.data.findings import Findings, Severity
+from mokd_det.data.findings import Findings, Message, Severity
 
 __all__ = ["CheckedRows", "is_positive", "shorten"]
 
@@ -32,34 +32,24 @@ class CheckedRows:
         self.findings = findings
         self.good = np.ones(len(rows), dtype=bool)
 
-    def report(
-        self,
-        bad: np.ndarray,
-        kind: str,
-        message: Callable[[int], str],
-        *,
-        severity: Severity = "error",
-        hint: str = "",
-    ) -> np.ndarray:
-        """Tell of those of the entries ``bad`` (N,) that had no problem before; returns their indices."""
-        found = np.flatnonzero(bad & self.good)
-        if found.size:
-            self.findings.add(
-                kind, found, lambda i: f"{self.path}: {message(i)}", severity=severity, hint=hint
-            )
-        return found
-
     def reject(
         self,
-        bad: np.ndarray,
+        bad: np.ndarray | Sequence[bool],
         kind: str,
-        message: Callable[[int], str],
+        message: Message,
         *,
         severity: Severity = "error",
         hint: str = "",
     ) -> None:
-        """:meth:`report`, and leave them out from now on."""
-        self.good[self.report(bad, kind, message, severity=severity, hint=hint)] = False
+        """Tell of those of the entries ``bad`` (N,) that had no problem before, and leave them out from now on."""
+        found = np.flatnonzero(np.asarray(bad, dtype=bool) & self.good)
+        self.findings.add(kind, found, lambda i: f"{self.path}: {message(i)}", severity=severity, hint=hint)
+        self.good[found] = False
+
+    def warn(self, suspicious: np.ndarray, kind: str, message: Message) -> None:
+        """Tell of those of the entries ``suspicious`` (N,) that had no problem before; they stay."""
+        found = np.flatnonzero(suspicious & self.good)
+        self.findings.add(kind, found, lambda i: f"{self.path}: {message(i)}", severity="warning")
 
     def label(self, index: int) -> str:
         row = self.rows[index]
@@ -74,7 +64,7 @@ class CheckedRows:
         except (KeyError, TypeError):
             present = [isinstance(row, Mapping) and key in row for row in self.rows]
             self.reject(
-                np.array([not isinstance(row, Mapping) for row in self.rows]),
+                [not isinstance(row, Mapping) for row in self.rows],
                 "wrong-type",
                 lambda i: f"{self.label(i)} is {shorten(repr(self.rows[i]), 60)}; must be an object",
             )
@@ -95,14 +85,7 @@ class CheckedRows:
         if array.ndim == 1 and array.dtype.kind == "i":
             return array.astype(np.int64)
         fits = [type(value) is int and abs(value) < 2**63 for value in values]
-        self.reject(
-            ~np.array(fits),
-            "wrong-type",
-            lambda i: f"{self.label(i)} has {key}={shorten(repr(values[i]))}; must be an integer",
-        )
-        return np.array(
-            [value if fit else 0 for value, fit in zip(values, fits, strict=True)], dtype=np.int64
-        )
+        return np.array(self._fitting(key, values, fits, "an integer", 0), dtype=np.int64)
 
     def unique_ints(self, key: str) -> np.ndarray:
         """:meth:`ints`; of several entries with one value the first is kept."""
@@ -121,12 +104,7 @@ class CheckedRows:
         """The column; "" for entries that are rejected."""
         values = self.values(key)
         fits = [isinstance(value, str) and value != "" for value in values]
-        self.reject(
-            ~np.array(fits, dtype=bool),
-            "wrong-type",
-            lambda i: f"{self.label(i)} has {key}={shorten(repr(values[i]))}; must be a non-empty string",
-        )
-        return [value if fit else "" for value, fit in zip(values, fits, strict=True)]
+        return self._fitting(key, values, fits, "a non-empty string", "")
 
     def boxes(self, key: str) -> np.ndarray:
         """The column, (N, 4) float64, finite; zeros for entries that are rejected."""
@@ -147,9 +125,7 @@ class CheckedRows:
                     f"{self.label(i)} has {key} {shorten(repr(values[i]))}; must be four numbers [x, y, w, h]"
                 ),
             )
-            boxes = np.array(
-                [value if fit else (0, 0, 0, 0) for value, fit in zip(values, fits, strict=True)]
-            )
+            boxes = np.array([value if fit else (0, 0, 0, 0) for value, fit in zip(values, fits)])
         boxes = boxes.astype(np.float64)
         finite = np.isfinite(boxes).all(axis=1)
         self.reject(
@@ -162,57 +138,55 @@ class CheckedRows:
 
     def flags(self, key: str) -> np.ndarray:
         """An optional column of 0 and 1, (N,) bool."""
-        values = [row.get(key, 0) if isinstance(row, Mapping) else 0 for row in self.rows]
-        fits = [value in (0, 1) for value in values]
-        self.reject(
-            ~np.array(fits, dtype=bool),
-            "wrong-type",
-            lambda i: f"{self.label(i)} has {key}={shorten(repr(values[i]))}; must be 0 or 1",
+        values = self._optional(key, 0)
+        return np.array(
+            self._fitting(key, values, [value in (0, 1) for value in values], "0 or 1", 0), dtype=bool
         )
-        return np.array([fit and bool(value) for value, fit in zip(values, fits, strict=True)], dtype=bool)
 
     def numbers(self, key: str) -> np.ndarray:
         """The column, (N,) float64, finite; zeros for entries that are rejected."""
         values = self.values(key)
-        fits = [type(value) in (int, float) and _is_finite(value) for value in values]
-        self.reject(
-            ~np.array(fits, dtype=bool),
-            "wrong-type",
-            lambda i: f"{self.label(i)} has {key}={shorten(repr(values[i]))}; must be a finite number",
-        )
-        return np.array(
-            [value if fit else 0.0 for value, fit in zip(values, fits, strict=True)], dtype=np.float64
-        )
+        fits = [_is_finite(value) for value in values]
+        return np.array(self._fitting(key, values, fits, "a finite number", 0.0), dtype=np.float64)
 
     def areas(self, key: str) -> np.ndarray:
         """An optional column of numbers above 0, (N,) float64; NaN where there is none, and with a warning where there
         is another value, which is what annotation tools write that know no masks."""
-        values = [row.get(key, math.nan) if isinstance(row, Mapping) else math.nan for row in self.rows]
+        values = self._optional(key, math.nan)
         fits = [is_positive(value) for value in values]
         given = np.array([isinstance(row, Mapping) and key in row for row in self.rows], dtype=bool)
-        self.report(
+        self.warn(
             given & ~np.array(fits, dtype=bool),
             f"{key}-unusable",
             lambda i: (
                 f"{self.label(i)} has {key}={shorten(repr(values[i]))}, which is no finite number above 0; width times "
                 "height of its box is taken"
             ),
-            severity="warning",
         )
-        return np.array(
-            [value if fit else math.nan for value, fit in zip(values, fits, strict=True)], dtype=np.float64
+        return np.array([value if fit else math.nan for value, fit in zip(values, fits)], dtype=np.float64)
+
+    def _optional(self, key: str, default: Any) -> list[Any]:
+        return [row.get(key, default) if isinstance(row, Mapping) else default for row in self.rows]
+
+    def _fitting(self, key: str, values: list[Any], fits: list[bool], wanted: str, default: Any) -> list[Any]:
+        """The values; ``default`` for those that do not fit, whose entries are rejected."""
+        self.reject(
+            ~np.array(fits, dtype=bool),
+            "wrong-type",
+            lambda i: f"{self.label(i)} has {key}={shorten(repr(values[i]))}; must be {wanted}",
         )
+        return [value if fit else default for value, fit in zip(values, fits)]
 
 
 def is_positive(value: Any) -> bool:
     """Whether it is a finite number above 0."""
-    return type(value) in (int, float) and _is_finite(value) and value > 0
+    return _is_finite(value) and value > 0
 
 
-def _is_finite(value: float) -> bool:
-    """Whether it is a finite float64: integers may be too large for one."""
+def _is_finite(value: Any) -> bool:
+    """Whether it is a number and a finite float64: integers may be too large for one."""
     try:
-        return math.isfinite(value)
+        return type(value) in (int, float) and math.isfinite(value)
     except OverflowError:
         return False
 

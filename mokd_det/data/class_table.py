@@ -28,12 +28,8 @@ class ClassTable:
     source: str
 
     def index(self, predicted: int, *, by_id: bool = False) -> int | None:
-        """The contiguous index of a predicted class.
-
-        Args:
-            predicted: a contiguous index, or with ``by_id`` a category id.
-            by_id: see there; None is returned for ids below the largest that the data set does not use, the spare
-                rows of such a head.
+        """The contiguous index of a predicted class: such an index, or with ``by_id`` a category id. None for ids below
+        the largest that the data set does not use, the spare rows of such a head.
 
         Raises:
             ConfigError: a class that the data set does not have.

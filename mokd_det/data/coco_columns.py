@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from mokd_det.data.boxes import clip_boxes
 from mokd_det.data.checked_rows import CheckedRows, shorten
 from mokd_det.data.coco_source import CocoFormatSource
 from mokd_det.data.file_spelling import likely_file
-from mokd_det.data.findings import Findings, Severity
+from mokd_det.data.findings import Findings
 from mokd_det.errors import DatasetError
 
 __all__ = ["CocoColumns", "read_categories", "read_columns", "read_json", "read_sections"]
@@ -31,21 +30,10 @@ __all__ = ["CocoColumns", "read_categories", "read_columns", "read_json", "read_
 _ROUNDING_SLACK_PX = 1.0
 _SUSPICIOUS_SHARE = 0.1
 
-_LISTS = ("images", "categories", "annotations")
-_ENTRIES = (
-    "id",
-    "image_id",
-    "category_id",
-    "bbox",
-    "area",
-    "iscrowd",
-    "file_name",
-    "width",
-    "height",
-    "name",
-    "score",
-)
-_READ_KEYS = frozenset((*_LISTS, *_ENTRIES))
+_READ_KEYS = {
+    *("images", "categories", "annotations", "id", "name", "file_name", "width", "height"),
+    *("image_id", "category_id", "bbox", "area", "iscrowd", "score"),
+}
 
 
 @dataclass(frozen=True)
@@ -98,13 +86,14 @@ def read_columns(source: CocoFormatSource, findings: Findings) -> CocoColumns:
     sizes_wh = np.stack([images.ints("width"), images.ints("height")], axis=1)
     for column, key in enumerate(("width", "height")):
         sizes = sizes_wh[:, column]
-        images.reject(sizes <= 0, "size-not-positive", partial(_size_not_positive, ids, key, sizes))
+        images.reject(
+            sizes <= 0,
+            "size-not-positive",
+            lambda i, key=key, sizes=sizes: f"image id {ids[i]} has {key} {sizes[i]}; must be > 0",
+        )
     file_names = images.strings("file_name")
     if source.image_root is not None:
-        names_in_file = file_names
-        file_names = [os.path.join(source.image_root, name) for name in names_in_file]
-        _check_inside(images, file_names, names_in_file, ids, source.image_root)
-        _check_image_files(images, file_names, names_in_file, ids, source.image_root)
+        file_names = _check_files(images, file_names, ids, source.image_root)
 
     order = np.flatnonzero(images.good)
     order = order[np.argsort(ids[order], kind="stable")]
@@ -121,10 +110,6 @@ def read_columns(source: CocoFormatSource, findings: Findings) -> CocoColumns:
     return CocoColumns(**columns, **_read_annotations(annotations, columns, np.unique(ids[has_id]), source))
 
 
-def _size_not_positive(ids: np.ndarray, key: str, sizes: np.ndarray, i: int) -> str:
-    return f"image id {ids[i]} has {key} {sizes[i]}; must be > 0"
-
-
 def _read_annotations(
     annotations: CheckedRows,
     columns: Mapping[str, Any],
@@ -137,7 +122,7 @@ def _read_annotations(
         annotations: the file's list.
         columns: of categories and usable images.
         known_image_ids: ascending; of all images, also those with a problem of their own.
-        source: for the policy on boxes.
+        source: says what is forgiven.
     """
     image_ids, category_ids = columns["image_ids"], columns["category_ids"]
     ids = annotations.unique_ints("id") if source.unique_annotation_ids else annotations.ints("id")
@@ -221,12 +206,7 @@ def _clip(
     # NaN is caught before; a box without size has none anywhere, one with a size lies elsewhere.
     sized = (boxes_xywh[:, 2:] > 0).all(axis=1)
     drop = source.on_bad_box == "drop"
-    severity: Severity = "warning" if drop else "error"
-    hint = (
-        "left out"
-        if drop
-        else "correct the file, or leave such boxes out: data.on_bad_box=drop (tools: --drop-bad-boxes)"
-    )
+    hint = "correct the file, or leave such boxes out: data.on_bad_box=drop (tools: --drop-bad-boxes)"
     for kind, bad in (("box-without-area", ~has_area & ~sized), ("box-outside", ~has_area & sized)):
         annotations.reject(
             bad,
@@ -234,18 +214,17 @@ def _clip(
             lambda i: (
                 f"{describe(i)} has no area inside the image of width {sizes[i, 0]} and height {sizes[i, 1]}"
             ),
-            severity=severity,
-            hint=hint,
+            severity="warning" if drop else "error",
+            hint="left out" if drop else hint,
         )
     dropped = before & ~annotations.good if drop else np.zeros(len(rows), dtype=bool)
-    annotations.report(
+    annotations.warn(
         beyond > _ROUNDING_SLACK_PX,
         "box-reaches-out",
         lambda i: (
             f"{describe(i)} reaches {beyond[i]:.4g} pixels out of the image of width {sizes[i, 0]} and height "
             f"{sizes[i, 1]} and is clipped"
         ),
-        severity="warning",
     )
     inside = (clipped[:, 2:] - clipped[:, :2]).prod(axis=1)
     areas = np.where(np.isnan(areas) | ((beyond > _ROUNDING_SLACK_PX) & (areas > inside)), inside, areas)
@@ -262,7 +241,7 @@ def _suspect_corners(
     count, out = int(good.sum()), int((good & reaches_out).sum())
     if not out or out < _SUSPICIOUS_SHARE * count or not corners[good].all():
         return
-    annotations.report(
+    annotations.warn(
         good & (np.cumsum(good & reaches_out) == 1) & reaches_out,
         "corners-suspected",
         lambda i: (
@@ -270,7 +249,6 @@ def _suspect_corners(
             f"read as COCO's [x, y, width, height], all lie inside it as corners; {annotations.label(i)} has "
             f"bbox {boxes[i].tolist()}"
         ),
-        severity="warning",
     )
 
 
@@ -279,14 +257,13 @@ def _suspect_fractions(annotations: CheckedRows, boxes: np.ndarray) -> None:
     good = annotations.good
     if not good.any() or (boxes[good] < 0).any() or (boxes[good] > 1).any():
         return
-    annotations.report(
+    annotations.warn(
         good & (np.cumsum(good) == 1),
         "fractions-suspected",
         lambda i: (
             f"the boxes seem to be fractions of the image's width and height, as YOLO has them: none of {good.sum()} "
             f"leaves the first pixel; COCO's are in pixels; {annotations.label(i)} has bbox {boxes[i].tolist()}"
         ),
-        severity="warning",
     )
 
 
@@ -323,7 +300,7 @@ def read_categories(categories: list[Any], path: str, findings: Findings) -> tup
     for i in np.flatnonzero(rows.good):
         first.setdefault(names[i], int(i))
     rows.reject(
-        np.array([first.get(name, i) != i for i, name in enumerate(names)]),
+        [first.get(name, i) != i for i, name in enumerate(names)],
         "repeated-name",
         lambda i: f"the category name {names[i]!r} occurs twice; class names must be distinct",
     )
@@ -339,12 +316,7 @@ def _without_unread_keys(entry: dict[str, Any]) -> dict[str, Any]:
 
 def read_json(path: str, what: str = "data set file", *, hint: str = "") -> Any:
     """The content of a JSON file in UTF-8 (with a byte order mark or without) or UTF-16, without the keys that nothing
-    here reads.
-
-    Args:
-        path: of the file.
-        what: it is, for messages.
-        hint: a sentence for the error about a missing file.
+    here reads; ``hint`` is for the error about a missing file.
 
     Raises:
         DatasetError: the file is missing, unreadable or no JSON.
@@ -376,71 +348,49 @@ def _problem(content: bytes, error: Exception) -> str:
     )
 
 
-def _check_inside(
-    images: CheckedRows,
-    file_names: Sequence[str],
-    names_in_file: Sequence[str],
-    ids: np.ndarray,
-    image_root: str,
-) -> None:
-    """Reject files that are not below the image root, as their names are written (links are followed)."""
+def _check_files(images: CheckedRows, names: list[str], ids: np.ndarray, image_root: str) -> list[str]:
+    """The images' paths. Rejects files that are not below the image root, as their names are written (links are
+    followed), and those that are not there."""
+    paths = [os.path.join(image_root, name) for name in names]
     root = os.path.join(os.path.abspath(image_root), "")
-    escapes = np.zeros(len(file_names), dtype=bool)
-    for i, (name, full) in enumerate(zip(names_in_file, file_names, strict=True)):
-        if name.startswith("/") or ".." in name:
-            escapes[i] = not os.path.abspath(full).startswith(root)
     images.reject(
-        escapes,
+        [
+            (name.startswith("/") or ".." in name) and not os.path.abspath(path).startswith(root)
+            for name, path in zip(names, paths)
+        ],
         "file-outside-root",
         lambda i: (
-            f"image id {ids[i]} has file_name={names_in_file[i]!r}, which leads out of the image folder "
-            f"{image_root}"
+            f"image id {ids[i]} has file_name={names[i]!r}, which leads out of the image folder {image_root}"
         ),
     )
-
-
-def _check_image_files(
-    images: CheckedRows,
-    file_names: Sequence[str],
-    names_in_file: Sequence[str],
-    ids: np.ndarray,
-    image_root: str,
-) -> None:
     # One listing per folder instead of one lookup per image: on network file systems the latter takes
     # minutes.
+    folders = [os.path.dirname(path) for path in paths]
     listings: dict[str, frozenset[str]] = {}
     reasons: dict[str, str] = {}
-    unlisted = np.zeros(len(file_names), dtype=bool)
-    missing = np.zeros(len(file_names), dtype=bool)
-    for i, file_name in enumerate(file_names):
-        if not images.good[i]:
-            continue
-        folder, base = os.path.split(file_name)
-        if folder not in listings:
-            try:
-                listings[folder] = frozenset(PathManager.ls(folder or "."))
-            except OSError as error:
-                listings[folder] = frozenset()
-                reasons[folder] = error.strerror or str(error)
-        if folder in reasons:
-            unlisted[i] = True
-        elif base not in listings[folder]:
-            missing[i] = True
+    for folder in {folders[i] for i in np.flatnonzero(images.good)}:
+        try:
+            listings[folder] = frozenset(PathManager.ls(folder or "."))
+        except OSError as error:
+            reasons[folder] = error.strerror or str(error)
 
     def meant(i: int) -> str:
-        likely = likely_file(image_root, names_in_file[i])
+        likely = likely_file(image_root, names[i])
         return f"; {likely}" if likely else ""
 
-    def unreadable(i: int) -> str:
-        folder = os.path.dirname(file_names[i])
-        return f"image folder {folder} (of image id {ids[i]}) cannot be read: {reasons[folder]}{meant(i)}"
-
-    images.reject(unlisted, "folder-unreadable", unreadable)
     images.reject(
-        missing,
-        "file-missing",
-        lambda i: f"image file {file_names[i]} (image id {ids[i]}) does not exist{meant(i)}",
+        [folder in reasons for folder in folders],
+        "folder-unreadable",
+        lambda i: (
+            f"image folder {folders[i]} (of image id {ids[i]}) cannot be read: {reasons[folders[i]]}{meant(i)}"
+        ),
     )
+    images.reject(
+        [os.path.basename(path) not in listings.get(folder, ()) for path, folder in zip(paths, folders)],
+        "file-missing",
+        lambda i: f"image file {paths[i]} (image id {ids[i]}) does not exist{meant(i)}",
+    )
+    return paths
 
 
 def _find(values: np.ndarray, ascending: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

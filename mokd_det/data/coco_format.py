@@ -96,16 +96,27 @@ def load_coco_format(source: CocoFormatSource) -> list[dict[str, Any]]:
         )
     ]
     if source.has_annotations:
-        _attach_annotations(records, columns)
+        for record in records:
+            record["annotations"] = []
+        for row, box, category, crowd in zip(
+            columns.image_rows.tolist(),
+            columns.boxes.tolist(),
+            columns.classes.tolist(),
+            columns.crowd.astype(np.int64).tolist(),
+        ):
+            annotation = {
+                "bbox": box,
+                "bbox_mode": BoxMode.XYXY_ABS,
+                "category_id": category,
+                "iscrowd": crowd,
+            }
+            records[row]["annotations"].append(annotation)
     return records
 
 
 def read_checked(source: CocoFormatSource, *, warn: bool = True) -> CocoColumns:
-    """The file's columns, all of them usable; the classes go into the metadata of a source with a name.
-
-    Args:
-        source: the file.
-        warn: False where a loader of the same file has warned already.
+    """The file's columns, all of them usable; the classes go into the metadata of a source with a name. ``warn`` is off
+    where a loader of the same file has warned already.
 
     Raises:
         DatasetError: anything in the file that cannot be used, by file and id.
@@ -119,10 +130,6 @@ def read_checked(source: CocoFormatSource, *, warn: bool = True) -> CocoColumns:
 def read_classes(json_file: str, hint: str = "") -> tuple[np.ndarray, list[str], int]:
     """Classes of a COCO-format file, and how much it lists, without a look at annotations or image files.
 
-    Args:
-        json_file: the file.
-        hint: a sentence for the error about a missing file.
-
     Returns:
         Category ids, ascending (C,); their names; the number of images.
 
@@ -135,8 +142,7 @@ def read_classes(json_file: str, hint: str = "") -> tuple[np.ndarray, list[str],
 
 
 def publish_categories(name: str, json_file: str, hint: str = "") -> None:
-    """Put the classes of a COCO-format file into the metadata of the data set ``name``, without loading the
-    rest.
+    """Put the classes of a COCO-format file into the metadata of the data set ``name``, without loading the rest.
 
     Raises:
         DatasetError: the file is missing, not in COCO format, or has other classes than the metadata already
@@ -160,23 +166,3 @@ def _publish(name: str, path: str, ids: np.ndarray, names: list[str]) -> None:
                 f"with {shorten(known)}"
             )
     metadata.set(**found)
-
-
-def _attach_annotations(records: list[dict[str, Any]], columns: CocoColumns) -> None:
-    """Give each record its ``annotations``, in the file's order."""
-    order = np.argsort(columns.image_rows, kind="stable")
-    ends = np.searchsorted(columns.image_rows[order], np.arange(len(records)), side="right").tolist()
-    boxes, classes = columns.boxes[order].tolist(), columns.classes[order].tolist()
-    crowd = columns.crowd[order].astype(np.int64).tolist()
-    start = 0
-    for record, end in zip(records, ends, strict=True):
-        record["annotations"] = [
-            {
-                "bbox": boxes[i],
-                "bbox_mode": BoxMode.XYXY_ABS,
-                "category_id": classes[i],
-                "iscrowd": crowd[i],
-            }
-            for i in range(start, end)
-        ]
-        start = end

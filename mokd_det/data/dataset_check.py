@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -36,8 +36,8 @@ class DatasetReport:
         image_check: how far the image files were looked at.
         statistics: of the usable entries.
         problems: errors first.
-        errors: entries that would stop a training.
-        warnings: entries that are suspicious.
+        errors: how many entries would stop a training.
+        warnings: how many are suspicious.
         columns: the usable entries themselves.
     """
 
@@ -143,15 +143,19 @@ class _ImageFiles(Dataset[_ImageResult]):
 def _check_images(
     columns: CocoColumns, source: CocoFormatSource, findings: Findings, decode: bool, num_workers: int
 ) -> None:
+    files = _ImageFiles(columns, decode)
+    loader: DataLoader[Any] = DataLoader(
+        files, batch_size=_IMAGES_PER_TASK, num_workers=num_workers, collate_fn=list
+    )
     first_with: dict[bytes, int] = {}
-    for result in _image_results(_ImageFiles(columns, decode), num_workers):
+    for result in itertools.chain.from_iterable(loader):
         if result.kind:
             findings.add(result.kind, [result.row], lambda i: f"{source.json_file}: {result.message}")  # noqa: B023
         if not result.digest:
             continue
         row = first_with.setdefault(result.digest, result.row)
         # One file under two names of the list is another finding.
-        if row != result.row and not _same_file(columns, row, result.row):
+        if os.path.normpath(columns.file_names[row]) != os.path.normpath(columns.file_names[result.row]):
             findings.add(
                 "repeated-content",
                 [result.row],
@@ -162,14 +166,6 @@ def _check_images(
             )
 
 
-def _image_results(files: _ImageFiles, num_workers: int) -> Iterator[_ImageResult]:
-    loader: DataLoader[Any] = DataLoader(
-        files, batch_size=_IMAGES_PER_TASK, num_workers=num_workers, collate_fn=list
-    )
-    for batch in loader:
-        yield from batch
-
-
 def _digest(file_name: str) -> bytes:
     digest = hashlib.blake2b(digest_size=16)
     with PathManager.open(file_name, "rb") as file:
@@ -178,27 +174,18 @@ def _digest(file_name: str) -> bytes:
     return digest.digest()
 
 
-def _same_file(columns: CocoColumns, first: int, second: int) -> bool:
-    return os.path.normpath(columns.file_names[first]) == os.path.normpath(columns.file_names[second])
-
-
 def _find_repeated_files(columns: CocoColumns, source: CocoFormatSource, findings: Findings) -> None:
     first: dict[str, int] = {}
-    rows = [
-        row
-        for row, name in enumerate(columns.file_names)
-        if first.setdefault(os.path.normpath(name), row) != row
-    ]
-    if rows:
-        findings.add(
-            "repeated-file",
-            rows,
-            lambda i: (
-                f"{source.json_file}: image id {columns.image_ids[i]} has the file of image id "
-                f"{columns.image_ids[first[os.path.normpath(columns.file_names[i])]]}, {columns.file_names[i]}"
-            ),
-            severity="warning",
-        )
+    files = [os.path.normpath(name) for name in columns.file_names]
+    findings.add(
+        "repeated-file",
+        [row for row, file in enumerate(files) if first.setdefault(file, row) != row],
+        lambda i: (
+            f"{source.json_file}: image id {columns.image_ids[i]} has the file of image id "
+            f"{columns.image_ids[first[files[i]]]}, {columns.file_names[i]}"
+        ),
+        severity="warning",
+    )
 
 
 def _find_repeated_boxes(columns: CocoColumns, source: CocoFormatSource, findings: Findings) -> None:
@@ -209,9 +196,6 @@ def _find_repeated_boxes(columns: CocoColumns, source: CocoFormatSource, finding
     for key in keys:
         values = key[order]
         equal &= values[1:] == values[:-1]
-    rows = np.flatnonzero(equal) + 1
-    if not rows.size:
-        return
 
     def describe(i: int) -> str:
         row, before = order[i], order[i - 1]
@@ -222,40 +206,35 @@ def _find_repeated_boxes(columns: CocoColumns, source: CocoFormatSource, finding
             f"{columns.image_ids[columns.image_rows[row]]}"
         )
 
-    findings.add("repeated-box", rows, describe, severity="warning")
+    findings.add("repeated-box", np.flatnonzero(equal) + 1, describe, severity="warning")
 
 
 def _find_unused_categories(columns: CocoColumns, source: CocoFormatSource, findings: Findings) -> None:
     used = np.bincount(columns.classes[~columns.crowd], minlength=len(columns.category_ids))
     # A category whose annotation has an error is not unused: the error is told already.
-    rows = np.flatnonzero((used == 0) & ~columns.maybe_used)
-    if rows.size:
-        findings.add(
-            "unused-category",
-            rows,
-            lambda i: (
-                f"{source.json_file}: category id {columns.category_ids[i]} "
-                f"({columns.category_names[i]!r}) has no box"
-            ),
-            severity="warning",
-        )
+    findings.add(
+        "unused-category",
+        np.flatnonzero((used == 0) & ~columns.maybe_used),
+        lambda i: (
+            f"{source.json_file}: category id {columns.category_ids[i]} ({columns.category_names[i]!r}) has no box"
+        ),
+        severity="warning",
+    )
 
 
 def _find_crowded_images(
     columns: CocoColumns, source: CocoFormatSource, findings: Findings, max_objects: int
 ) -> None:
     objects = np.bincount(columns.image_rows[~columns.crowd], minlength=len(columns.image_ids))
-    rows = np.flatnonzero(objects > max_objects)
-    if rows.size:
-        findings.add(
-            "crowded-image",
-            rows,
-            lambda i: (
-                f"{source.json_file}: {_image(columns, i)} has {objects[i]} objects; a detector of "
-                f"{max_objects} queries cannot find all"
-            ),
-            severity="warning",
-        )
+    findings.add(
+        "crowded-image",
+        np.flatnonzero(objects > max_objects),
+        lambda i: (
+            f"{source.json_file}: {_image(columns, i)} has {objects[i]} objects; a detector of {max_objects} queries "
+            "cannot find all"
+        ),
+        severity="warning",
+    )
 
 
 def _image(columns: CocoColumns, row: int) -> str:

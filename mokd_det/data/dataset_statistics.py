@@ -34,15 +34,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class ClassCount:
-    """One category.
-
-    Attributes:
-        id: the file's category id.
-        name: its name.
-        boxes: without crowds.
-        images: that have one of them.
-        crowds: crowd annotations.
-    """
+    """One category by the file's id: its boxes without crowds, images that have one, and crowd annotations."""
 
     id: int
     name: str
@@ -56,16 +48,12 @@ class DatasetStatistics:
     """Numbers about the usable entries of a data set; sizes are in pixels of the original images.
 
     Attributes:
-        images: usable images.
-        images_without_boxes: those of them that train as background.
+        images_without_boxes: those that train as background.
         boxes: objects, without crowds.
-        crowds: crowd annotations.
         classes: by ascending category id.
         image_sizes: the most frequent ones, ((width, height), images).
-        distinct_image_sizes: how many there are.
-        image_width, image_height, image_aspect: of the images; aspect is width / height.
+        image_aspect, box_aspect: width / height.
         boxes_per_image: of all images.
-        box_width, box_height, box_aspect: of the boxes.
         box_share: box area / image area.
         small, medium, large: shares of the boxes by area, in COCO's sense (below 32², up to 96², above).
     """
@@ -106,10 +94,7 @@ def dataset_statistics(columns: CocoColumns) -> DatasetStatistics:
     sizes = columns.sizes_wh.astype(np.float64)
     distinct, counts = np.unique(columns.sizes_wh, axis=0, return_counts=True)
     frequent = np.argsort(-counts, kind="stable")[:_SIZES_SHOWN]
-    shares: tuple[float | None, ...] = (None, None, None)
-    if len(areas):
-        small, large = float(np.mean(areas < _SMALL)), float(np.mean(areas > _LARGE))
-        shares = (small, 1.0 - small - large, large)
+    small, large = (float(np.mean(part)) if len(areas) else None for part in (areas < _SMALL, areas > _LARGE))
     return DatasetStatistics(
         images=num_images,
         images_without_boxes=int(np.count_nonzero(per_image == 0)),
@@ -129,7 +114,7 @@ def dataset_statistics(columns: CocoColumns) -> DatasetStatistics:
         box_height=Spread.of(sides[:, 1]),
         box_aspect=Spread.of(sides[:, 0] / sides[:, 1]),
         box_share=Spread.of(areas / sizes[rows].prod(axis=1)),
-        small=shares[0],
-        medium=shares[1],
-        large=shares[2],
+        small=small,
+        medium=None if small is None or large is None else 1.0 - small - large,
+        large=large,
     )

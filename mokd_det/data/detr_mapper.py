@@ -35,8 +35,7 @@ class DetrDatasetMapper:
         """
         Args:
             is_train: add ``instances`` to the output; without it annotations are ignored.
-            augmentation: applied in order; None: ViDT's for COCO
-                (:func:`~mokd_det.data.detr_train_augmentation`,
+            augmentation: applied in order; None: ViDT's for COCO (:func:`~mokd_det.data.detr_train_augmentation`,
                 :func:`~mokd_det.data.detr_test_augmentation`); an empty list: none.
             decoder: of JPEG files, see :func:`~mokd_det.data.image_file.read_image`.
 
@@ -51,9 +50,7 @@ class DetrDatasetMapper:
         self.augmentation = T.AugmentationList(list(augmentation))
 
     def __call__(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """
-        Args:
-            record: Detectron2's standard dict; it is not modified.
+        """A standard dict, which is not modified, as the model's input.
 
         Returns:
             The record without ``annotations``, with ``image`` (uint8 tensor (3, H, W), RGB) and, for
@@ -61,8 +58,7 @@ class DetrDatasetMapper:
             int64). ``height`` and ``width`` stay those of the original image.
 
         Raises:
-            DatasetError: an image that is missing, cannot be decoded or has another size than the record
-                says.
+            DatasetError: an image that is missing, cannot be decoded or has another size than the record says.
         """
         sample = {key: value for key, value in record.items() if key != "annotations"}
         image = read_image_of(sample, self.decoder)

@@ -2,9 +2,8 @@
 
 ``digits`` (64 px): bright digits on dark backgrounds, learnable in minutes on a CPU. ``digits_few``: the same with
 the digits 0 to 2 alone, on which small detectors converge. ``digits_hard`` (128 px): free colours on gradients, noise
-and crops of scikit-learn's two photographs. The splits share neither a
-source digit nor a photo crop. Every image is a pure function of (kind, seed, split, index), so two runs are
-equal to the pixel.
+and crops of scikit-learn's two photographs. The splits share neither a source digit nor a photo crop. Every image is
+a pure function of (kind, seed, split, index), so two runs are equal to the pixel.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +131,6 @@ def generate(
     Args:
         kind: one of :data:`KINDS`.
         root: folder of all data sets.
-        seed: non-negative.
         counts: images per split; None: :data:`DEFAULT_COUNTS`.
 
     Returns:
@@ -192,11 +191,9 @@ def compose_scene(
     """Draw one scene.
 
     Args:
-        style: its look.
         digits: scikit-learn's digits, (1797, 8, 8), values 0–16.
         sources: indices allowed for each class.
         split: decides which part of the photographs may be used.
-        rng: all randomness.
     """
     size = style.image_size
     canvas, description = style.background(rng, size, split)
@@ -310,15 +307,12 @@ def _contrasting_colour(rng: np.random.Generator, behind: np.ndarray) -> np.ndar
             return colour
 
 
+@cache
 def _load_photo(name: str) -> np.ndarray:
-    if name not in _photo_cache:
-        from sklearn.datasets import load_sample_image
+    from sklearn.datasets import load_sample_image
 
-        _photo_cache[name] = load_sample_image(name)
-    return _photo_cache[name]
+    return load_sample_image(name)
 
-
-_photo_cache: dict[str, np.ndarray] = {}
 
 KINDS: dict[str, SceneStyle] = {
     "digits": SceneStyle(64, (1, 4), (16, 32), 0.05, _dark_background, _bright_colour),

@@ -5,40 +5,21 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 
 from mokd_det.errors import DatasetError
 
-__all__ = ["CollectFindings", "Findings", "Problem", "RaiseFirst", "Severity"]
+__all__ = ["CollectFindings", "Findings", "Message", "Problem", "RaiseFirst", "Severity"]
 
 logger = logging.getLogger(__name__)
 
 Severity = Literal["error", "warning"]
+"""Of an error training must not start; a warning is merely suspicious."""
 
-
-class Findings(Protocol):
-    """Where a check reports the entries that do not pass it."""
-
-    def add(
-        self,
-        kind: str,
-        rows: Sequence[int] | np.ndarray,
-        message: Callable[[int], str],
-        *,
-        severity: Severity = "error",
-        hint: str = "",
-    ) -> None:
-        """Report entries of one kind.
-
-        Args:
-            kind: short name of the kind, e.g. "unknown-category".
-            rows: the entries, in order; not empty.
-            message: sentence about one of them, with file and id; only called for those that are shown.
-            severity: "error" if training must not start, "warning" if it is merely suspicious.
-            hint: what to do about it, for a message that stands alone.
-        """
+Message = Callable[[int], str]
+"""A sentence about an entry by its index, with file and id; only called for entries that are shown."""
 
 
 @dataclass(frozen=True)
@@ -55,16 +36,25 @@ class RaiseFirst:
         self,
         kind: str,
         rows: Sequence[int] | np.ndarray,
-        message: Callable[[int], str],
+        message: Message,
         *,
         severity: Severity = "error",
         hint: str = "",
     ) -> None:
-        """See :meth:`Findings.add`.
+        """Report entries with one kind of problem, if there are any.
+
+        Args:
+            kind: short name of the kind, e.g. "unknown-category".
+            rows: the entries, in order.
+            message: about one of them.
+            severity: of the problem.
+            hint: what to do about it.
 
         Raises:
             DatasetError: for an error, with the first entry's message and the number of others.
         """
+        if not len(rows):
+            return
         more = f" (and {len(rows) - 1} more like it)" if len(rows) > 1 else ""
         text = f"{message(int(rows[0]))}{more}{f'; {hint}' if hint else ''}"
         if severity == "error":
@@ -75,14 +65,7 @@ class RaiseFirst:
 
 @dataclass
 class Problem:
-    """All entries with one kind of problem.
-
-    Attributes:
-        kind: short name.
-        severity: "error" or "warning".
-        count: how many entries have it.
-        examples: messages about the first of them.
-    """
+    """All entries with one kind of problem: how many there are, and messages about the first of them."""
 
     kind: str
     severity: Severity
@@ -91,13 +74,9 @@ class Problem:
 
 
 class CollectFindings:
-    """Counts everything and keeps the first messages of each kind, so that its size is bounded."""
+    """Counts everything and keeps the first ``max_examples`` messages of each kind, so that its size is bounded."""
 
     def __init__(self, max_examples: int = 10) -> None:
-        """
-        Args:
-            max_examples: messages kept per kind.
-        """
         self.max_examples = max_examples
         self._problems: dict[tuple[str, Severity], Problem] = {}
 
@@ -114,13 +93,17 @@ class CollectFindings:
         self,
         kind: str,
         rows: Sequence[int] | np.ndarray,
-        message: Callable[[int], str],
+        message: Message,
         *,
         severity: Severity = "error",
         hint: str = "",
     ) -> None:
-        """See :meth:`Findings.add`; hints are for messages that stand alone, and not kept."""
-        problem = self._problems.setdefault((kind, severity), Problem(kind, severity))
-        room = max(self.max_examples - len(problem.examples), 0)
-        problem.examples += [message(int(row)) for row in rows[:room]]
-        problem.count += len(rows)
+        """See :meth:`RaiseFirst.add`; hints are for messages that stand alone, and not kept."""
+        if len(rows):
+            problem = self._problems.setdefault((kind, severity), Problem(kind, severity))
+            room = max(self.max_examples - len(problem.examples), 0)
+            problem.examples += [message(int(row)) for row in rows[:room]]
+            problem.count += len(rows)
+
+
+Findings = RaiseFirst | CollectFindings

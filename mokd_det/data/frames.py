@@ -113,12 +113,7 @@ class VideoWriter:
     """
 
     def __init__(
-        self,
-        path: Path,
-        rate: float,
-        *,
-        live: bool = False,
-        clock: Callable[[], float] = time.monotonic,
+        self, path: Path, rate: float, *, live: bool = False, clock: Callable[[], float] = time.monotonic
     ) -> None:
         """
         Args:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import cv2
@@ -33,14 +34,7 @@ _DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 
 
 def read_image_of(record: Mapping[str, Any], decoder: str = "pil") -> np.ndarray:
-    """The image of a standard dict, with the size that the dict says, if it does.
-
-    Args:
-        record: with ``file_name``.
-        decoder: see :func:`read_image`.
-
-    Returns:
-        uint8 (H, W, 3), RGB.
+    """:func:`read_image` of a standard dict's ``file_name``, with the size that the dict says, if it does.
 
     Raises:
         DatasetError: a file that is missing, cannot be decoded or has another size than the record says.
@@ -96,22 +90,14 @@ def read_image(file_name: str, name: str, decoder: str = "pil") -> np.ndarray:
         DatasetError: a file that is missing, cannot be decoded or has pixels of more than 8 bits.
     """
     decode = DECODERS[decoder]
-    try:
-        with PathManager.open(file_name, "rb") as file:
-            content = None if decode is None else file.read()
-            image = Image.open(file if content is None else io.BytesIO(content))
-            _check_depth(image, name)
-            if decode is not None and content is not None and _is_plain_jpeg(image, content):
-                return decode(content)
-            upright = detection_utils._apply_exif_orientation(image)
-            return detection_utils.convert_PIL_to_numpy(upright, "RGB")
-    except DatasetError:
-        raise
-    except FileNotFoundError:
-        raise DatasetError(f"{name} does not exist") from None
-    except Exception as error:
-        # Decoders meet broken files with nearly any exception class; whichever it is, the file is the cause.
-        raise DatasetError(f"{name} cannot be decoded: {type(error).__name__}: {error}") from error
+    with _errors_named(name), PathManager.open(file_name, "rb") as file:
+        content = None if decode is None else file.read()
+        image = Image.open(file if content is None else io.BytesIO(content))
+        _check_depth(image, name)
+        if decode is not None and content is not None and _is_plain_jpeg(image, content):
+            return decode(content)
+        upright = detection_utils._apply_exif_orientation(image)
+        return detection_utils.convert_PIL_to_numpy(upright, "RGB")
 
 
 def image_size(file_name: str, name: str) -> tuple[int, int]:
@@ -120,20 +106,23 @@ def image_size(file_name: str, name: str) -> tuple[int, int]:
     Raises:
         DatasetError: a file that is missing, no image or has pixels of more than 8 bits.
     """
+    with _errors_named(name), PathManager.open(file_name, "rb") as file:
+        image = Image.open(file)
+        _check_depth(image, name)
+        return image.size[::-1] if _turns(image) else image.size
+
+
+@contextmanager
+def _errors_named(name: str) -> Iterator[None]:
     try:
-        with PathManager.open(file_name, "rb") as file:
-            image = Image.open(file)
-            _check_depth(image, name)
-            width, height = image.size
-            turned = _turns(image)
+        yield
     except DatasetError:
         raise
     except FileNotFoundError:
         raise DatasetError(f"{name} does not exist") from None
-    # As in read_image
     except Exception as error:
+        # Decoders meet broken files with nearly any exception class; whichever it is, the file is the cause.
         raise DatasetError(f"{name} cannot be decoded: {type(error).__name__}: {error}") from error
-    return (height, width) if turned else (width, height)
 
 
 def size_difference(found: tuple[int, int], expected: tuple[int, int], file_name: str) -> str:

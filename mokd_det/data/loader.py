@@ -45,8 +45,7 @@ class TrainLoader(EndlessLoader[list[Record]]):
         Args:
             records: Detectron2's standard dicts; kept in one serialised buffer that the workers share.
             mapper: makes a model input from a record.
-            batches: which records a batch holds.
-            num_workers: loading processes; 0: load in this process.
+            batches, num_workers: see there.
 
         Raises:
             ConfigError: a negative number of workers.
@@ -58,7 +57,8 @@ class TrainLoader(EndlessLoader[list[Record]]):
     def fingerprint(self) -> str:
         """A digest of which image is at which index, by id, file name and size; where the files lie does not matter."""
         digest = hashlib.blake2b(digest_size=16)
-        for record in (self._records[index] for index in range(len(self._records))):
+        for index in range(len(self._records)):
+            record = self._records[index]
             name = PurePath(record.get("file_name", "")).name
             facts = (record.get("image_id"), name, record.get("height"), record.get("width"))
             digest.update(f"{facts}\n".encode())
@@ -94,8 +94,7 @@ def build_train_loader(
             anew in every epoch.
         unlabeled: images without annotations, of which every batch has some more, marked as "unlabeled"; those that are
             labelled here are left out.
-        rank: of this process; None: Detectron2's.
-        world_size: number of processes; None: Detectron2's.
+        rank, world_size: None: Detectron2's.
 
     Returns:
         An endless iterable of lists of model inputs.
@@ -127,10 +126,8 @@ def build_test_loader(
     """Loader of one evaluating process: its contiguous share of the data, in order, each record exactly once.
 
     Args:
-        dataset: a registered name, several (joined), or Detectron2's standard dicts.
-        mapper: makes a model input from a record.
+        dataset, mapper, num_workers: see :func:`build_train_loader`.
         batch_size: images per batch of this process.
-        num_workers: loading processes.
 
     Returns:
         A loader of lists of model inputs, with a length, as ``detectron2.evaluation.inference_on_dataset``

@@ -11,7 +11,7 @@ from typing import Any
 from mokd_det.data.coco_format import load_coco_format, read_classes, register_coco_format
 from mokd_det.data.coco_source import BadBoxPolicy, CocoFormatSource
 from mokd_det.data.image_file import check_size
-from mokd_det.data.unlabeled import checked_unlabeled, require_folder
+from mokd_det.data.unlabeled import checked_unlabeled, require_count, require_folder
 from mokd_det.errors import ConfigError, DatasetError
 
 __all__ = ["OwnData", "OwnDataFacts"]
@@ -28,10 +28,8 @@ class OwnDataFacts:
     """What the files say; a configuration refers to it as ``${from_data.<name>}``.
 
     Attributes:
-        num_classes: categories of the files.
-        class_names: their names, by ascending category id.
-        train_dataset: registered name of the training data; None: not given.
-        val_dataset: registered name of the validation data; None: not given.
+        class_names: by ascending category id.
+        train_dataset, val_dataset: registered names; None: not given.
         train_images: images of the training data.
         epochs: how often training shows each of them.
         max_iter: optimiser steps.
@@ -95,12 +93,10 @@ class OwnData:
             for key, value in section.items():
                 if not isinstance(value, (str, type(None))):
                     raise ConfigError(f"data.{name}.{key} is {value!r}; it must be a path")
-        for name in ("total_batch_size", "accumulate", "epochs"):
-            value = getattr(self, name)
-            if value is None and name == "epochs":
-                continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ConfigError(f"data.{name} is {value!r}; it must be an integer of 1 or more")
+        require_count("data.total_batch_size", self.total_batch_size)
+        require_count("data.accumulate", self.accumulate)
+        if self.epochs is not None:
+            require_count("data.epochs", self.epochs)
         if not isinstance(self.lr, (int, float)) or not 0 <= self.lr < math.inf:
             raise ConfigError(f"data.lr is {self.lr!r}; it must be a number of 0 or more")
         if self.on_bad_box not in ("error", "drop"):
@@ -126,11 +122,11 @@ class OwnData:
         if not away:
             self._check_paths(training)
         asked = [name for name in ("train", "val") if (self._is_given if training else self._is_there)(name)]
-        read = {name: self._read_classes(name) for name in asked}
+        read = {name: read_classes(self._path(name, "json")) for name in asked}
         if len(read) == 2:
-            self._check_same_classes(read["train"][0], read["val"][0])
-        classes = list(class_names) if away and class_names else next(iter(read.values()))[0]
-        images = read["train"][1] if "train" in read else 0
+            self._check_same_classes(read["train"][1], read["val"][1])
+        classes = list(class_names) if away and class_names else next(iter(read.values()))[1]
+        images = read["train"][2] if "train" in read else 0
         if training and images < self.total_batch_size:
             raise ConfigError(
                 f"data.total_batch_size is {self.total_batch_size}, but data.train.json lists {images} images; "
@@ -213,21 +209,13 @@ class OwnData:
         )
         return source.name
 
-    def _read_classes(self, name: str) -> tuple[list[str], int]:
-        """Class names and number of images."""
-        _, names, images = read_classes(self._path(name, "json"))
-        return names, images
-
     def _check_same_classes(self, train: Sequence[str], val: Sequence[str]) -> None:
         if train == val:
             return
         differences: list[str] = [
             f"only in {name}: {', '.join(map(repr, only))}"
-            for name, only in (
-                ("train", [c for c in train if c not in val]),
-                ("val", [c for c in val if c not in train]),
-            )
-            if only
+            for name, classes, others in (("train", train, val), ("val", val, train))
+            if (only := [c for c in classes if c not in others])
         ]
         if not differences:
             i = next(i for i, pair in enumerate(zip(train, val, strict=True)) if pair[0] != pair[1])

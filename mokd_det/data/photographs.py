@@ -50,7 +50,7 @@ class PhotographSet:
         repository: owner/name on GitHub.
         commit: the pinned one (its first digits serve).
         licence: as its authors state it.
-        unpack: (archive, folder) → writes the set's files into the folder.
+        unpack: writes the set's files into a folder.
         digests: part → SHA-256 that it must have: a split's annotations (:func:`annotation_digest`), or
             ``images`` (:func:`image_digest`). Images that are made smaller here have none, since their bytes
             depend on the JPEG library.
@@ -150,16 +150,8 @@ def voc_to_coco(
                     float(item.findtext(f"bndbox/{key}", "")) for key in ("xmin", "ymin", "xmax", "ymax")
                 )
                 box = [round(value * scale, 2) for value in (x0, y0, x1 - x0, y1 - y0)]
-                boxes.append(
-                    {
-                        "id": len(boxes) + 1,
-                        "image_id": number,
-                        "category_id": category,
-                        "bbox": box,
-                        "area": round(box[2] * box[3], 2),
-                        "iscrowd": 0,
-                    }
-                )
+                ids = {"id": len(boxes) + 1, "image_id": number, "category_id": category}
+                boxes.append({**ids, "bbox": box, "area": round(box[2] * box[3], 2), "iscrowd": 0})
         except ValueError as error:
             raise DatasetError(f"annotation {number} ({tree.findtext('filename')}): {error}") from None
     categories = [{"id": number, "name": name} for number, name in enumerate(classes, start=1)]
@@ -245,15 +237,11 @@ def _unpack_cards(archive: tarfile.TarFile, folder: Path) -> None:
         content = voc_to_coco(documents, ("ace", "jack", "king", "nine", "queen", "ten"), longest_side)
         for name, entry in zip(names, content["images"], strict=True):
             entry["file_name"] = f"{name}.jpg"
-            source = next(
-                members[f"{place}/{name}{end}"]
-                for end in (".JPG", ".jpg")
-                if f"{place}/{name}{end}" in members
-            )
+            paths = (f"{place}/{name}{end}" for end in (".JPG", ".jpg"))
+            source = next(members[path] for path in paths if path in members)
+            size = entry["width"], entry["height"]
             with Image.open(io.BytesIO(_read(archive, source))) as image:
-                smaller = image.convert("RGB").resize(
-                    (entry["width"], entry["height"]), Image.Resampling.LANCZOS
-                )
+                smaller = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
             smaller.save(folder / "images" / entry["file_name"], quality=90)
         (folder / f"{split}.json").write_text(json.dumps(content))
     (folder / "LICENSE").write_bytes(_read(archive, members["LICENSE"]))
@@ -263,14 +251,12 @@ def _unpack_cifar10(archive: tarfile.TarFile, folder: Path) -> None:
     """The first 1,500 training and 300 test images of each class."""
     counts = {"train": 1500, "test": 300}
     for path, member in _members(archive).items():
-        parts = PurePosixPath(path)
-        if (
-            parts.suffix != ".jpg"
-            or len(parts.parts) != 3
-            or int(parts.stem) >= counts.get(parts.parts[0], 0)
-        ):
+        place = PurePosixPath(path)
+        if place.suffix != ".jpg" or len(place.parts) != 3:
             continue
-        target = folder / "images" / parts
+        if int(place.stem) >= counts.get(place.parts[0], 0):
+            continue
+        target = folder / "images" / place
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(_read(archive, member))
 

@@ -48,7 +48,6 @@ def sample_images(
         columns: the data set.
         image_root: folder that file names are shown relative to.
         count: images; all of them, if there are fewer.
-        seed: of the draw.
         max_side: larger images are reduced to it, pixels.
     """
     total = len(columns.image_ids)

@@ -8,6 +8,7 @@ workers, and sees exactly what an uninterrupted run would have seen.
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -74,11 +75,8 @@ class EpochBatches(Sampler[list[SampleKey]]):
         Args:
             size: records of the data set.
             total_batch_size: samples per batch, summed over ranks.
-            seed: non-negative.
-            rank: this process.
-            world_size: number of processes.
             start: first batch of the iteration.
-            repeats: copies of each record in an epoch.
+            repeats: R.
             views: V; None: no two augmentations of a record are alike.
 
         Raises:
@@ -118,23 +116,12 @@ class EpochBatches(Sampler[list[SampleKey]]):
 
     def starting_at(self, batch: int) -> EpochBatches:
         """The same stream from another batch on."""
-        return EpochBatches(
-            self.size,
-            self.total_batch_size,
-            seed=self.seed,
-            rank=self.rank,
-            world_size=self.world_size,
-            start=batch,
-            repeats=self.repeats,
-            views=self.views,
-        )
+        moved = copy.copy(self)
+        moved.start = batch
+        return moved
 
     def epoch_at(self, position: int) -> float:
-        """Epochs before the batch that a sample is in, as a fraction.
-
-        Args:
-            position: of the sample (:class:`SampleKey`).
-        """
+        """Epochs before the batch that the sample at a position is in, as a fraction."""
         return position // self.total_batch_size / self.batches_per_epoch
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
@@ -166,34 +153,21 @@ class EpochBatches(Sampler[list[SampleKey]]):
 
 
 def sample_rng(seed: int, position: int) -> AbstractContextManager[None]:
-    """Seed python's, numpy's and torch's (CPU) global generators for one sample; on exit they are as before.
-
-    Args:
-        seed: of the run, non-negative.
-        position: of the sample (:class:`SampleKey`).
-    """
+    """Seed python's, numpy's and torch's (CPU) global generators by the run's seed, non-negative, and the position of a
+    sample; on exit they are as before."""
     return _seeded_generators(_SAMPLE_STREAM, seed, position)
 
 
 def augmentation_rng(seed: int, key: SampleKey) -> AbstractContextManager[None]:
-    """The same for a sample of a loader: seeded by its position or, with views, by its record and view.
-
-    Args:
-        seed: of the run, non-negative.
-        key: of the sample.
-    """
+    """The same for a sample of a loader: seeded by its position or, with views, by its record and view."""
     if key.view is None:
         return sample_rng(seed, key.position)
     return _seeded_generators(_VIEW_STREAM, seed, key.record, key.view)
 
 
 def batch_rng(seed: int, position: int) -> AbstractContextManager[None]:
-    """The same for what is drawn once for a rank's batch, apart from what its samples draw.
-
-    Args:
-        seed: of the run, non-negative.
-        position: of the batch's first sample on this rank (:class:`SampleKey`).
-    """
+    """The same for what is drawn once for a rank's batch, apart from what its samples draw; ``position`` is that of the
+    batch's first sample on this rank."""
     return _seeded_generators(_BATCH_STREAM, seed, position)
 
 

@@ -11,6 +11,8 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import torch
@@ -28,15 +30,14 @@ Batch = TypeVar("Batch")
 Collate = Callable[[list[Any]], Any]
 
 
+@dataclass(frozen=True)
 class Failure:
-    """An error caused by the data, on its way from the process that met it to the one that asked for the
-    batch.
+    """An error caused by the data, on its way from the process that met it to the one that asked for the batch.
 
     torch would send it too, but with the worker's traceback as its message.
     """
 
-    def __init__(self, error: MoKDError) -> None:
-        self.error = error
+    error: MoKDError
 
 
 def or_failure(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -77,7 +78,7 @@ class EndlessLoader(TrainingLoader[Batch]):
         self.batches = batches
         self.num_workers = num_workers
         self._samples = samples
-        self._collate = _CollateSamples(collate)
+        self._collate = partial(_collated, collate)
         self._start = 0
 
     @property
@@ -95,8 +96,7 @@ class EndlessLoader(TrainingLoader[Batch]):
         return self.batches.views is None
 
     def start_from(self, batch_index: int) -> None:
-        """Let the following ``iter()`` begin at this batch, counted from the start of training; costs
-        nothing.
+        """Let the following ``iter()`` begin at this batch, counted from the start of training; costs nothing.
 
         Raises:
             ConfigError: a negative index.
@@ -127,7 +127,7 @@ def build_share_loader(
         samples: indexed by number, with a length; a :class:`Failure` stands for a sample that cannot be had.
         batch_size: samples per batch of this process.
         num_workers: loading processes.
-        collate: makes the batch from its samples.
+        collate: as of :class:`EndlessLoader`.
 
     Returns:
         A loader with a length, as ``detectron2.evaluation.inference_on_dataset`` needs it.
@@ -143,7 +143,7 @@ def build_share_loader(
         batch_size=batch_size,
         sampler=InferenceSampler(len(cast(Sized, samples))),
         num_workers=num_workers,
-        collate_fn=_CollateSamples(collate),
+        collate_fn=partial(_collated, collate),
         worker_init_fn=_outlive_signals,
         generator=torch.Generator().manual_seed(0),
     )
@@ -155,17 +155,10 @@ class _ShareLoader(DataLoader[Any]):
         return map(_raise_failure, _with_reaped_workers(super().__iter__))
 
 
-class _CollateSamples:
+def _collated(collate: Collate, samples: list[Any]) -> Any:
     """The batch, or the first failure among its samples."""
-
-    def __init__(self, collate: Collate) -> None:
-        self._collate = collate
-
-    def __call__(self, samples: list[Any]) -> Any:
-        for sample in samples:
-            if isinstance(sample, Failure):
-                return sample
-        return or_failure(self._collate, samples)
+    failure = next((sample for sample in samples if isinstance(sample, Failure)), None)
+    return failure or or_failure(collate, samples)
 
 
 def _raise_failure(batch: Any) -> Any:

@@ -37,9 +37,7 @@ def resized_shape(
     ``divisor`` (at least one), so the aspect ratio changes slightly.
 
     Args:
-        height: pixels.
-        width: pixels.
-        short_side: wanted pixels of the shorter side.
+        height, width, short_side: pixels.
         max_long_side: limit in pixels of the longer side before flooring; None: no limit. (The rounding of
             the short side can exceed it by a few pixels.)
         divisor: 1 turns the flooring off.
@@ -64,8 +62,7 @@ class ShortSideResize(T.Augmentation):
         """
         Args:
             short_sides: candidates in pixels, drawn with equal probability.
-            max_long_side: limit of the long side in pixels; None: no limit.
-            divisor: both sides become multiples of it.
+            max_long_side, divisor: see :func:`resized_shape`.
 
         Raises:
             ConfigError: no candidate, or a number that is not positive.
@@ -97,10 +94,6 @@ class RandomSizeCrop(T.Augmentation):
 
     def __init__(self, min_size: int, max_size: int) -> None:
         """
-        Args:
-            min_size: smallest side of the crop in pixels.
-            max_size: largest one.
-
         Raises:
             ConfigError: not 1 <= min_size <= max_size.
         """
@@ -128,11 +121,6 @@ class RandomChoice(T.Augmentation):
         self, first: Sequence[T.Augmentation], second: Sequence[T.Augmentation], first_prob: float = 0.5
     ) -> None:
         """
-        Args:
-            first: applied one after the other if the draw says so.
-            second: applied otherwise.
-            first_prob: probability of ``first``.
-
         Raises:
             ConfigError: ``first_prob`` is no probability.
         """
@@ -167,8 +155,7 @@ def detr_train_augmentation(
         max_long_side: limit of the long side in that resize; None: no limit.
         crop_prob: probability of the branch with the crop; 0 leaves it out.
         crop_short_sides: short sides of the resize (without a limit) before the crop.
-        crop_min_size: smallest side of the crop.
-        crop_max_size: largest side of the crop.
+        crop_min_size, crop_max_size: smallest and largest side of the crop.
         divisor: every resize ends on multiples of it.
 
     Returns:

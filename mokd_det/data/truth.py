@@ -63,11 +63,7 @@ class Truth:
 
 def dataset_truth(name: str, *, warn: bool = True) -> Truth:
     """The truth of a registered data set, read and checked as :func:`mokd_det.data.load_dataset_dicts` does, but
-    without a look at image files.
-
-    Args:
-        name: of the data set.
-        warn: False where a loader of the same data set has warned already.
+    without a look at image files; ``warn`` is off where a loader of the same data set has warned already.
 
     Raises:
         DatasetError: unknown name, or anything in the files that cannot be used.

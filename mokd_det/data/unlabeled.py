@@ -41,8 +41,8 @@ class UnlabeledImages:
         """Detectron2's standard dicts, without annotations and marked as "unlabeled".
 
         Args:
-            labelled: records of the images that the training has labels of, which are left out, too; where only some
-                of a data set are drawn, its others may serve without their labels.
+            labelled: records that the training has labels of, which are left out, too; where only some of a data set
+                are drawn, its others may serve without their labels.
 
         Raises:
             DatasetError: no such folder, no image is left, or a file that is none, by its header.
@@ -108,7 +108,15 @@ def checked_unlabeled(section: Any) -> tuple[str, int | None]:
     folder, size = section.get("images") or "", section.get("total_batch_size")
     if not isinstance(folder, str):
         raise ConfigError(f"data.unlabeled.images is {folder!r}; it must be a path")
-    folder = os.path.expanduser(folder)
-    if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
-        raise ConfigError(f"data.unlabeled.total_batch_size is {size!r}; it must be an integer of 1 or more")
-    return folder, size
+    if size is not None:
+        require_count("data.unlabeled.total_batch_size", size)
+    return os.path.expanduser(folder), size
+
+
+def require_count(key: str, value: Any) -> None:
+    """
+    Raises:
+        ConfigError: the value of ``key`` is no integer of 1 or more.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigError(f"{key} is {value!r}; it must be an integer of 1 or more")

@@ -17,14 +17,10 @@ ViewKey = tuple[int, int, int]
 
 
 def view_key(key: SampleKey, image: Any) -> ViewKey:
-    """The key of an augmented image.
+    """The key of an augmented image, a tensor as the model gets it.
 
     The digest is there to notice that image and view no longer give these pixels: another data set, seed, augmentation
     or decoder.
-
-    Args:
-        key: of the sample, with a view.
-        image: tensor of any type and shape, as the model gets it.
 
     Raises:
         ConfigError: the mapper made no image tensor.
