@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mokd_det.classification.dataset import ImageDataset
 from mokd_det.classification.folder import ImageFolder
-from mokd_det.classification.subset import check_split, split_by_class
+from mokd_det.classification.subset import Subset, check_split, split_by_class
 from mokd_det.data.builtin import datasets_root
 from mokd_det.errors import ConfigError, DatasetError
 
@@ -25,7 +24,7 @@ _SHARES = {"train": 0.8, "val": 0.2}
 _SPLIT_SEED = 0
 
 
-class Cifar10Jpeg(ImageDataset):
+class Cifar10Jpeg(Subset):
     """train 12,000 and val 3,000 of 15,000 published training images, test 3,000 of the published test images.
 
     Encoded anew as JPEG, hence not comparable with published numbers. A decoded image stays in memory.
@@ -52,30 +51,24 @@ class Cifar10Jpeg(ImageDataset):
                 f"{folder} does not exist; fetch it with: python -m mokd_det fetch cifar10_jpeg"
             )
         self.size = size
-        self._images = _folder(folder / ("test" if split == "test" else "train"))
-        labels = self._images.labels
-        self._positions = (
-            np.arange(len(labels)) if split == "test" else split_by_class(labels, _SHARES, _SPLIT_SEED)[split]
-        )
         self._decoded: dict[int, Image.Image] = {}
-        super().__init__(f"CIFAR-10 (JPEG, {split})", self._images.class_names, labels[self._positions])
+        images = _folder(folder / ("test" if split == "test" else "train"))
+        positions = np.arange(len(images))
+        if split != "test":
+            positions = split_by_class(images.labels, _SHARES, _SPLIT_SEED)[split]
+        super().__init__(f"CIFAR-10 (JPEG, {split})", images, positions)
 
     def read(self, index: int) -> Image.Image:
         """See :meth:`ImageDataset.read`; not to be changed in place."""
         if index not in self._decoded:
-            image = self._images.read(int(self._positions[index]))
+            image = super().read(index)
             if image.size != (self.size, self.size):
                 image = image.resize((self.size, self.size), Image.Resampling.BOX)
             self._decoded[index] = image
         return self._decoded[index]
 
-    def image_name(self, index: int) -> str:
-        """The file's path."""
-        return self._images.image_name(int(self._positions[index]))
-
     def _add_content(self, add: Callable[[bytes], object]) -> None:
-        add(self._images.fingerprint().encode())
-        add(self._positions.astype("<i8").tobytes())
+        super()._add_content(add)
         add(str(self.size).encode())
 
 

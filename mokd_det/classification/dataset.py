@@ -25,11 +25,6 @@ class ImageDataset(ABC):
 
     def __init__(self, name: str, class_names: Sequence[str], labels: Sequence[int] | np.ndarray) -> None:
         """
-        Args:
-            name: what messages call the data set.
-            class_names: of the K classes; different ones.
-            labels: (N,), the images' classes, 0 to K - 1.
-
         Raises:
             DatasetError: no image, two classes of one name, or a label that no class has.
         """
@@ -58,10 +53,7 @@ class ImageDataset(ABC):
 
     @abstractmethod
     def read(self, index: int) -> Image.Image:
-        """The image at a position.
-
-        Returns:
-            Mode "RGB", of any size.
+        """The image at a position, of mode "RGB" and any size.
 
         Raises:
             DatasetError: an image that is missing or broken, by name.
@@ -84,7 +76,7 @@ class ImageDataset(ABC):
 
 
 class ArrayDataset(ImageDataset):
-    """Images that are held in memory."""
+    """Images that are held in memory: uint8, (N, H, W) in grey or (N, H, W, 3) in RGB."""
 
     def __init__(
         self,
@@ -94,12 +86,6 @@ class ArrayDataset(ImageDataset):
         images: np.ndarray,
     ) -> None:
         """
-        Args:
-            name: what messages call the data set.
-            class_names: of the K classes; different ones.
-            labels: (N,), the images' classes, 0 to K - 1.
-            images: uint8, (N, H, W) in grey or (N, H, W, 3) in RGB.
-
         Raises:
             DatasetError: as :class:`ImageDataset`, or images of another type, shape or number.
         """
@@ -110,17 +96,12 @@ class ArrayDataset(ImageDataset):
                 f"{name}: the images are {images.dtype} {images.shape} for {len(self.labels)} labels, not uint8 "
                 "(N, H, W) or (N, H, W, 3)"
             )
-        self._images = images
-
-    @property
-    def images(self) -> np.ndarray:
-        """All images, as they were given."""
-        return self._images
+        self.images = images
 
     def read(self, index: int) -> Image.Image:
         """See :meth:`ImageDataset.read`."""
-        return Image.fromarray(self._images[index]).convert("RGB")
+        return Image.fromarray(self.images[index]).convert("RGB")
 
     def _add_content(self, add: Callable[[bytes], object]) -> None:
-        add(str(self._images.shape).encode())
-        add(np.ascontiguousarray(self._images).tobytes())
+        add(str(self.images.shape).encode())
+        add(np.ascontiguousarray(self.images).tobytes())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -64,11 +63,7 @@ class ClassificationEvaluator(DatasetEvaluator):
         self._collected: list[dict[str, np.ndarray]] = []
 
     def process(self, batch: ClassificationBatch, outputs: Tensor) -> None:
-        """Collect the predictions of a batch.
-
-        Args:
-            batch: B images.
-            outputs: (B, K) logits.
+        """Collect the predictions of B images, (B, K) logits.
 
         Raises:
             ConfigError: another number of classes than the data set has, or no such tensor.
@@ -120,7 +115,9 @@ class ClassificationEvaluator(DatasetEvaluator):
             collected = list(itertools.chain.from_iterable(comm.gather(collected, dst=0)))
             if not comm.is_main_process():
                 return {}
-        found = {name: _joined([part[name] for part in collected]) for name in _FIELDS}
+        found = {
+            name: np.concatenate([part[name] for part in collected] or [np.empty(0)]) for name in _FIELDS
+        }
         self._check_complete(found["index"].astype(np.int64))
         correct = found["rank"] == 0
         metrics = {
@@ -149,7 +146,3 @@ class ClassificationEvaluator(DatasetEvaluator):
                     f"{int(wrong.sum())} of {size} images of {name} were evaluated {what}, for instance image "
                     f"{int(wrong.argmax())}; the test loader must give each process its own share of all images"
                 )
-
-
-def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
-    return np.concatenate(parts) if parts else np.empty(0)

@@ -17,16 +17,8 @@ from mokd_det.errors import DatasetError
 __all__ = ["FASHION_CLASSES", "FashionMNIST"]
 
 FASHION_CLASSES = (
-    "t-shirt",
-    "trouser",
-    "pullover",
-    "dress",
-    "coat",
-    "sandal",
-    "shirt",
-    "sneaker",
-    "bag",
-    "ankle boot",
+    *("t-shirt", "trouser", "pullover", "dress", "coat"),
+    *("sandal", "shirt", "sneaker", "bag", "ankle boot"),
 )
 SPLITS = ("train", "val", "test")
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")

@@ -24,12 +24,8 @@ class FashionMNIST32(ArrayDataset):
     """Fashion-MNIST with two black pixels on each side, 32 × 32."""
 
     def __init__(self, split: str, root: str | os.PathLike[str] | None = None, size: int = SIDE) -> None:
-        """See :class:`~mokd_det.classification.fashion_mnist.FashionMNIST`.
-
-        Args:
-            split: as there.
-            root: as there.
-            size: pixels of a side; 16 or 8: the means of the pixels that become one.
+        """See :class:`~mokd_det.classification.fashion_mnist.FashionMNIST`; ``size`` are the pixels of a side: of 16 or
+        8 each is the mean of those that it stands for.
 
         Raises:
             ConfigError: another size.
@@ -37,8 +33,7 @@ class FashionMNIST32(ArrayDataset):
         if size not in (32, 16, 8):
             raise ConfigError(f"Fashion-MNIST padded to 32 pixels: size={size} must be 32, 16 or 8")
         source = FashionMNIST(split, root)
-        padding = ((0, 0), (_PADDING, _PADDING), (_PADDING, _PADDING))
-        images = np.pad(source.images, padding)
+        images = np.pad(source.images, ((0, 0), (_PADDING, _PADDING), (_PADDING, _PADDING)))
         if size < SIDE:
             blocks = images.reshape(len(images), size, SIDE // size, size, SIDE // size)
             images = np.rint(blocks.mean((2, 4), dtype=np.float32)).astype(np.uint8)
@@ -81,7 +76,11 @@ class FashionPairs(ArrayDataset):
             )
         left, right = _pairing(source.labels, most, count)
         used, places = np.unique((left, right), return_inverse=True)
-        narrow = np.stack([_narrow(image) for image in source.images[used]])
+        half = (SIDE // 2, SIDE)
+        resized = [
+            Image.fromarray(image).resize(half, Image.Resampling.BILINEAR) for image in source.images[used]
+        ]
+        narrow = np.stack([np.asarray(image) for image in resized])
         images = np.concatenate([narrow[side] for side in places.reshape(2, -1)], axis=2)
         super().__init__(
             f"fashion pairs ({split})",
@@ -89,11 +88,6 @@ class FashionPairs(ArrayDataset):
             10 * source.labels[left] + source.labels[right],
             images,
         )
-
-
-def _narrow(image: np.ndarray) -> np.ndarray:
-    resized = Image.fromarray(image).resize((SIDE // 2, SIDE), Image.Resampling.BILINEAR)
-    return np.asarray(resized)
 
 
 def _pairing(labels: np.ndarray, most: int, count: int) -> tuple[np.ndarray, np.ndarray]:

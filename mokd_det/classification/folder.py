@@ -36,24 +36,22 @@ class ImageFolder(ImageDataset):
         missing = [name for name in names if name not in found]
         if missing:
             raise DatasetError(f"{root} has no folder '{missing[0]}' for the class of that name")
-        paths: list[str] = []
-        sizes: list[int] = []
-        labels: list[int] = []
-        for label, name in enumerate(names):
-            files = _image_files(root, name)
-            if not files:
+        files: list[tuple[str, int]] = []
+        counts: list[int] = []
+        for name in names:
+            of_class = _image_files(root, name)
+            if not of_class:
                 raise DatasetError(
                     f"the class folder {root / name} has no images ({', '.join(IMAGE_SUFFIXES)}); add some or "
                     "remove it"
                 )
-            paths += [path for path, _ in files]
-            sizes += [size for _, size in files]
-            labels += [label] * len(files)
+            files += of_class
+            counts.append(len(of_class))
         self._root = root
         # One array of bytes: workers share it, where a list of texts would be copied by its counters.
-        self._paths = np.array([os.fsencode(path) for path in paths], dtype=np.bytes_)
-        self._sizes = np.array(sizes, dtype=np.int64)
-        super().__init__(str(root), names, labels)
+        self._paths = np.array([os.fsencode(path) for path, _ in files], dtype=np.bytes_)
+        self._sizes = np.array([size for _, size in files], dtype=np.int64)
+        super().__init__(str(root), names, np.repeat(np.arange(len(names)), counts))
 
     def read(self, index: int) -> Image.Image:
         """See :meth:`ImageDataset.read`; EXIF orientation is applied."""

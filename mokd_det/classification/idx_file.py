@@ -18,14 +18,11 @@ _UNSIGNED_BYTE = 0x08
 
 
 def read_idx(path: str | os.PathLike[str], dimensions: int) -> np.ndarray:
-    """Read a file of unsigned bytes.
+    """The array in a file of unsigned bytes, uint8 and read-only.
 
     Args:
         path: of the file, packed by gzip (``.gz``) or not.
         dimensions: of the array that it must hold.
-
-    Returns:
-        uint8, read-only.
 
     Raises:
         DatasetError: a file that is missing, cannot be read or unpacked, is not IDX, holds something else, or

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -50,19 +51,16 @@ class ClassificationTrainLoader(EndlessLoader[ClassificationBatch]):
     ) -> None:
         """
         Args:
-            dataset: the labelled images.
-            transform: makes a normalised float tensor (3, H, W) from an image.
+            dataset, transform, num_workers, keep_views: see :func:`build_classification_train_loader`.
             batches: which images a batch holds.
             mixer: makes the targets, and mixes.
             negatives: draws images of other classes; None: none are.
-            num_workers: loading processes; 0: load in this process.
-            keep_views: keep every transformed image in memory (of each loading process).
 
         Raises:
             ConfigError: a negative number of workers.
         """
         samples = _TrainSamples(dataset, transform, negatives, batches.seed, {} if keep_views else None)
-        super().__init__(samples, batches, num_workers, _TrainCollate(batches, mixer))
+        super().__init__(samples, batches, num_workers, partial(_collate_train, batches, mixer))
         self.dataset = dataset
         self.data_name = dataset.name
 
@@ -113,9 +111,9 @@ def build_classification_train_loader(
         negatives: positions of other-class images per image, for methods that contrast; 0: none.
         views: augment each image in so many ways only, which take turns by epoch (repeated augmentation: by copy); the
             batches then have ``view_keys``. None: augment anew in every epoch.
-        keep_views: keep the augmented images in memory: nothing is computed twice, no number changes.
-        rank: of this process; None: Detectron2's.
-        world_size: number of processes; None: Detectron2's.
+        keep_views: keep the augmented images in the memory of each loading process: nothing is computed twice, no
+            number changes.
+        rank, world_size: None: Detectron2's.
 
     Returns:
         An endless iterable of :class:`ClassificationBatch`. Batch k of a rank is a pure function of the seed, k,
@@ -160,10 +158,8 @@ def build_classification_test_loader(
     """Loader of one evaluating process: its contiguous share of the images, in order, each exactly once.
 
     Args:
-        dataset: the labelled images.
-        transform: makes a normalised float tensor (3, H, W) from an image.
+        dataset, transform, num_workers: see :func:`build_classification_train_loader`.
         batch_size: images per batch of this process; the last one may be smaller.
-        num_workers: loading processes.
 
     Returns:
         A loader of :class:`ClassificationBatch` whose targets are the labels, with a length.
@@ -202,16 +198,10 @@ class _Samples(Dataset[Any]):
     def read(self, index: int, key: SampleKey | None = None, negatives: np.ndarray | None = None) -> _Sample:
         """A sample of which an error is raised, not returned."""
         name = self._dataset.image_name(index)
-        image = self._transform(self._dataset.read(index))
-        if (
-            not isinstance(image, Tensor)
-            or image.ndim != 3
-            or image.shape[0] != 3
-            or not image.is_floating_point()
-        ):
-            found = (
-                f"{image.dtype} {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
-            )
+        image: Any = self._transform(self._dataset.read(index))
+        is_tensor = isinstance(image, Tensor)
+        if not (is_tensor and image.ndim == 3 and image.shape[0] == 3 and image.is_floating_point()):
+            found = f"{image.dtype} {tuple(image.shape)}" if is_tensor else type(image).__name__
             raise ConfigError(
                 f"the transform made {found} of {name}; the loader needs a normalised float tensor (3, H, W)"
             )
@@ -257,16 +247,8 @@ class _TrainSamples(Dataset[Any]):
         return sample
 
 
-class _TrainCollate:
-    """The batch with its targets, its epoch and its negatives."""
-
-    def __init__(self, batches: EpochBatches, mixer: LabelMixer) -> None:
-        self._batches = batches
-        self._mixer = mixer
-
-    def __call__(self, samples: list[_Sample]) -> ClassificationBatch:
-        position = samples[0].position
-        return _collate(samples, self._mixer, self._batches.epoch_at(position))
+def _collate_train(batches: EpochBatches, mixer: LabelMixer, samples: list[_Sample]) -> ClassificationBatch:
+    return _collate(samples, mixer, batches.epoch_at(samples[0].position))
 
 
 def _collate(

@@ -38,7 +38,6 @@ class LabelMixer:
         Args:
             num_classes: K.
             batch_size: images per batch of this process.
-            seed: of the run, non-negative.
             mixup: arguments of ``timm.data.Mixup`` but for the number of classes and the smoothing:
                 ``mixup_alpha``, ``cutmix_alpha``, ``cutmix_minmax``, ``prob``, ``switch_prob``, ``mode``,
                 ``correct_lam``. None: images stay as they are.
@@ -82,8 +81,7 @@ class LabelMixer:
         Args:
             images: (B, 3, H, W); may be overwritten.
             labels: (B,) int64.
-            position: of the batch's first sample (:class:`~mokd_det.data.sampling.SampleKey`); with the seed
-                it decides how the batch is mixed.
+            position: of the batch's first sample; with the seed it decides how the batch is mixed.
 
         Returns:
             images (B, 3, H, W); targets (B,) int64 or (B, K) float32.

@@ -19,7 +19,6 @@ class NegativeSampler:
         Args:
             labels: (size,) int64, of the whole data set.
             count: N. Drawn without repetition where there are as many, else with.
-            seed: of the run, non-negative.
 
         Raises:
             ConfigError: N below 1, or only one class in the data set.
@@ -39,15 +38,7 @@ class NegativeSampler:
         self._seed = seed
 
     def draw(self, label: int, position: int) -> np.ndarray:
-        """Negatives of one showing of an image: a function of its arguments and the seed only.
-
-        Args:
-            label: the image's class.
-            position: of the sample (:class:`~mokd_det.data.sampling.SampleKey`).
-
-        Returns:
-            (N,) int64, positions in the data set.
-        """
+        """(N,) int64, positions in the data set, for the sample of this class at this position of the training."""
         own = int(self._counts[label])
         others = len(self._by_class) - own
         generator = np.random.default_rng([_NEGATIVE_STREAM, self._seed, position])

@@ -10,7 +10,7 @@ from PIL import Image
 from mokd_det.classification.dataset import ImageDataset
 from mokd_det.errors import ConfigError, DatasetError
 
-__all__ = ["FewPerClass", "check_split", "split_by_class"]
+__all__ = ["FewPerClass", "Subset", "check_split", "split_by_class"]
 
 
 def split_by_class(labels: np.ndarray, shares: Mapping[str, float], seed: int = 0) -> dict[str, np.ndarray]:
@@ -50,7 +50,28 @@ def check_split(split: str, known: tuple[str, ...], name: str) -> None:
         raise ConfigError(f"{name} has no split '{split}'; it has {', '.join(known)}")
 
 
-class FewPerClass(ImageDataset):
+class Subset(ImageDataset):
+    """The images at some positions (N,) of a data set."""
+
+    def __init__(self, name: str, dataset: ImageDataset, positions: np.ndarray) -> None:
+        self._dataset = dataset
+        self._positions = positions
+        super().__init__(name, dataset.class_names, dataset.labels[positions])
+
+    def read(self, index: int) -> Image.Image:
+        """See :meth:`ImageDataset.read`."""
+        return self._dataset.read(int(self._positions[index]))
+
+    def image_name(self, index: int) -> str:
+        """See :meth:`ImageDataset.image_name`."""
+        return self._dataset.image_name(int(self._positions[index]))
+
+    def _add_content(self, add: Callable[[bytes], object]) -> None:
+        add(self._dataset.fingerprint().encode())
+        add(self._positions.astype("<i8").tobytes())
+
+
+class FewPerClass(Subset):
     """The same number of images of each class, drawn once from a larger data set."""
 
     def __init__(self, dataset: ImageDataset, per_class: int, seed: int = 0) -> None:
@@ -74,20 +95,4 @@ class FewPerClass(ImageDataset):
             )
         order = np.random.default_rng(seed).permutation(len(dataset))
         chosen = [order[dataset.labels[order] == label][:per_class] for label in range(dataset.num_classes)]
-        self._dataset = dataset
-        self._positions = np.sort(np.concatenate(chosen))
-        super().__init__(
-            f"{dataset.name} ({per_class} per class)", dataset.class_names, dataset.labels[self._positions]
-        )
-
-    def read(self, index: int) -> Image.Image:
-        """See :meth:`ImageDataset.read`."""
-        return self._dataset.read(int(self._positions[index]))
-
-    def image_name(self, index: int) -> str:
-        """See :meth:`ImageDataset.image_name`."""
-        return self._dataset.image_name(int(self._positions[index]))
-
-    def _add_content(self, add: Callable[[bytes], object]) -> None:
-        add(self._dataset.fingerprint().encode())
-        add(self._positions.astype("<i8").tobytes())
+        super().__init__(f"{dataset.name} ({per_class} per class)", dataset, np.sort(np.concatenate(chosen)))

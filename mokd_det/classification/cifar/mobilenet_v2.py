@@ -59,9 +59,6 @@ class CifarMobileNetV2(CifarNetwork):
     """MobileNetV2 of width 0.5 with expansion 6; its stem halves the image. The classifier is ``classifier.0``.
 
     The maps f1 … f4 are the outputs of four of the seven stages: linear bottlenecks, so there is no ``pre`` tap.
-
-    Args:
-        num_classes: classes.
     """
 
     def __init__(self, num_classes: int = 100) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import sqrt
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mokd_det.errors import ConfigError
@@ -93,10 +94,6 @@ class CifarNetwork(nn.Module, ABC):
             f"{type(self).__name__} has no BatchNorm of all channels before the ReLU of each stage"
         )
 
-    def offered_taps(self) -> dict[str, TapSpec]:
-        """What can be tapped: name → what it delivers."""
-        return {name: tap.spec for name, tap in self.taps.items()}
-
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, K) of normalised images (B, 3, 32, 32)."""
         maps = StageMaps(self.taps["maps"])
@@ -105,6 +102,17 @@ class CifarNetwork(nn.Module, ABC):
         maps.deliver()
         pre.deliver()
         return self.taps["logits"](self.get_classifier()(pooled))
+
+
+def run_stages(stages: Iterable[nn.Sequential], x: Tensor, maps: StageMaps, pre: StageMaps) -> Tensor:
+    """The output of stages whose blocks return their sum *before* its ReLU; adds each stage's two maps."""
+    for stage in stages:
+        for block in stage:
+            total = block(x)
+            x = F.relu(total)
+        pre.add(total)
+        maps.add(x)
+    return x
 
 
 def conv3x3(channels_in: int, channels_out: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:

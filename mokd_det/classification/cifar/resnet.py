@@ -15,6 +15,7 @@ from mokd_det.classification.cifar.network import (
     conv3x3,
     fan_out_normal_,
     global_average_pool,
+    run_stages,
 )
 from mokd_det.errors import ConfigError
 
@@ -47,7 +48,6 @@ class CifarResNet(CifarNetwork):
     Args:
         depth: 6n + 2.
         widths: channels of the stem and of the three stages.
-        num_classes: classes.
 
     Raises:
         ConfigError: another depth or number of widths.
@@ -82,13 +82,7 @@ class CifarResNet(CifarNetwork):
     def features(self, images: Tensor, maps: StageMaps, pre: StageMaps) -> Tensor:
         x = F.relu(self.bn1(self.conv1(images)))
         maps.add(x)
-        for stage in self.stages:
-            for block in stage:
-                total = block(x)
-                x = F.relu(total)
-            pre.add(total)
-            maps.add(x)
-        return global_average_pool(x)
+        return global_average_pool(run_stages(self.stages, x, maps, pre))
 
 
 def resnet20(num_classes: int = 100) -> CifarResNet:

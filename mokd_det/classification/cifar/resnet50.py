@@ -12,6 +12,7 @@ from mokd_det.classification.cifar.network import (
     conv3x3,
     fan_out_normal_,
     global_average_pool,
+    run_stages,
 )
 
 __all__ = ["CifarResNet50", "resnet50"]
@@ -45,11 +46,7 @@ class Bottleneck(nn.Module):
 
 
 class CifarResNet50(CifarNetwork):
-    """ResNet-50 whose stem is one 3×3 convolution of stride 1, without pooling; its classifier is ``linear``.
-
-    Args:
-        num_classes: classes.
-    """
+    """ResNet-50 whose stem is one 3×3 convolution of stride 1, without pooling; its classifier is ``linear``."""
 
     def __init__(self, num_classes: int = 100) -> None:
         maps, stride_so_far = [(STAGES[0][0], 1)], 1
@@ -83,13 +80,7 @@ class CifarResNet50(CifarNetwork):
     def features(self, images: Tensor, maps: StageMaps, pre: StageMaps) -> Tensor:
         x = F.relu(self.bn1(self.conv1(images)))
         maps.add(x)
-        for stage in self.stages:
-            for block in stage:
-                total = block(x)
-                x = F.relu(total)
-            pre.add(total)
-            maps.add(x)
-        return global_average_pool(x)
+        return global_average_pool(run_stages(self.stages, x, maps, pre))
 
 
 def resnet50(num_classes: int = 100) -> CifarResNet50:

@@ -12,6 +12,7 @@ from mokd_det.classification.cifar.network import (
     conv1x1,
     conv3x3,
     global_average_pool,
+    run_stages,
 )
 
 __all__ = ["CifarShuffleNetV1", "channel_shuffle", "shufflenet_v1"]
@@ -59,11 +60,7 @@ class ShuffleUnit(nn.Module):
 
 
 class CifarShuffleNetV1(CifarNetwork):
-    """ShuffleNet v1: a 1×1 stem, stages of 240, 480 and 960 channels, the classifier ``linear``.
-
-    Args:
-        num_classes: classes.
-    """
+    """ShuffleNet v1: a 1×1 stem, stages of 240, 480 and 960 channels, the classifier ``linear``."""
 
     def __init__(self, num_classes: int = 100) -> None:
         width = STEM
@@ -90,13 +87,8 @@ class CifarShuffleNetV1(CifarNetwork):
     def features(self, images: Tensor, maps: StageMaps, pre: StageMaps) -> Tensor:
         x = F.relu(self.bn1(self.conv1(images)))
         maps.add(x)
-        for stage in (self.layer1, self.layer2, self.layer3):
-            for unit in stage:
-                total = unit(x)
-                x = F.relu(total)
-            pre.add(total)
-            maps.add(x)
-        return global_average_pool(x)
+        stages = (self.layer1, self.layer2, self.layer3)
+        return global_average_pool(run_stages(stages, x, maps, pre))
 
 
 def shufflenet_v1(num_classes: int = 100) -> CifarShuffleNetV1:

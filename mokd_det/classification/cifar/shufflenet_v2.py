@@ -77,9 +77,6 @@ class CifarShuffleNetV2(CifarNetwork):
     """ShuffleNet v2 ×1: a 1×1 stem, stages of 116, 232 and 464 channels, a 1×1 head, the classifier ``linear``.
 
     The maps f1 … f3 are shuffled, p1 … p3 are not: their channels come in another order.
-
-    Args:
-        num_classes: classes.
     """
 
     def __init__(self, num_classes: int = 100) -> None:

@@ -71,7 +71,6 @@ class WideResNet(CifarNetwork):
     Args:
         depth: 6n + 4.
         width: k.
-        num_classes: classes.
 
     Raises:
         ConfigError: another depth, or a width below 1.

@@ -67,7 +67,7 @@ def test_float32(name: str) -> None:
 def test_the_description_is_what_comes(name: str) -> None:
     network = NETWORKS[name](num_classes=7).eval()
     specs = tap_specs(network, {tap: tap for tap in network.taps})
-    assert specs == network.offered_taps()
+    assert specs == {name: tap.spec for name, tap in network.taps.items()}
     with torch.no_grad(), TapRecorder(network, {tap: tap for tap in specs}) as recorder:
         network(torch.randn(2, 3, 32, 32))
     for tap, value in recorder.values.items():
@@ -99,7 +99,7 @@ def test_a_tap_that_nobody_reads_costs_nothing() -> None:
 @pytest.mark.parametrize("name", WITH_NORMS)
 def test_the_norms_feed_the_maps_before_the_relu(name: str) -> None:
     network = NETWORKS[name]().eval()
-    norms, spec = network.pre_activation_norms(), network.offered_taps()["pre"]
+    norms, spec = network.pre_activation_norms(), network.taps["pre"].spec
     assert all(type(norm) is nn.BatchNorm2d for norm in norms)
     assert [norm.num_features for norm in norms] == list(spec.channels) or name == "ShuffleV1"
     images = torch.randn(2, 3, 32, 32)
