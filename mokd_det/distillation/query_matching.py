@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import torch
@@ -13,13 +12,17 @@ from torch import Tensor
 
 from mokd_det.distillation.box_losses import with_area
 from mokd_det.distillation.precision import autocast_off, full_precision
-from mokd_det.distillation.taps import TapValue
-from mokd_det.errors import ConfigError, IncompatibleModelsError, InvalidLossError
+from mokd_det.distillation.taps import Specs, Taps, TapValue
+from mokd_det.errors import ConfigError, IncompatibleModelsError, InvalidLossError, require_choice
 from mokd_det.layers import TapSpec, cxcywh_to_xyxy, generalized_iou
+from mokd_det.modeling.query_decoder import take_rows
 
 logger = logging.getLogger(__name__)
 
 __all__ = ["PREDICTION_TAPS", "HungarianTokenMatching", "TokenMatchingChoice", "parse_token_matching"]
+
+OtherClasses = Literal["refuse", "boxes"]
+TokenMatchingChoice = Literal["index", "hungarian"]
 
 PREDICTION_TAPS = {"logits": "logits", "boxes": "boxes"}
 """Where a ViDT's final predictions are read."""
@@ -53,10 +56,9 @@ class HungarianTokenMatching:
         cost_class: float = 2.0,
         cost_bbox: float = 5.0,
         cost_giou: float = 2.0,
-        other_classes: Literal["refuse", "boxes"] = "refuse",
+        other_classes: OtherClasses = "refuse",
     ) -> None:
-        if other_classes not in ("refuse", "boxes"):
-            raise ConfigError(f"other_classes={other_classes!r} is not 'refuse' or 'boxes'")
+        require_choice("other_classes", other_classes, OtherClasses)
         self.other_classes = other_classes
         costs = {"cost_class": cost_class, "cost_bbox": cost_bbox, "cost_giou": cost_giou}
         for name, cost in costs.items():
@@ -68,8 +70,8 @@ class HungarianTokenMatching:
 
     def check(
         self,
-        student: Mapping[str, TapSpec],
-        teacher: Mapping[str, TapSpec],
+        student: Specs,
+        teacher: Specs,
         names: tuple[tuple[str, ...] | None, tuple[str, ...] | None] = (None, None),
     ) -> tuple[int, int]:
         """The numbers of queries of both models.
@@ -112,9 +114,7 @@ class HungarianTokenMatching:
         return counts[0], counts[1]
 
     @torch.no_grad()
-    def assign(
-        self, student: Mapping[str, TapValue], teacher: Mapping[str, TapValue]
-    ) -> tuple[Tensor, Tensor]:
+    def assign(self, student: Taps, teacher: Taps) -> tuple[Tensor, Tensor]:
         """Match one batch; the costs of all images reach the host in one copy.
 
         Args:
@@ -159,9 +159,6 @@ class HungarianTokenMatching:
         return total
 
 
-TokenMatchingChoice = Literal["index", "hungarian"]
-
-
 def parse_token_matching(
     value: TokenMatchingChoice | HungarianTokenMatching,
 ) -> HungarianTokenMatching | None:
@@ -199,15 +196,11 @@ def matched_spec(name: str, spec: TapSpec, predicted: int, count: int) -> TapSpe
     return dataclasses.replace(spec, num_tokens=count)
 
 
-def take_queries(taps: Mapping[str, TapValue], queries: Tensor) -> dict[str, TapValue]:
+def take_queries(taps: Taps, queries: Tensor) -> dict[str, TapValue]:
     """The taps with their tokens in the order of ``queries`` (B, M); maps stay as they are."""
-    return {name: value if isinstance(value, list) else _take(value, queries) for name, value in taps.items()}
-
-
-def _take(tokens: Tensor, queries: Tensor) -> Tensor:
-    # (B, M) → the shape of (..., B, M, C)
-    index = queries[..., None].expand(*tokens.shape[:-2], queries.shape[-1], tokens.shape[-1])
-    return tokens.gather(-2, index)
+    return {
+        name: value if isinstance(value, list) else take_rows(value, queries) for name, value in taps.items()
+    }
 
 
 def _tensor(value: TapValue) -> Tensor:

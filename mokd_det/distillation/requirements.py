@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
 from mokd_det.contract import as_task
 from mokd_det.distillation.context import MethodContext, Objects
 from mokd_det.distillation.rows import describe
+from mokd_det.distillation.taps import Specs
 from mokd_det.errors import ConfigError, IncompatibleModelsError
-from mokd_det.layers.tap_point import TapSpec
+from mokd_det.layers.tap_point import TapKind, TapSpec
 from mokd_det.modeling.query_decoder import HasQueryDecoder, QueryDecoder
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "require_kind",
     "require_known",
     "require_objects",
+    "require_positive",
     "require_query_decoder",
     "require_several",
 ]
@@ -33,16 +34,8 @@ _PURPOSE = {
 }
 
 
-def require_kind(
-    method: str, name: str, kind: Literal["maps", "tokens", "vectors"], *specs: Mapping[str, TapSpec]
-) -> None:
-    """Refuse a tap that delivers something else.
-
-    Args:
-        method: who reads the tap, for the message.
-        name: of the tap.
-        kind: what it must deliver.
-        specs: the student's taps and, where it has this one, the teacher's.
+def require_kind(method: str, name: str, kind: TapKind, *specs: Specs) -> None:
+    """Refuse a tap that delivers something else; ``specs``: the student's and, where it has this tap, the teacher's.
 
     Raises:
         IncompatibleModelsError: another kind; the message has what each model delivers.
@@ -66,13 +59,7 @@ def require_equal_classes(
     teacher: TapSpec,
     names: Sequence[tuple[str, ...] | None] = (None, None),
 ) -> int:
-    """The number of classes that both models' logits have.
-
-    Args:
-        method: who compares the logits, for the message.
-        student: the student's logits.
-        teacher: the teacher's.
-        names: the class names of both, as far as they are known.
+    """The number of classes that both models' logits have; ``names``: of both, as far as they are known.
 
     Raises:
         IncompatibleModelsError: different numbers of classes, or names that differ; the message has both counts.
@@ -99,6 +86,16 @@ def require_equal_classes(
 def _shorten(names: Sequence[str], most: int = 5) -> str:
     rest = [f"… {len(names) - most} more"] if len(names) > most else []
     return ", ".join([*names[:most], *rest])
+
+
+def require_positive(argument: str, value: float) -> None:
+    """Refuse 0 and below.
+
+    Raises:
+        ConfigError: naming the argument.
+    """
+    if not value > 0:
+        raise ConfigError(f"{argument}={value} must be above 0")
 
 
 def require_objects(method: str, context: MethodContext) -> Objects:
@@ -141,12 +138,7 @@ def hard_targets(method: str, context: MethodContext) -> Tensor:
 
 
 def require_query_decoder(method: str, who: str, model: nn.Module | None) -> QueryDecoder:
-    """What runs a model's decoder with queries of the method's choice.
-
-    Args:
-        method: who asks, for the message.
-        who: "student" or "teacher".
-        model: it.
+    """What runs a model's decoder with queries of the method's choice; ``who``: "student" or "teacher".
 
     Raises:
         IncompatibleModelsError: the model does not offer that.

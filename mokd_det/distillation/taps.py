@@ -31,10 +31,16 @@ from mokd_det.contract import as_task
 from mokd_det.errors import ConfigError, IncompatibleModelsError
 from mokd_det.layers.tap_point import FeatureMap, TapPoint, TapSpec
 
-__all__ = ["TapRecorder", "TapSource", "TapValue", "find_module", "tap_specs"]
+__all__ = ["Specs", "TapRecorder", "TapSource", "TapSpelling", "TapValue", "Taps", "find_module", "tap_specs"]
 
 TapValue: TypeAlias = "Tensor | list[FeatureMap]"
 """Vectors (B, C), tokens (B, N, C) or (L, B, N, C), or the maps of a feature pyramid."""
+Taps: TypeAlias = "Mapping[str, TapValue]"
+"""The values of a model's taps, by name."""
+Specs: TypeAlias = "Mapping[str, TapSpec]"
+"""What they deliver."""
+TapSpelling: TypeAlias = "str | Mapping[str, Any] | TapSource"
+"""A tap in a configuration."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,7 @@ class TapSource:
     per_level: bool = False
 
     @classmethod
-    def parse(cls, value: str | Mapping[str, Any] | TapSource) -> TapSource:
+    def parse(cls, value: TapSpelling) -> TapSource:
         """From the spelling of a configuration file (see the module's docstring).
 
         Raises:
@@ -235,7 +241,7 @@ def _known_spec(module: nn.Module) -> tuple[TapSpec | None, tuple[str, ...] | No
     return None, None
 
 
-def _find_tap(model: nn.Module, name: str, value: str | Mapping[str, Any] | TapSource) -> _Reader:
+def _find_tap(model: nn.Module, name: str, value: TapSpelling) -> _Reader:
     source = TapSource.parse(value)
     path, module = find_module(model, source.path)
     spec, keys = (source.spec, None) if source.spec is not None else _known_spec(module)
@@ -262,9 +268,7 @@ def _no_spec(model: nn.Module, name: str, path: str, module: nn.Module) -> str:
     )
 
 
-def tap_specs(
-    model: nn.Module, taps: Mapping[str, str | Mapping[str, Any] | TapSource]
-) -> dict[str, TapSpec]:
+def tap_specs(model: nn.Module, taps: Mapping[str, TapSpelling]) -> dict[str, TapSpec]:
     """What each tap will deliver, without running the model.
 
     Raises:
@@ -298,7 +302,7 @@ class TapRecorder:
         IncompatibleModelsError: unknown path (with near matches).
     """
 
-    def __init__(self, model: nn.Module, taps: Mapping[str, str | Mapping[str, Any] | TapSource]) -> None:
+    def __init__(self, model: nn.Module, taps: Mapping[str, TapSpelling]) -> None:
         self._readers = [_find_tap(model, name, value) for name, value in taps.items()]
         self._recorded: dict[str, TapValue] = {}
         self._runs: dict[str, list[Any]] = {}

@@ -12,7 +12,9 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-__all__ = ["FeatureMap", "TapPoint", "TapSpec"]
+__all__ = ["FeatureMap", "TapKind", "TapPoint", "TapSpec"]
+
+TapKind = Literal["maps", "tokens", "vectors"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class TapSpec:
         num_levels: L, for a stack of token sets (the decoder levels); 1: no stack dimension.
     """
 
-    kind: Literal["maps", "tokens", "vectors"]
+    kind: TapKind
     channels: tuple[int, ...]
     strides: tuple[int, ...] = ()
     num_tokens: int | None = None

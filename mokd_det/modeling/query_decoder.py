@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-__all__ = ["HasQueryDecoder", "Queries", "QueryDecoder"]
+__all__ = ["HasQueryDecoder", "Queries", "QueryDecoder", "take_rows"]
 
 
 @dataclass(frozen=True)
@@ -89,14 +89,15 @@ class QueryDecoder(ABC):
         nearest = torch.cdist(points.to(centres), centres).argmin(-1)  # (B, M)
         reference = points.to(own.reference)
         if own.reference.shape[-1] == 4:
-            reference = torch.cat((reference, _take(own.reference, nearest)[..., 2:]), -1)
-        position = None if own.position is None else _take(own.position, nearest)
-        return Queries(_take(own.content, nearest), reference, position)
+            reference = torch.cat((reference, take_rows(own.reference, nearest)[..., 2:]), -1)
+        position = None if own.position is None else take_rows(own.position, nearest)
+        return Queries(take_rows(own.content, nearest), reference, position)
 
 
-def _take(rows: Tensor, index: Tensor) -> Tensor:
-    """(B, N, C) and (B, M) → (B, M, C)."""
-    return rows.gather(1, index[..., None].expand(-1, -1, rows.shape[-1]))
+def take_rows(rows: Tensor, index: Tensor) -> Tensor:
+    """The rows (…, B, N, C) at the positions (B, M): (…, B, M, C)."""
+    index = index[..., None].expand(*rows.shape[:-2], index.shape[-1], rows.shape[-1])
+    return rows.gather(-2, index)
 
 
 @runtime_checkable

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from mokd_det.errors import IncompatibleModelsError
 from mokd_det.layers import FeatureMap, TapSpec
 from mokd_det.modeling.backbone.base import resize_mask
+from mokd_det.modeling.query_decoder import take_rows
 from mokd_det.modeling.transformers_family import Family
 
 __all__ = ["READERS", "TapReader", "class_logits", "recorded"]
@@ -376,8 +377,7 @@ def _backbone_strides(model: nn.Module) -> list[int]:
 
 def _proposals(features: Tensor, scores: Tensor, count: int) -> Tensor:
     """The features (B, S, C) of the best ``count`` of the scores (B, S), as the model itself selects them."""
-    chosen = scores.topk(count, dim=1).indices
-    return features.gather(1, chosen[..., None].expand(-1, -1, features.shape[-1]))
+    return take_rows(features, scores.topk(count, dim=1).indices)
 
 
 def _as_map(tokens: Tensor, size: tuple[int, ...]) -> Tensor:

@@ -123,7 +123,9 @@ def test_a_class_that_compares_nothing_is_refused_when_it_is_made() -> None:
 
         needs_preparation = True
 
-    with pytest.raises(TypeError, match=r"Silent says nowhere.*define compare\(pairs\), or"):
+    with pytest.raises(
+        TypeError, match=r"Silent says nowhere.*define compare_pair\(pair\), compare\(pairs\), or"
+    ):
         Silent()
     with pytest.raises(TypeError, match=r"Unprepared has needs_preparation=True.*prepare\(batches\)"):
         Unprepared()

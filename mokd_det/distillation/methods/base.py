@@ -10,14 +10,15 @@ from torch import Tensor, nn
 
 from mokd_det.distillation.context import MethodContext
 from mokd_det.distillation.precision import autocast_off
+from mokd_det.distillation.requirements import TapKind, known_class_names, require_equal_classes, require_kind
 from mokd_det.distillation.rows import RowPair, check_comparable, pair_rows, row_channels
 from mokd_det.distillation.stiefel import StiefelLinear, retract_
-from mokd_det.distillation.taps import TapSource, TapValue
+from mokd_det.distillation.taps import Specs, Taps, TapSource, TapValue
 from mokd_det.errors import IncompatibleModelsError
 from mokd_det.layers.tap_point import TapSpec
 from mokd_det.modeling.query_decoder import QueryDecoder
 
-__all__ = ["Method"]
+__all__ = ["ClassWiseMethod", "Method"]
 
 
 class Method(nn.Module):
@@ -26,17 +27,16 @@ class Method(nn.Module):
     A method learns the models' shapes in :meth:`setup`, where it builds what it trains itself (projections).
     Its losses carry no weight: weighting is the objectives' and the balancer's.
 
-    Most subclasses write :meth:`build` and :meth:`compare` and see nothing but pairs of rows; kinds, strides,
-    masks and precision are settled here. One that compares something else (whole maps, labels) writes
-    :meth:`check`, :meth:`build_for` and :meth:`compare_taps` instead.
+    Most subclasses write :meth:`build` and :meth:`compare_pair` (or :meth:`compare`) and see nothing but pairs of rows;
+    kinds, strides, masks and precision are settled here. One that compares something else (whole maps, labels) writes
+    :meth:`compare_taps` instead, and :meth:`build_for`; its taps' kinds are named in :attr:`tap_kinds`.
 
     Args:
         mask_padding: leave padded cells out of the losses on maps. The published code of VkD and of token
             matching counts them; False reproduces it.
 
     Raises:
-        TypeError: the class defines neither :meth:`compare` nor :meth:`compare_taps`, or wants a preparation that it
-            does not define.
+        TypeError: the class defines no comparison, or wants a preparation that it does not define.
     """
 
     needs_teacher: bool = True
@@ -44,7 +44,9 @@ class Method(nn.Module):
     same_channels: bool = False
     """The rows are compared as they are, so student and teacher need equal channels."""
     required_taps: tuple[str, ...] = ()
-    """Names of the taps that the method reads; (): whatever is given."""
+    """Names of the taps that the method reads, besides those of :attr:`tap_kinds`; (): whatever is given."""
+    tap_kinds: Mapping[str, TapKind] = {}
+    """Taps that the method reads, and what they must deliver."""
     student_only_taps: tuple[str, ...] = ()
     """Names of taps that are read from the student alone."""
     teacher_after_student: bool = False
@@ -65,21 +67,23 @@ class Method(nn.Module):
     def __init__(self, mask_padding: bool = True) -> None:
         super().__init__()
         self._check_overrides()
+        self.required_taps = tuple(dict.fromkeys((*self.required_taps, *self.tap_kinds)))
         self.mask_padding = mask_padding
         self.tap_names: tuple[str, ...] = ()
         self._is_set_up = False
 
     def _check_overrides(self) -> None:
         kind = type(self)
-        if kind.compare is Method.compare and kind.compare_taps is Method.compare_taps:
+        comparisons = ("compare_pair", "compare", "compare_taps")
+        if all(getattr(kind, name) is getattr(Method, name) for name in comparisons):
             raise TypeError(
-                f"{kind.__name__} says nowhere how taps are compared: it must define compare(pairs), or "
-                f"compare_taps(student, teacher, context)"
+                f"{kind.__name__} says nowhere how taps are compared: it must define compare_pair(pair), "
+                f"compare(pairs), or compare_taps(student, teacher, context)"
             )
         if kind.needs_preparation and kind.prepare is Method.prepare:
             raise TypeError(f"{kind.__name__} has needs_preparation=True, so it must define prepare(batches)")
 
-    def setup(self, student: Mapping[str, TapSpec], teacher: Mapping[str, TapSpec]) -> None:
+    def setup(self, student: Specs, teacher: Specs) -> None:
         """Check that the taps can be compared, and build the method's own modules.
 
         Args:
@@ -114,12 +118,10 @@ class Method(nn.Module):
     def inspect(self, student: nn.Module, teacher: nn.Module | None) -> None:
         """See the models themselves, before :meth:`setup`, for what taps cannot tell; nothing may be kept trainable.
 
-        Args:
-            student: the student.
-            teacher: the frozen teacher; None where the method needs none.
+        ``teacher`` is the frozen one; None where the method needs none.
         """
 
-    def more_taps(self, model: nn.Module, taps: Mapping[str, TapSpec]) -> dict[str, TapSource]:
+    def more_taps(self, model: nn.Module, taps: Specs) -> dict[str, TapSource]:
         """Taps that the method finds itself, in each model apart: name → where; they join those of the configuration.
 
         Args:
@@ -136,13 +138,11 @@ class Method(nn.Module):
         """
         return {}
 
-    def ask_student(self, decoder: QueryDecoder, teacher: Mapping[str, TapValue]) -> dict[str, TapValue]:
+    def ask_student(self, decoder: QueryDecoder, teacher: Taps) -> dict[str, TapValue]:
         """The same to the student's, in each forward of it, with its graph; ``teacher``: the teacher's answers."""
         return {}
 
-    def teacher_pass(
-        self, teacher: nn.Module, student: Mapping[str, TapValue]
-    ) -> AbstractContextManager[None]:
+    def teacher_pass(self, teacher: nn.Module, student: Taps) -> AbstractContextManager[None]:
         """What surrounds each run of the teacher, where that differs from its plain inference.
 
         Args:
@@ -152,33 +152,44 @@ class Method(nn.Module):
         """
         return nullcontext()
 
-    def check(self, student: Mapping[str, TapSpec], teacher: Mapping[str, TapSpec]) -> None:
-        """Whether the taps can be compared; row by row unless a subclass knows better.
+    def check(self, student: Specs, teacher: Specs) -> None:
+        """Whether the taps can be compared: of the :attr:`tap_kinds`, or row by row where the method names none.
 
         Raises:
             IncompatibleModelsError: they cannot; the message gives both shapes.
         """
-        for name, spec in teacher.items():
-            check_comparable(name, student[name], spec, self.same_channels)
+        for name, kind in self.tap_kinds.items():
+            require_kind(
+                type(self).__name__, name, kind, *(specs for specs in (student, teacher) if name in specs)
+            )
+        if not self.tap_kinds:
+            for name, spec in teacher.items():
+                check_comparable(name, student[name], spec, self.same_channels)
 
-    def build_for(self, student: Mapping[str, TapSpec], teacher: Mapping[str, TapSpec]) -> None:
+    def build_for(self, student: Specs, teacher: Specs) -> None:
         """Build the method's modules for these taps."""
-        self.build({name: row_channels(name, student[name], spec) for name, spec in teacher.items()})
+        if type(self).build is not Method.build:  # of taps that are not compared by rows the maps may differ
+            self.build({name: row_channels(name, student[name], spec) for name, spec in teacher.items()})
 
     def build(self, channels: Mapping[str, Mapping[str, tuple[int, int]]]) -> None:
         """Build modules for the row pairs that will come: tap → key of the pair → (n_s, n_t)."""
 
-    def compare(self, pairs: Mapping[str, list[RowPair]]) -> dict[str, Tensor]:
-        """Unweighted, named losses of each tap's row pairs; runs in float32 at least, without autocast.
+    def compare_pair(self, pair: RowPair) -> Tensor:
+        """The loss of one tap and map level, a scalar; runs in float32 at least, without autocast.
 
         Raises:
             NotImplementedError: the method compares whole taps (:meth:`compare_taps`) and no rows.
         """
         raise NotImplementedError(f"{type(self).__name__} compares no rows; call compare_taps")
 
-    def compare_taps(
-        self, student: Mapping[str, TapValue], teacher: Mapping[str, TapValue], context: MethodContext
-    ) -> dict[str, Tensor]:
+    def compare(self, pairs: Mapping[str, list[RowPair]]) -> dict[str, Tensor]:
+        """Unweighted, named losses: one term per tap, the sum of :meth:`compare_pair` over its map levels."""
+        return {
+            name: torch.stack([self.compare_pair(pair) for pair in of_tap]).sum()
+            for name, of_tap in pairs.items()
+        }
+
+    def compare_taps(self, student: Taps, teacher: Taps, context: MethodContext) -> dict[str, Tensor]:
         """Unweighted, named losses of the taps; runs without autocast. See :meth:`forward`."""
         return self.compare(
             {
@@ -188,10 +199,7 @@ class Method(nn.Module):
         )
 
     def forward(
-        self,
-        student: Mapping[str, TapValue],
-        teacher: Mapping[str, TapValue],
-        context: MethodContext | None = None,
+        self, student: Taps, teacher: Taps, context: MethodContext | None = None
     ) -> dict[str, Tensor]:
         """Losses of one batch.
 
@@ -208,7 +216,8 @@ class Method(nn.Module):
         context = MethodContext() if context is None else context
         if not student:
             return self.compare_taps(student, teacher, context)
-        with autocast_off(_device(next(iter(student.values())))):
+        value = next(iter(student.values()))
+        with autocast_off((value[0].tensor if isinstance(value, list) else value).device):
             return self.compare_taps(student, teacher, context)
 
     def prepare(self, batches: Iterable[tuple[dict[str, TapValue], MethodContext]]) -> None:
@@ -241,5 +250,15 @@ class Method(nn.Module):
         return {}
 
 
-def _device(value: TapValue) -> torch.device:
-    return value[0].tensor.device if isinstance(value, list) else value.device
+class ClassWiseMethod(Method):
+    """A method that compares logits class by class, so that both models need the same classes."""
+
+    class_names: tuple[tuple[str, ...] | None, tuple[str, ...] | None] = (None, None)
+    """The student's and the teacher's, as far as they are known."""
+
+    def inspect(self, student: nn.Module, teacher: nn.Module | None) -> None:
+        self.class_names = known_class_names(student), known_class_names(teacher)
+
+    def require_equal_classes(self, student: TapSpec, teacher: TapSpec) -> int:
+        """The number of classes of both models' logits; see :func:`.requirements.require_equal_classes`."""
+        return require_equal_classes(type(self).__name__, student, teacher, self.class_names)

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TypeVar
+from typing import Any
 
 from detectron2.config import instantiate
 from torch import Tensor, nn
 
 from mokd_det.distillation.context import MethodContext
 from mokd_det.distillation.methods.base import Method
-from mokd_det.distillation.taps import TapSource, TapValue
+from mokd_det.distillation.taps import Specs, Taps, TapSource, TapValue
 from mokd_det.errors import ConfigError, IncompatibleModelsError
-from mokd_det.layers.tap_point import TapSpec
 from mokd_det.modeling.query_decoder import QueryDecoder
 
 __all__ = ["Combined"]
-
-Tap = TypeVar("Tap")
 
 
 class Combined(Method):
@@ -76,7 +73,7 @@ class Combined(Method):
         )
 
     @contextmanager
-    def teacher_pass(self, teacher: nn.Module, student: Mapping[str, TapValue]) -> Iterator[None]:
+    def teacher_pass(self, teacher: nn.Module, student: Taps) -> Iterator[None]:
         """What any of the parts wants, for all of them: there is one run of the teacher."""
         with ExitStack() as stack:
             for name, part in self.parts.items():
@@ -88,33 +85,23 @@ class Combined(Method):
         for part in self.parts.values():
             part.inspect(student, teacher)
 
-    def more_taps(self, model: nn.Module, taps: Mapping[str, TapSpec]) -> dict[str, TapSource]:
+    def more_taps(self, model: nn.Module, taps: Specs) -> dict[str, TapSource]:
         """Those of every part, as ``<part>/<tap>``."""
-        return {
-            f"{name}/{tap}": source
-            for name, part in self.parts.items()
-            for tap, source in part.more_taps(model, self._own(name, taps)).items()
-        }
+        return self._joined(lambda name, part: part.more_taps(model, self._own(name, taps)))
 
     def ask_teacher(self, decoder: QueryDecoder) -> dict[str, TapValue]:
         """The answers to every part, as ``<part>/<answer>``."""
-        return {
-            f"{name}/{answer}": value
-            for name, part in self.parts.items()
-            if part.asks_decoders
-            for answer, value in part.ask_teacher(decoder).items()
-        }
+        return self._joined(lambda name, part: part.ask_teacher(decoder) if part.asks_decoders else {})
 
-    def ask_student(self, decoder: QueryDecoder, teacher: Mapping[str, TapValue]) -> dict[str, TapValue]:
+    def ask_student(self, decoder: QueryDecoder, teacher: Taps) -> dict[str, TapValue]:
         """The same of the student."""
-        return {
-            f"{name}/{answer}": value
-            for name, part in self.parts.items()
-            if part.asks_decoders
-            for answer, value in part.ask_student(decoder, self._own(name, teacher)).items()
-        }
+        return self._joined(
+            lambda name, part: (
+                part.ask_student(decoder, self._own(name, teacher)) if part.asks_decoders else {}
+            )
+        )
 
-    def check(self, student: Mapping[str, TapSpec], teacher: Mapping[str, TapSpec]) -> None:
+    def check(self, student: Specs, teacher: Specs) -> None:
         """Whether each part's taps are there, and none is for nobody; the parts check the rest.
 
         Raises:
@@ -132,20 +119,16 @@ class Combined(Method):
         if unread:
             raise IncompatibleModelsError(f"no part of Combined reads the tap {unread[0]!r}")
 
-    def build_for(self, student: Mapping[str, TapSpec], teacher: Mapping[str, TapSpec]) -> None:
+    def build_for(self, student: Specs, teacher: Specs) -> None:
         """Set every part up with its taps."""
         for name, part in self.parts.items():
             part.setup(self._own(name, student), self._own(name, teacher))
 
-    def compare_taps(
-        self, student: Mapping[str, TapValue], teacher: Mapping[str, TapValue], context: MethodContext
-    ) -> dict[str, Tensor]:
+    def compare_taps(self, student: Taps, teacher: Taps, context: MethodContext) -> dict[str, Tensor]:
         """The terms of all parts."""
-        return {
-            f"{name}_{term}": value
-            for name, part in self.parts.items()
-            for term, value in part(self._own(name, student), self._own(name, teacher), context).items()
-        }
+        return self._joined(
+            lambda name, part: part(self._own(name, student), self._own(name, teacher), context), "_"
+        )
 
     def prepare(self, batches: Iterable[tuple[dict[str, TapValue], MethodContext]]) -> None:
         """Give the pass over the training set to the parts that need it, in one pass for all where there is one."""
@@ -166,10 +149,14 @@ class Combined(Method):
 
     def diagnostics(self) -> dict[str, float]:
         """``<part>/<number>`` for the numbers of every part."""
+        return self._joined(lambda _, part: part.diagnostics())
+
+    def _joined(self, answer: Callable[[str, Any], Mapping[str, Any]], between: str = "/") -> dict[str, Any]:
+        """What each part (its name, it) answers, as ``<part>/<key>``."""
         return {
-            f"{name}/{number}": value
+            f"{name}{between}{key}": value
             for name, part in self.parts.items()
-            for number, value in part.diagnostics().items()
+            for key, value in answer(name, part).items()
         }
 
     def _own(self, name: str, taps: Mapping) -> dict:

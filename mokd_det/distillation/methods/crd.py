@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from detectron2.utils.comm import get_world_size
 from torch import Tensor, nn
 
 from mokd_det.distillation.context import MethodContext
 from mokd_det.distillation.methods.base import Method
-from mokd_det.distillation.requirements import require_kind, require_known
-from mokd_det.distillation.taps import TapValue
+from mokd_det.distillation.requirements import require_known
+from mokd_det.distillation.taps import Specs, Taps
 from mokd_det.distillation.vectors import vector_pair
 from mokd_det.errors import ConfigError
-from mokd_det.layers.tap_point import TapSpec
 
 __all__ = ["CRD", "bank_scores"]
 
@@ -48,7 +47,7 @@ class CRD(Method):
         ConfigError: a number out of range.
     """
 
-    required_taps = ("pooled",)
+    tap_kinds = {"pooled": "vectors"}
     bank_s: Tensor
     bank_t: Tensor
     normalizer: Tensor
@@ -74,16 +73,11 @@ class CRD(Method):
         self.register_buffer("normalizer", torch.zeros(2))
         self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
 
-    def check(self, student: Mapping[str, TapSpec], teacher: Mapping[str, TapSpec]) -> None:
-        require_kind("CRD", "pooled", "vectors", student, teacher)
-
-    def build_for(self, student: Mapping[str, TapSpec], teacher: Mapping[str, TapSpec]) -> None:
+    def build_for(self, student: Specs, teacher: Specs) -> None:
         self.embed_s = nn.Linear(student["pooled"].channels[0], self.dim)
         self.embed_t = nn.Linear(teacher["pooled"].channels[0], self.dim)
 
-    def compare_taps(
-        self, student: Mapping[str, TapValue], teacher: Mapping[str, TapValue], context: MethodContext
-    ) -> dict[str, Tensor]:
+    def compare_taps(self, student: Taps, teacher: Taps, context: MethodContext) -> dict[str, Tensor]:
         """``crd``."""
         z_s, z_t = vector_pair("pooled", student, teacher)
         indices = require_known("CRD", context, "indices")
@@ -117,10 +111,10 @@ class CRD(Method):
     def _fixed_normalizer(self, mean: Tensor) -> Tensor:
         """Z (2,), fixed now if it is not yet."""
         fresh = mean * self.num_samples
-        if _processes() > 1:
+        if get_world_size() > 1:
             # Every process does so in every step: whether Z is fixed is known on the device only.
             dist.all_reduce(fresh)
-            fresh = fresh / _processes()
+            fresh = fresh / get_world_size()
         fixed = torch.where(self.normalizer > 0, self.normalizer, fresh.to(self.normalizer))
         with torch.no_grad():
             self.normalizer.copy_(fixed)
@@ -168,14 +162,10 @@ def bank_scores(bank: Tensor, vectors: Tensor, rows: Tensor) -> Tensor:
     return (vectors @ bank.T).gather(1, rows)
 
 
-def _processes() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
 def _from_all(tensor: Tensor) -> Tensor:
     """The rows of all processes, in their order."""
-    if _processes() == 1:
+    if get_world_size() == 1:
         return tensor
-    parts = [torch.empty_like(tensor) for _ in range(_processes())]
+    parts = [torch.empty_like(tensor) for _ in range(get_world_size())]
     dist.all_gather(parts, tensor.contiguous())
     return torch.cat(parts)

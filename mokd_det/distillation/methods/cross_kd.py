@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -12,10 +11,9 @@ from torch import Tensor, nn
 from mokd_det.distillation.across_ranks import mean_over_ranks
 from mokd_det.distillation.context import MethodContext
 from mokd_det.distillation.methods.base import Method
-from mokd_det.distillation.requirements import require_kind
 from mokd_det.distillation.row_losses import moments, standardize
-from mokd_det.distillation.rows import MapPair, pair_maps
-from mokd_det.distillation.taps import TapSource, TapValue
+from mokd_det.distillation.rows import MapPair, check_comparable, pair_maps
+from mokd_det.distillation.taps import Specs, Taps, TapSource
 from mokd_det.errors import ConfigError, IncompatibleModelsError
 from mokd_det.layers import cxcywh_to_xyxy, generalized_iou
 from mokd_det.layers.tap_point import TapSpec
@@ -57,7 +55,7 @@ class CrossKD(Method):
         ConfigError: a negative β.
     """
 
-    required_taps = ("patch",)
+    tap_kinds = {"patch": "maps"}
 
     def __init__(
         self, convolutions: int = 3, beta: float = 1.0, eps: float = 1e-6, mask_padding: bool = True
@@ -71,7 +69,7 @@ class CrossKD(Method):
         self._coding: BoxCoding = "deltas"
         self.num_anchors = 0
 
-    def more_taps(self, model: nn.Module, taps: Mapping[str, TapSpec]) -> dict[str, TapSource]:
+    def more_taps(self, model: nn.Module, taps: Specs) -> dict[str, TapSource]:
         """Features before the cut and predictions of both heads, once per level of the pyramid.
 
         Raises:
@@ -135,16 +133,11 @@ class CrossKD(Method):
         self.num_anchors = 1 if self._coding == "bins" else cut_t["box"].outputs // 4
         self._rest = ({kind: cut_t[kind].rest for kind in KINDS},)
 
-    def check(self, student: Mapping[str, TapSpec], teacher: Mapping[str, TapSpec]) -> None:
-        require_kind("CrossKD", "patch", "maps", student, teacher)
-        super().check({"patch": student["patch"]}, {"patch": teacher["patch"]})
+    def check(self, student: Specs, teacher: Specs) -> None:
+        super().check(student, teacher)
+        check_comparable("patch", student["patch"], teacher["patch"])
 
-    def build_for(self, student: Mapping[str, TapSpec], teacher: Mapping[str, TapSpec]) -> None:
-        """Nothing is trained."""
-
-    def compare_taps(
-        self, student: Mapping[str, TapValue], teacher: Mapping[str, TapValue], context: MethodContext
-    ) -> dict[str, Tensor]:
+    def compare_taps(self, student: Taps, teacher: Taps, context: MethodContext) -> dict[str, Tensor]:
         """``class`` and ``box``."""
         cross, own, valid = {}, {}, []
         for kind in KINDS:

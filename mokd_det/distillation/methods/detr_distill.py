@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,30 +10,23 @@ from torchvision.ops import sigmoid_focal_loss
 from mokd_det.distillation.across_ranks import mean_over_ranks
 from mokd_det.distillation.box_losses import box_distance, generalized_iou_distance
 from mokd_det.distillation.context import MethodContext, Objects
-from mokd_det.distillation.methods.base import Method
-from mokd_det.distillation.precision import full_precision
+from mokd_det.distillation.methods.base import ClassWiseMethod
 from mokd_det.distillation.query_matching import HungarianTokenMatching
-from mokd_det.distillation.requirements import (
-    known_class_names,
-    require_equal_classes,
-    require_kind,
-    require_objects,
-    require_query_decoder,
-)
+from mokd_det.distillation.requirements import require_kind, require_objects, require_query_decoder
 from mokd_det.distillation.rows import check_comparable, pair_rows, row_channels
 from mokd_det.distillation.tap_pairing import teacher_levels
-from mokd_det.distillation.taps import TapValue
+from mokd_det.distillation.taps import Specs, Taps, TapValue
+from mokd_det.distillation.vectors import token_stack
 from mokd_det.errors import ConfigError
 from mokd_det.layers import xyxy_to_cxcywh
-from mokd_det.layers.tap_point import TapSpec
 from mokd_det.modeling.matcher import HungarianMatcher
-from mokd_det.modeling.query_decoder import Queries, QueryDecoder
+from mokd_det.modeling.query_decoder import Queries, QueryDecoder, take_rows
 from mokd_det.modeling.targets import Targets
 
 __all__ = ["DETRDistill"]
 
 
-class DETRDistill(Method):
+class DETRDistill(ClassWiseMethod):
     """Three parts, each a switch; sums over the student's decoder levels. Published weights: class 1, bbox 5, giou 2.
 
     **Logits** (``logits_class``, ``logits_bbox``, ``logits_giou``). On every level the teacher's predictions of that
@@ -94,7 +85,6 @@ class DETRDistill(Method):
         self._query_channels = (0, 0)
         self.matching = HungarianTokenMatching(cost_class=1.0, cost_bbox=5.0, cost_giou=2.0)
         self.matcher = HungarianMatcher()
-        self._class_names: tuple[tuple[str, ...] | None, tuple[str, ...] | None] = (None, None)
 
     def inspect(self, student: nn.Module, teacher: nn.Module | None) -> None:
         """See that the student's decoder takes the teacher's queries.
@@ -102,7 +92,7 @@ class DETRDistill(Method):
         Raises:
             ConfigError: the student's needs positions, which the teacher's queries do not have.
         """
-        self._class_names = known_class_names(student), known_class_names(teacher)
+        super().inspect(student, teacher)
         if not self.query_prior:
             return
         decoder_s = require_query_decoder("DETRDistill(query_prior=True)", "student", student)
@@ -115,18 +105,16 @@ class DETRDistill(Method):
         self._query_parts = ("content", "position") if decoder_s.takes_position else ("content",)
         self._query_channels = decoder_t.channels, decoder_s.channels
 
-    def check(self, student: Mapping[str, TapSpec], teacher: Mapping[str, TapSpec]) -> None:
+    def check(self, student: Specs, teacher: Specs) -> None:
         for name in ("head_logits", "head_boxes"):
             require_kind("DETRDistill", name, "tokens", student, teacher)
-        require_equal_classes(
-            "DETRDistill", student["head_logits"], teacher["head_logits"], self._class_names
-        )
+        self.require_equal_classes(student["head_logits"], teacher["head_logits"])
         if self.features:
             require_kind("DETRDistill", "patch", "maps", student, teacher)
             require_kind("DETRDistill", "head", "tokens", student, teacher)
             check_comparable("patch", student["patch"], teacher["patch"])
 
-    def build_for(self, student: Mapping[str, TapSpec], teacher: Mapping[str, TapSpec]) -> None:
+    def build_for(self, student: Specs, teacher: Specs) -> None:
         if self.features:
             for key, (n_s, n_t) in row_channels("patch", student["patch"], teacher["patch"]).items():
                 self.adapters[key] = _linear(n_s, n_t)
@@ -141,7 +129,7 @@ class DETRDistill(Method):
             answers["query_position"] = own.position
         return answers
 
-    def ask_student(self, decoder: QueryDecoder, teacher: Mapping[str, TapValue]) -> dict[str, TapValue]:
+    def ask_student(self, decoder: QueryDecoder, teacher: Taps) -> dict[str, TapValue]:
         """What the student's decoder makes of them: logits (L, B, N, K) and boxes (L, B, N, 4)."""
         given = {part: layer(teacher[f"query_{part}"]) for part, layer in self.query_adapters.items()}
         reference = teacher["query_reference"]
@@ -149,20 +137,18 @@ class DETRDistill(Method):
         logits, boxes = decoder(Queries(given["content"], reference, given.get("position")))
         return {"prior_logits": logits, "prior_boxes": boxes}
 
-    def compare_taps(
-        self, student: Mapping[str, TapValue], teacher: Mapping[str, TapValue], context: MethodContext
-    ) -> dict[str, Tensor]:
+    def compare_taps(self, student: Taps, teacher: Taps, context: MethodContext) -> dict[str, Tensor]:
         """The terms of the parts that are on."""
         terms: dict[str, Tensor] = {}
-        logits_t, boxes_t = (_stack(teacher[name]).detach() for name in ("head_logits", "head_boxes"))
+        logits_t, boxes_t = (token_stack(teacher[name]).detach() for name in ("head_logits", "head_boxes"))
         if self.logits:
-            logits_s, boxes_s = (_stack(student[name]) for name in ("head_logits", "head_boxes"))
+            logits_s, boxes_s = (token_stack(student[name]) for name in ("head_logits", "head_boxes"))
             terms.update(self._soft_targets(logits_s, boxes_s, logits_t, boxes_t))
         if self.features:
             terms["features"] = self._features(student["patch"], teacher, logits_t[-1])
         if self.query_prior:
             objects = require_objects("DETRDistill(query_prior=True)", context)
-            predicted = [_stack(student[name]) for name in ("prior_logits", "prior_boxes")]
+            predicted = [token_stack(student[name]) for name in ("prior_logits", "prior_boxes")]
             terms.update(self._prior(predicted[0], predicted[1], logits_t[-1:], boxes_t[-1:], objects))
         return terms
 
@@ -177,7 +163,7 @@ class DETRDistill(Method):
                 {"logits": own[0], "boxes": own[1]}, {"logits": others[0], "boxes": others[1]}
             )
             (z_s, b_s), (z_t, b_t) = (
-                [value.gather(1, picked[..., None].expand(-1, -1, value.shape[-1])) for value in side]
+                [take_rows(value, picked) for value in side]
                 for side, picked in zip((own, others), queries, strict=True)
             )
             count = queries[0].numel()
@@ -187,24 +173,15 @@ class DETRDistill(Method):
         pairs = mean_over_ranks(count, logits_s)
         return {f"logits_{name}": torch.stack(sums).sum() / pairs for name, sums in found.items()}
 
-    def _features(self, maps: TapValue, teacher: Mapping[str, TapValue], logits_t: Tensor) -> Tensor:
+    def _features(self, maps: TapValue, teacher: Taps, logits_t: Tensor) -> Tensor:
         """``logits_t``: (B, N, K) of the last level."""
         batch = len(logits_t)
         pairs = pair_rows("patch", maps, teacher["patch"], self.mask_padding)
         target = torch.cat([pair.teacher.unflatten(0, (batch, -1)) for pair in pairs], 1)  # (B, S, C)
-        valid = torch.cat(
-            [
-                (pair.teacher.new_ones(len(pair.teacher)) if pair.weights is None else pair.weights).view(
-                    batch, -1
-                )
-                for pair in pairs
-            ],
-            1,
-        )
-        adapted = torch.cat(
-            [self.adapters[pair.key](pair.student).unflatten(0, (batch, -1)) for pair in pairs], 1
-        )
-        states = _stack(teacher["head"]).detach()[-1]  # (B, N, C)
+        weights = (p.teacher.new_ones(len(p.teacher)) if p.weights is None else p.weights for p in pairs)
+        valid = torch.cat([of_level.view(batch, -1) for of_level in weights], 1)
+        adapted = torch.cat([self.adapters[p.key](p.student).unflatten(0, (batch, -1)) for p in pairs], 1)
+        states = token_stack(teacher["head"]).detach()[-1]  # (B, N, C)
         cosines = F.normalize(states, dim=-1) @ F.normalize(target, dim=-1).transpose(1, 2)  # (B, N, S)
         mask = (logits_t.sigmoid().amax(-1)[:, None] @ cosines).squeeze(1).clamp_min(1e-2) * valid
         mask = mask / mask.amax(1, keepdim=True)
@@ -232,12 +209,6 @@ class DETRDistill(Method):
 
 def _linear(inputs: int, outputs: int) -> nn.Module:
     return nn.Identity() if inputs == outputs else nn.Linear(inputs, outputs)
-
-
-def _stack(value: TapValue) -> Tensor:
-    """(L, B, N, C), in float32 at least."""
-    assert isinstance(value, Tensor)  # the taps' kind is checked by setup
-    return full_precision(value if value.ndim == 4 else value[None])
 
 
 def _targets(objects: Objects, device: torch.device) -> Targets:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from mokd_det.distillation.context import MethodContext
-from mokd_det.distillation.methods.base import Method
-from mokd_det.distillation.requirements import hard_targets, known_class_names, require_equal_classes
+from mokd_det.distillation.methods.base import ClassWiseMethod
+from mokd_det.distillation.requirements import hard_targets, require_positive
 from mokd_det.distillation.rows import check_comparable, pair_rows
-from mokd_det.distillation.taps import TapValue
+from mokd_det.distillation.taps import Specs, Taps
 from mokd_det.distillation.warmup import WarmUp
 from mokd_det.errors import ConfigError, IncompatibleModelsError, require_choice
-from mokd_det.layers.tap_point import TapSpec
 
 __all__ = ["DKD", "TargetClass"]
 
@@ -24,7 +22,7 @@ TargetClass = Literal["label", "teacher"]
 Head = Literal["softmax", "sigmoid"]
 
 
-class DKD(Method):
+class DKD(ClassWiseMethod):
     """KL(teacher ‖ student) of class probabilities, split at the target class y into two terms.
 
     A row is an image's logits or, at a tap of tokens, those of a query on a decoder level. With temperature T, s and t
@@ -60,18 +58,13 @@ class DKD(Method):
         super().__init__()
         require_choice("target", target, TargetClass)
         require_choice("head", head, Head)
-        if not temperature > 0:
-            raise ConfigError(f"temperature={temperature} must be above 0")
+        require_positive("temperature", temperature)
         self.temperature = temperature
         self.target = target
         self.head = head
         self.warm_up = WarmUp(warmup_epochs)
-        self._class_names: tuple[tuple[str, ...] | None, tuple[str, ...] | None] = (None, None)
 
-    def inspect(self, student: nn.Module, teacher: nn.Module | None) -> None:
-        self._class_names = known_class_names(student), known_class_names(teacher)
-
-    def check(self, student: Mapping[str, TapSpec], teacher: Mapping[str, TapSpec]) -> None:
+    def check(self, student: Specs, teacher: Specs) -> None:
         spec_s, spec_t = student["logits"], teacher["logits"]
         check_comparable("logits", spec_s, spec_t)
         if spec_s.kind == "maps":
@@ -80,13 +73,11 @@ class DKD(Method):
             raise ConfigError(
                 "DKD: the logits are those of tokens, which have no label each; use DKD(target='teacher')"
             )
-        classes = require_equal_classes("DKD", spec_s, spec_t, self._class_names)
+        classes = self.require_equal_classes(spec_s, spec_t)
         if classes < 2 and self.head == "softmax":
             raise IncompatibleModelsError("DKD: a softmax over 1 class is constant; use DKD(head='sigmoid')")
 
-    def compare_taps(
-        self, student: Mapping[str, TapValue], teacher: Mapping[str, TapValue], context: MethodContext
-    ) -> dict[str, Tensor]:
+    def compare_taps(self, student: Taps, teacher: Taps, context: MethodContext) -> dict[str, Tensor]:
         """``tckd`` and ``nckd``."""
         (pair,) = pair_rows("logits", student["logits"], teacher["logits"])
         target = pair.teacher.argmax(1) if self.target == "teacher" else hard_targets("DKD", context)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 
@@ -11,11 +9,9 @@ from mokd_det.distillation.across_ranks import mean_over_ranks
 from mokd_det.distillation.context import MethodContext, Objects
 from mokd_det.distillation.map_adapters import build_adapters
 from mokd_det.distillation.methods.base import Method
-from mokd_det.distillation.requirements import require_kind, require_objects
-from mokd_det.distillation.rows import MapPair, pair_maps, row_channels
-from mokd_det.distillation.taps import TapValue
-from mokd_det.errors import ConfigError
-from mokd_det.layers.tap_point import TapSpec
+from mokd_det.distillation.requirements import require_objects, require_positive
+from mokd_det.distillation.rows import MapPair, check_comparable, pair_maps, row_channels
+from mokd_det.distillation.taps import Specs, Taps
 
 __all__ = ["FGD", "RelationBlock", "foreground_scale"]
 
@@ -74,25 +70,24 @@ class FGD(Method):
         ConfigError: a temperature that is not positive.
     """
 
-    required_taps = ("patch",)
+    tap_kinds = {"patch": "maps"}
 
     def __init__(
         self, temperature: float = 0.5, learn_teacher_relation: bool = True, mask_padding: bool = True
     ) -> None:
         super().__init__(mask_padding)
-        if not temperature > 0:
-            raise ConfigError(f"temperature={temperature} must be above 0")
+        require_positive("temperature", temperature)
         self.temperature = temperature
         self.learn_teacher_relation = learn_teacher_relation
         self.adapters = nn.ModuleDict()
         self.student_relations = nn.ModuleDict()
         self.teacher_relations = nn.ModuleDict()
 
-    def check(self, student: Mapping[str, TapSpec], teacher: Mapping[str, TapSpec]) -> None:
-        require_kind("FGD", "patch", "maps", student, teacher)
+    def check(self, student: Specs, teacher: Specs) -> None:
         super().check(student, teacher)
+        check_comparable("patch", student["patch"], teacher["patch"])
 
-    def build_for(self, student: Mapping[str, TapSpec], teacher: Mapping[str, TapSpec]) -> None:
+    def build_for(self, student: Specs, teacher: Specs) -> None:
         channels = row_channels("patch", student["patch"], teacher["patch"])
         self.adapters.update(build_adapters(channels))
         for key, (_, n_t) in channels.items():
@@ -100,9 +95,7 @@ class FGD(Method):
             if self.learn_teacher_relation:
                 self.teacher_relations[key] = RelationBlock(n_t)
 
-    def compare_taps(
-        self, student: Mapping[str, TapValue], teacher: Mapping[str, TapValue], context: MethodContext
-    ) -> dict[str, Tensor]:
+    def compare_taps(self, student: Taps, teacher: Taps, context: MethodContext) -> dict[str, Tensor]:
         """``foreground``, ``background``, ``attention`` and ``relation``."""
         objects = require_objects("FGD", context)
         pairs = pair_maps("patch", student["patch"], teacher["patch"], self.mask_padding)

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mokd_det.distillation.context import MethodContext
 from mokd_det.distillation.methods.base import Method
 from mokd_det.distillation.precision import full_precision
-from mokd_det.distillation.requirements import require_kind
-from mokd_det.distillation.taps import TapValue
+from mokd_det.distillation.taps import Specs, Taps
 from mokd_det.errors import ConfigError, IncompatibleModelsError
-from mokd_det.layers.tap_point import FeatureMap, TapSpec
 
 __all__ = ["FitNet", "HintAdapter"]
 
@@ -65,7 +61,7 @@ class FitNet(Method):
             the sides are equal or one is twice the other.
     """
 
-    required_taps = ("maps",)
+    tap_kinds = {"maps": "maps"}
 
     def __init__(
         self, level: int = 2, teacher_level: int | None = None, sides: tuple[int, int] | None = None
@@ -75,14 +71,14 @@ class FitNet(Method):
         self.sides = None if sides is None else (int(sides[0]), int(sides[1]))
         self.adapter: HintAdapter | None = None
 
-    def check(self, student: Mapping[str, TapSpec], teacher: Mapping[str, TapSpec]) -> None:
-        require_kind("FitNet", "maps", "maps", student, teacher)
+    def check(self, student: Specs, teacher: Specs) -> None:
+        super().check(student, teacher)
         for who, specs, level in zip(("student", "teacher"), (student, teacher), self.levels, strict=True):
             count = len(specs["maps"].channels)
             if not -count <= level < count:
                 raise ConfigError(f"FitNet: level {level} of the {who}'s maps does not exist; it has {count}")
 
-    def build_for(self, student: Mapping[str, TapSpec], teacher: Mapping[str, TapSpec]) -> None:
+    def build_for(self, student: Specs, teacher: Specs) -> None:
         specs = student["maps"], teacher["maps"]
         n_s, n_t = (spec.channels[level] for spec, level in zip(specs, self.levels, strict=True))
         stride_s, stride_t = (spec.strides[level] for spec, level in zip(specs, self.levels, strict=True))
@@ -95,14 +91,14 @@ class FitNet(Method):
             )
         self.adapter = HintAdapter((n_s, n_t), (stride_t, stride_s) if self.sides is None else self.sides)
 
-    def compare_taps(
-        self, student: Mapping[str, TapValue], teacher: Mapping[str, TapValue], context: MethodContext
-    ) -> dict[str, Tensor]:
+    def compare_taps(self, student: Taps, teacher: Taps, context: MethodContext) -> dict[str, Tensor]:
         """``hint``."""
+        maps_s, maps_t = student["maps"], teacher["maps"]
+        # the tap's kind is checked and the adapter built by setup
+        assert isinstance(maps_s, list) and isinstance(maps_t, list) and self.adapter is not None
         map_s, map_t = (
-            _level(taps["maps"], i) for taps, i in zip((student, teacher), self.levels, strict=True)
+            full_precision(maps[i].tensor) for maps, i in zip((maps_s, maps_t), self.levels, strict=True)
         )
-        assert self.adapter is not None  # built by setup
         adapted, target = self.adapter(map_s), map_t.detach()
         if adapted.shape != target.shape:
             raise IncompatibleModelsError(
@@ -110,9 +106,3 @@ class FitNet(Method):
                 f"teacher's is {tuple(target.shape)}; give both sides in cells, FitNet(sides=(student's, teacher's))"
             )
         return {"hint": F.mse_loss(adapted, target)}
-
-
-def _level(maps: TapValue, index: int) -> Tensor:
-    assert isinstance(maps, list)  # the tap's kind is checked by setup
-    level: FeatureMap = maps[index]
-    return full_precision(level.tensor)

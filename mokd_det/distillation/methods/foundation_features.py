@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 
 from mokd_det.distillation.methods.base import Method
 from mokd_det.distillation.requirements import require_kind
 from mokd_det.distillation.row_losses import cosine_distance
 from mokd_det.distillation.rows import RowPair
-from mokd_det.layers.tap_point import TapSpec
+from mokd_det.distillation.taps import Specs
 
 __all__ = ["FoundationFeatures"]
 
@@ -34,7 +33,7 @@ class FoundationFeatures(Method):
         super().__init__(mask_padding)
         self.projections = nn.ModuleDict()
 
-    def check(self, student: Mapping[str, TapSpec], teacher: Mapping[str, TapSpec]) -> None:
+    def check(self, student: Specs, teacher: Specs) -> None:
         for name in student:
             require_kind("FoundationFeatures", name, "maps", student, teacher)
         super().check(student, teacher)
@@ -44,10 +43,6 @@ class FoundationFeatures(Method):
             for key, (n_s, n_t) in keys.items():
                 self.projections[key] = nn.Linear(n_s, n_t)
 
-    def compare(self, pairs: Mapping[str, list[RowPair]]) -> dict[str, Tensor]:
-        """One term per tap."""
-        return {name: torch.stack([self._level(pair) for pair in tap]).sum() for name, tap in pairs.items()}
-
-    def _level(self, pair: RowPair) -> Tensor:
+    def compare_pair(self, pair: RowPair) -> Tensor:
         projected = self.projections[pair.key](pair.student)
         return cosine_distance(projected, pair.teacher, pair.weights, across_ranks=True)

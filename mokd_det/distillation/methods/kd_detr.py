@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 
 from mokd_det.distillation.across_ranks import mean_over_ranks
 from mokd_det.distillation.box_losses import box_distance, generalized_iou_distance
 from mokd_det.distillation.context import MethodContext
-from mokd_det.distillation.methods.base import Method
-from mokd_det.distillation.precision import full_precision
-from mokd_det.distillation.requirements import known_class_names, require_equal_classes, require_kind
-from mokd_det.distillation.requirements import require_query_decoder as require_decoder
+from mokd_det.distillation.methods.base import ClassWiseMethod
+from mokd_det.distillation.requirements import require_positive, require_query_decoder
 from mokd_det.distillation.row_losses import weighted_mean
-from mokd_det.distillation.taps import TapValue
+from mokd_det.distillation.taps import Specs, Taps, TapValue
+from mokd_det.distillation.vectors import tokens
 from mokd_det.errors import ConfigError
-from mokd_det.layers.tap_point import TapSpec
 from mokd_det.modeling.query_decoder import QueryDecoder
 
 __all__ = ["KDDETR"]
 
 
-class KDDETR(Method):
+class KDDETR(ClassWiseMethod):
     """``<kind>_class``, ``<kind>_bbox``, ``<kind>_giou`` for the kinds of sampling points that are asked for.
 
     "general" points are drawn uniformly for every image and step, "specific" ones are the reference points of the
@@ -46,7 +42,7 @@ class KDDETR(Method):
         ConfigError: no points at all, or a temperature that is not positive.
     """
 
-    required_taps = ("logits", "boxes")
+    tap_kinds = {"logits": "tokens", "boxes": "tokens"}
     asks_decoders = True
     pairs_queries = True
 
@@ -54,26 +50,20 @@ class KDDETR(Method):
         super().__init__()
         if general < 0 or not (general or specific):
             raise ConfigError(f"KDDETR: general={general} and specific={specific} leave no points to compare")
-        if not temperature > 0:
-            raise ConfigError(f"temperature={temperature} must be above 0")
+        require_positive("temperature", temperature)
         self.general, self.specific, self.temperature = general, specific, temperature
         self.kinds = [kind for kind, asked in (("general", general), ("specific", specific)) if asked]
         # A cached answer would be about the same points in every epoch.
         self.teacher_draws = bool(general)
-        self._class_names: tuple[tuple[str, ...] | None, tuple[str, ...] | None] = (None, None)
 
     def inspect(self, student: nn.Module, teacher: nn.Module | None) -> None:
-        require_decoder("KDDETR", "student", student)
-        require_decoder("KDDETR", "teacher", teacher)
-        self._class_names = known_class_names(student), known_class_names(teacher)
+        require_query_decoder("KDDETR", "student", student)
+        require_query_decoder("KDDETR", "teacher", teacher)
+        super().inspect(student, teacher)
 
-    def check(self, student: Mapping[str, TapSpec], teacher: Mapping[str, TapSpec]) -> None:
-        for name in self.required_taps:
-            require_kind("KDDETR", name, "tokens", student, teacher)
-        require_equal_classes("KDDETR", student["logits"], teacher["logits"], self._class_names)
-
-    def build_for(self, student: Mapping[str, TapSpec], teacher: Mapping[str, TapSpec]) -> None:
-        """Nothing is trained."""
+    def check(self, student: Specs, teacher: Specs) -> None:
+        super().check(student, teacher)
+        self.require_equal_classes(student["logits"], teacher["logits"])
 
     def ask_teacher(self, decoder: QueryDecoder) -> dict[str, TapValue]:
         """Points (B, M, 2) of each kind, and the teacher's last predictions at general ones."""
@@ -87,18 +77,15 @@ class KDDETR(Method):
             answers["specific_points"] = own
         return answers
 
-    def ask_student(self, decoder: QueryDecoder, teacher: Mapping[str, TapValue]) -> dict[str, TapValue]:
+    def ask_student(self, decoder: QueryDecoder, teacher: Taps) -> dict[str, TapValue]:
         """The student's predictions of all levels at the same points."""
         answers: dict[str, TapValue] = {}
         for kind in self.kinds:
-            points = teacher[f"{kind}_points"]
-            assert isinstance(points, Tensor)
+            points = tokens(teacher[f"{kind}_points"])
             answers[f"{kind}_logits"], answers[f"{kind}_boxes"] = decoder(decoder.queries_at(points))
         return answers
 
-    def compare_taps(
-        self, student: Mapping[str, TapValue], teacher: Mapping[str, TapValue], context: MethodContext
-    ) -> dict[str, Tensor]:
+    def compare_taps(self, student: Taps, teacher: Taps, context: MethodContext) -> dict[str, Tensor]:
         """``general_…`` and ``specific_…``."""
         of_teacher = {
             "general": ("general_logits", "general_boxes"),
@@ -108,7 +95,7 @@ class KDDETR(Method):
         for kind in self.kinds:
             values = [student[f"{kind}_logits"], student[f"{kind}_boxes"]]
             values += [teacher[name] for name in of_teacher[kind]]
-            for name, value in self._distances(*map(_float, values)).items():
+            for name, value in self._distances(*map(tokens, values)).items():
                 terms[f"{kind}_{name}"] = value
         return terms
 
@@ -134,8 +121,3 @@ class KDDETR(Method):
             "bbox": mean(box_distance(boxes_s, boxes_t)),
             "giou": mean(generalized_iou_distance(boxes_s, boxes_t)),
         }
-
-
-def _float(value: TapValue) -> Tensor:
-    assert isinstance(value, Tensor)  # the taps' kind is checked by setup
-    return full_precision(value)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from torch import Tensor
 
 from mokd_det.distillation.context import MethodContext
 from mokd_det.distillation.methods.base import Method
-from mokd_det.distillation.precision import full_precision
-from mokd_det.distillation.requirements import require_kind
+from mokd_det.distillation.requirements import require_positive
 from mokd_det.distillation.row_losses import weighted_mean
 from mokd_det.distillation.rows import check_comparable
-from mokd_det.distillation.taps import TapValue
-from mokd_det.errors import ConfigError, IncompatibleModelsError
-from mokd_det.layers.tap_point import TapSpec
+from mokd_det.distillation.taps import Specs, Taps
+from mokd_det.distillation.vectors import tokens
+from mokd_det.errors import IncompatibleModelsError
 
 __all__ = ["LD"]
 
@@ -38,15 +35,15 @@ class LD(Method):
     """
 
     required_taps = ("corners", "logits")
+    tap_kinds = {"corners": "tokens"}
 
     def __init__(self, temperature: float = 10.0) -> None:
         super().__init__()
-        if not temperature > 0:
-            raise ConfigError(f"temperature={temperature} must be above 0")
+        require_positive("temperature", temperature)
         self.temperature = temperature
 
-    def check(self, student: Mapping[str, TapSpec], teacher: Mapping[str, TapSpec]) -> None:
-        require_kind("LD", "corners", "tokens", student, teacher)
+    def check(self, student: Specs, teacher: Specs) -> None:
+        super().check(student, teacher)
         check_comparable("corners", student["corners"], teacher["corners"])
         channels = [specs["corners"].channels[0] for specs in (student, teacher)]
         if channels[0] != channels[1] or channels[0] % 4:
@@ -55,22 +52,13 @@ class LD(Method):
                 f"numbers and the teacher's {channels[1]}; both need the same, 4 times the bins"
             )
 
-    def build_for(self, student: Mapping[str, TapSpec], teacher: Mapping[str, TapSpec]) -> None:
-        """Nothing is trained."""
-
-    def compare_taps(
-        self, student: Mapping[str, TapValue], teacher: Mapping[str, TapValue], context: MethodContext
-    ) -> dict[str, Tensor]:
+    def compare_taps(self, student: Taps, teacher: Taps, context: MethodContext) -> dict[str, Tensor]:
         """``sides``."""
-        corners_s, corners_t, logits_t = student["corners"], teacher["corners"], teacher["logits"]
-        assert (
-            isinstance(corners_s, Tensor) and isinstance(corners_t, Tensor) and isinstance(logits_t, Tensor)
-        )
         log_s, log_t = (
-            (full_precision(corners).unflatten(-1, (4, -1)) / self.temperature).log_softmax(-1)
-            for corners in (corners_s, corners_t.detach())
+            (corners.unflatten(-1, (4, -1)) / self.temperature).log_softmax(-1)
+            for corners in (tokens(student["corners"]), tokens(teacher["corners"]).detach())
         )
-        weights = full_precision(logits_t.detach()).sigmoid().amax(-1)
+        weights = tokens(teacher["logits"]).detach().sigmoid().amax(-1)
         # Rounding leaves the divergence of equal rows a little below 0; a negative loss has no logarithm.
         divergence = (log_t.exp() * (log_t - log_s)).sum(-1).mean(-1).clamp_min(0)
         mean = weighted_mean(divergence.flatten(), weights.flatten(), across_ranks=True)

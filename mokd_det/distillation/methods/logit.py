@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mokd_det.distillation.methods.base import Method
+from mokd_det.distillation.requirements import require_positive
 from mokd_det.distillation.row_losses import weighted_mean
 from mokd_det.distillation.rows import RowPair
-from mokd_det.errors import ConfigError, IncompatibleModelsError, require_choice
-from mokd_det.layers.tap_point import TapSpec
+from mokd_det.distillation.taps import Specs
+from mokd_det.errors import IncompatibleModelsError, require_choice
 
 __all__ = ["HardDistillation", "LogitDistillation"]
 
@@ -24,7 +25,7 @@ class _OnLogits(Method):
 
     required_taps = ("logits",)
 
-    def check(self, student: Mapping[str, TapSpec], teacher: Mapping[str, TapSpec]) -> None:
+    def check(self, student: Specs, teacher: Specs) -> None:
         """As every method, and of equal classes.
 
         Raises:
@@ -62,8 +63,7 @@ class LogitDistillation(_OnLogits):
 
     def __init__(self, temperature: float = 1.0, reduction: Reduction = "batchmean") -> None:
         super().__init__()
-        if not temperature > 0:
-            raise ConfigError(f"temperature={temperature} must be above 0")
+        require_positive("temperature", temperature)
         require_choice("reduction", reduction, Reduction)
         self.temperature = temperature
         self.reduction = reduction

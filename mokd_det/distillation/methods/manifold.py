@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -11,10 +11,8 @@ from torch import Tensor
 from mokd_det.distillation.context import MethodContext
 from mokd_det.distillation.methods.base import Method
 from mokd_det.distillation.precision import full_precision
-from mokd_det.distillation.requirements import require_kind
-from mokd_det.distillation.taps import TapValue
+from mokd_det.distillation.taps import Specs, Taps
 from mokd_det.errors import ConfigError, IncompatibleModelsError
-from mokd_det.layers.tap_point import TapSpec
 
 __all__ = ["Manifold", "relation_distance"]
 
@@ -34,7 +32,7 @@ class Manifold(Method):
         teacher_prefix: leading tokens of the teacher that are no patches; the student's follow from its number.
     """
 
-    required_taps = ("tokens",)
+    tap_kinds = {"tokens": "tokens"}
 
     def __init__(
         self,
@@ -56,8 +54,8 @@ class Manifold(Method):
         self.num_random = num_random
         self.teacher_prefix = teacher_prefix
 
-    def check(self, student: Mapping[str, TapSpec], teacher: Mapping[str, TapSpec]) -> None:
-        require_kind("Manifold", "tokens", "tokens", student, teacher)
+    def check(self, student: Specs, teacher: Specs) -> None:
+        super().check(student, teacher)
         chosen = []
         for who, specs, layers in zip(("student", "teacher"), (student, teacher), self.layers, strict=True):
             count = specs["tokens"].num_levels
@@ -77,9 +75,7 @@ class Manifold(Method):
                 f"{count_t} with {self.teacher_prefix} that are no patches"
             )
 
-    def compare_taps(
-        self, student: Mapping[str, TapValue], teacher: Mapping[str, TapValue], context: MethodContext
-    ) -> dict[str, Tensor]:
+    def compare_taps(self, student: Taps, teacher: Taps, context: MethodContext) -> dict[str, Tensor]:
         """``patch``, ``sample`` and ``random``."""
         stack_s, stack_t = _stack(student, self.layers[0]), _stack(teacher, self.layers[1])
         stack_t = stack_t[:, :, self.teacher_prefix :].detach()
@@ -102,7 +98,7 @@ class Manifold(Method):
         }
 
 
-def _stack(taps: Mapping[str, TapValue], layers: tuple[int, ...] | None) -> Tensor:
+def _stack(taps: Taps, layers: tuple[int, ...] | None) -> Tensor:
     """The chosen layers, (L, B, N, C)."""
     value = taps["tokens"]
     assert isinstance(value, Tensor)  # the tap's kind is checked by setup

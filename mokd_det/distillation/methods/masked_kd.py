@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -10,18 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from mokd_det.distillation.context import MethodContext
-from mokd_det.distillation.methods.base import Method
+from mokd_det.distillation.methods.base import ClassWiseMethod
 from mokd_det.distillation.precision import full_precision
-from mokd_det.distillation.requirements import known_class_names, require_equal_classes, require_kind
-from mokd_det.distillation.taps import TapValue
+from mokd_det.distillation.taps import Specs, Taps, TapValue
 from mokd_det.distillation.vectors import vector_pair
 from mokd_det.errors import ConfigError, IncompatibleModelsError
-from mokd_det.layers.tap_point import TapSpec
 
 __all__ = ["MaskedKD", "most_attended"]
 
 
-class MaskedKD(Method):
+class MaskedKD(ClassWiseMethod):
     """``kl``: KL(teacher ‖ student) at temperature 1, the teacher seeing ``keep`` patches per image.
 
     Kept are the patches with the largest attention of the student's CLS token in its last layer (mean over heads), with
@@ -41,6 +39,7 @@ class MaskedKD(Method):
     """
 
     required_taps = ("logits", "attention")
+    tap_kinds = {"logits": "vectors"}
     student_only_taps = ("attention",)
     teacher_after_student = True
 
@@ -52,7 +51,6 @@ class MaskedKD(Method):
         self.num_patches = 0
         # In a tuple: the student's own module must not become the method's.
         self._attention: tuple[Any] = (None,)
-        self._class_names: tuple[tuple[str, ...] | None, tuple[str, ...] | None] = (None, None)
 
     def inspect(self, student: nn.Module, teacher: nn.Module | None) -> None:
         """Find both transformers.
@@ -60,6 +58,7 @@ class MaskedKD(Method):
         Raises:
             IncompatibleModelsError: a model that is none of timm's, or different numbers of patches.
         """
+        super().inspect(student, teacher)
         assert teacher is not None  # the Distiller refuses a method that needs one without
         vit_s, vit_t = _vit("student", student), _vit("teacher", teacher)
         _droppable("student", vit_s, cait=False), _droppable("teacher", vit_t)
@@ -73,15 +72,12 @@ class MaskedKD(Method):
         if self.keep > self.num_patches:
             raise ConfigError(f"MaskedKD: keep={self.keep} of {self.num_patches} patches")
         self._attention = (vit_s.blocks[-1].attn,)
-        self._class_names = known_class_names(student), known_class_names(teacher)
 
-    def check(self, student: Mapping[str, TapSpec], teacher: Mapping[str, TapSpec]) -> None:
-        require_kind("MaskedKD", "logits", "vectors", student, teacher)
-        require_equal_classes("MaskedKD", student["logits"], teacher["logits"], self._class_names)
+    def check(self, student: Specs, teacher: Specs) -> None:
+        super().check(student, teacher)
+        self.require_equal_classes(student["logits"], teacher["logits"])
 
-    def teacher_pass(
-        self, teacher: nn.Module, student: Mapping[str, TapValue]
-    ) -> AbstractContextManager[None]:
+    def teacher_pass(self, teacher: nn.Module, student: Taps) -> AbstractContextManager[None]:
         """Drop tokens of the teacher for its run; all are kept in a pass without a student."""
         if "attention" not in student:
             return nullcontext()
@@ -89,9 +85,7 @@ class MaskedKD(Method):
         kept = most_attended(attention[..., -self.num_patches :], self.keep)
         return _token_dropping(_vit("teacher", teacher), kept)
 
-    def compare_taps(
-        self, student: Mapping[str, TapValue], teacher: Mapping[str, TapValue], context: MethodContext
-    ) -> dict[str, Tensor]:
+    def compare_taps(self, student: Taps, teacher: Taps, context: MethodContext) -> dict[str, Tensor]:
         """``kl``."""
         log_s, log_t = (logits.log_softmax(1) for logits in vector_pair("logits", student, teacher))
         # Rounding leaves the divergence of equal rows a little below 0; a negative loss has no logarithm.

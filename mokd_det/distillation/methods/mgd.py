@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -14,9 +13,8 @@ from mokd_det.distillation.map_adapters import build_adapters
 from mokd_det.distillation.methods.base import Method
 from mokd_det.distillation.requirements import require_kind
 from mokd_det.distillation.rows import MapPair, pair_maps, row_channels
-from mokd_det.distillation.taps import TapValue
+from mokd_det.distillation.taps import Specs, Taps
 from mokd_det.errors import ConfigError, require_choice
-from mokd_det.layers.tap_point import TapSpec
 
 __all__ = ["MGD", "Generator"]
 
@@ -78,30 +76,23 @@ class MGD(Method):
         self.adapters = nn.ModuleDict()
         self.generators = nn.ModuleDict()
 
-    def check(self, student: Mapping[str, TapSpec], teacher: Mapping[str, TapSpec]) -> None:
+    def check(self, student: Specs, teacher: Specs) -> None:
         for name in student:
             require_kind("MGD", name, "maps", student, teacher)
         super().check(student, teacher)
 
-    def build_for(self, student: Mapping[str, TapSpec], teacher: Mapping[str, TapSpec]) -> None:
+    def build_for(self, student: Specs, teacher: Specs) -> None:
         for name, spec in teacher.items():
             channels = row_channels(name, student[name], spec)
             self.adapters.update(build_adapters(channels))
             self.generators.update({key: Generator(n_t) for key, (_, n_t) in channels.items()})
 
-    def compare_taps(
-        self, student: Mapping[str, TapValue], teacher: Mapping[str, TapValue], context: MethodContext
-    ) -> dict[str, Tensor]:
+    def compare_taps(self, student: Taps, teacher: Taps, context: MethodContext) -> dict[str, Tensor]:
         """One term per tap."""
-        return {
-            name: torch.stack(
-                [
-                    self._level(pair)
-                    for pair in pair_maps(name, student[name], teacher[name], self.mask_padding)
-                ]
-            ).sum()
-            for name in self.tap_names
+        pairs = {
+            name: pair_maps(name, student[name], teacher[name], self.mask_padding) for name in self.tap_names
         }
+        return {name: torch.stack([self._level(pair) for pair in tap]).sum() for name, tap in pairs.items()}
 
     def _level(self, pair: MapPair) -> Tensor:
         maps, valid = self.adapters[pair.key](pair.student), pair.valid[:, None]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from mokd_det.distillation.methods.base import Method
@@ -75,9 +74,7 @@ class MoKD(Method):
             raise ConfigError(
                 f"n={n} contradicts high_dimensional=False, which means n = max(n_s, n_t); drop one"
             )
-        self.subspace = subspace
-        self.high_dimensional = high_dimensional
-        self.n = n
+        self.subspace, self.high_dimensional, self.n = subspace, high_dimensional, n
         self.head_options: dict[str, Any] = {
             "loss": loss,
             "norm": norm,
@@ -98,13 +95,7 @@ class MoKD(Method):
                 n = self.n if self.high_dimensional else max(n_s, n_t)
                 self.heads[key] = SubspaceHead(n_s, n_t, n, **self.head_options)
 
-    def compare(self, pairs: Mapping[str, list[RowPair]]) -> dict[str, Tensor]:
-        """One term per tap: the sum over its map levels."""
-        return {
-            name: torch.stack([self._pair_loss(pair) for pair in tap]).sum() for name, tap in pairs.items()
-        }
-
-    def _pair_loss(self, pair: RowPair) -> Tensor:
+    def compare_pair(self, pair: RowPair) -> Tensor:
         return self.heads[pair.key](pair.student, pair.teacher, pair.weights)
 
     def diagnostics(self) -> dict[str, float]:

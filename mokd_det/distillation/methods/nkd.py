@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from torch import Tensor, nn
+from torch import Tensor
 
 from mokd_det.distillation.context import MethodContext
-from mokd_det.distillation.methods.base import Method
+from mokd_det.distillation.methods.base import ClassWiseMethod
 from mokd_det.distillation.methods.dkd import drop_class
-from mokd_det.distillation.requirements import (
-    hard_targets,
-    known_class_names,
-    require_equal_classes,
-    require_kind,
-)
-from mokd_det.distillation.taps import TapValue
+from mokd_det.distillation.requirements import hard_targets, require_positive
+from mokd_det.distillation.taps import Specs, Taps
 from mokd_det.distillation.vectors import vector_pair
-from mokd_det.errors import ConfigError
-from mokd_det.layers.tap_point import TapSpec
 
 __all__ = ["NKD"]
 
 
-class NKD(Method):
+class NKD(ClassWiseMethod):
     """Cross-entropies of the target class and, normalised among themselves, of the others.
 
     With y the image's class, p the softmax at temperature 1, and q the softmax of logits / T over the classes ≠ y:
@@ -40,25 +31,18 @@ class NKD(Method):
         ConfigError: a temperature that is not positive.
     """
 
-    required_taps = ("logits",)
+    tap_kinds = {"logits": "vectors"}
 
     def __init__(self, temperature: float = 1.0) -> None:
         super().__init__()
-        if not temperature > 0:
-            raise ConfigError(f"temperature={temperature} must be above 0")
+        require_positive("temperature", temperature)
         self.temperature = temperature
-        self._class_names: tuple[tuple[str, ...] | None, tuple[str, ...] | None] = (None, None)
 
-    def inspect(self, student: nn.Module, teacher: nn.Module | None) -> None:
-        self._class_names = known_class_names(student), known_class_names(teacher)
+    def check(self, student: Specs, teacher: Specs) -> None:
+        super().check(student, teacher)
+        self.require_equal_classes(student["logits"], teacher["logits"])
 
-    def check(self, student: Mapping[str, TapSpec], teacher: Mapping[str, TapSpec]) -> None:
-        require_kind("NKD", "logits", "vectors", student, teacher)
-        require_equal_classes("NKD", student["logits"], teacher["logits"], self._class_names)
-
-    def compare_taps(
-        self, student: Mapping[str, TapValue], teacher: Mapping[str, TapValue], context: MethodContext
-    ) -> dict[str, Tensor]:
+    def compare_taps(self, student: Taps, teacher: Taps, context: MethodContext) -> dict[str, Tensor]:
         """``target`` and ``nontarget``."""
         logits_s, logits_t = vector_pair("logits", student, teacher)
         target = hard_targets("NKD", context)

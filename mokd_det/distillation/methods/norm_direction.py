@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -10,13 +10,11 @@ from torch import Tensor, nn
 
 from mokd_det.distillation.context import MethodContext
 from mokd_det.distillation.methods.base import Method
-from mokd_det.distillation.precision import full_precision
-from mokd_det.distillation.requirements import hard_targets, require_kind
-from mokd_det.distillation.taps import TapValue
-from mokd_det.distillation.vectors import vector_pair
+from mokd_det.distillation.requirements import hard_targets
+from mokd_det.distillation.taps import Specs, Taps, TapValue
+from mokd_det.distillation.vectors import tokens, vector_pair
 from mokd_det.distillation.warmup import WarmUp
 from mokd_det.errors import ConfigError
-from mokd_det.layers.tap_point import TapSpec
 
 __all__ = ["NormDirection"]
 
@@ -37,7 +35,7 @@ class NormDirection(Method):
         warmup_epochs: see :class:`~mokd_det.distillation.warmup.WarmUp`.
     """
 
-    required_taps = ("pooled",)
+    tap_kinds = {"pooled": "vectors"}
     needs_preparation = True
     centers: Tensor
 
@@ -51,10 +49,7 @@ class NormDirection(Method):
         self.embed: nn.Sequential | None = None
         self._is_prepared = False
 
-    def check(self, student: Mapping[str, TapSpec], teacher: Mapping[str, TapSpec]) -> None:
-        require_kind("NormDirection", "pooled", "vectors", student, teacher)
-
-    def build_for(self, student: Mapping[str, TapSpec], teacher: Mapping[str, TapSpec]) -> None:
+    def build_for(self, student: Specs, teacher: Specs) -> None:
         n_s, n_t = student["pooled"].channels[0], teacher["pooled"].channels[0]
         if n_s != n_t:
             self.embed = nn.Sequential(nn.BatchNorm1d(n_s), nn.Dropout(self.dropout), nn.Linear(n_s, n_t))
@@ -70,23 +65,19 @@ class NormDirection(Method):
         sums = torch.zeros_like(self.centers, dtype=torch.float64)
         counts = sums.new_zeros(self.num_classes)
         for taps, context in batches:
-            vectors = taps["pooled"]
-            assert isinstance(vectors, Tensor)  # the tap's kind is checked by setup
             labels = hard_targets("NormDirection", context) if context.labels is None else context.labels
             if len(labels) and int(labels.max()) >= self.num_classes:
                 raise ConfigError(
                     f"NormDirection: num_classes={self.num_classes}, but an image has class {int(labels.max())}"
                 )
-            sums.index_add_(0, labels, full_precision(vectors).double())
+            sums.index_add_(0, labels, tokens(taps["pooled"]).double())
             counts.index_add_(0, labels, torch.ones_like(labels, dtype=torch.float64))
         absent = (counts == 0).nonzero().flatten().tolist()
         if absent:
             raise ConfigError(f"NormDirection: no training image of class {absent[0]}, so it has no centre")
         self.centers.copy_(sums / counts[:, None])
 
-    def compare_taps(
-        self, student: Mapping[str, TapValue], teacher: Mapping[str, TapValue], context: MethodContext
-    ) -> dict[str, Tensor]:
+    def compare_taps(self, student: Taps, teacher: Taps, context: MethodContext) -> dict[str, Tensor]:
         """``nd``."""
         z_s, z_t = vector_pair("pooled", student, teacher)
         labels = hard_targets("NormDirection", context)

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from mokd_det.distillation.batch_statistics import batch_statistics
 from mokd_det.distillation.context import MethodContext
 from mokd_det.distillation.methods.base import Method
-from mokd_det.distillation.requirements import require_kind
 from mokd_det.distillation.stage_pairs import StagePairs
-from mokd_det.distillation.taps import TapValue, find_module
+from mokd_det.distillation.taps import Specs, Taps, find_module
 from mokd_det.errors import IncompatibleModelsError
-from mokd_det.layers.tap_point import TapSpec
 
 __all__ = ["OFD", "negative_margin"]
 
@@ -42,6 +40,20 @@ def negative_margin(weight: Tensor, bias: Tensor) -> Tensor:
     return margin.float()
 
 
+@contextmanager
+def batch_statistics(model: nn.Module) -> Iterator[None]:
+    """Let every BatchNorm of ``model`` use the batch's mean and variance; its running statistics stay as they are."""
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    modes = [(norm.training, norm.track_running_stats) for norm in norms]
+    for norm in norms:
+        norm.training, norm.track_running_stats = True, False
+    try:
+        yield
+    finally:
+        for norm, (training, tracks) in zip(norms, modes, strict=True):
+            norm.training, norm.track_running_stats = training, tracks
+
+
 class OFD(Method):
     """Partial squares of connector(student's map) − max(teacher's map, margin), before the last ReLU of each stage.
 
@@ -58,7 +70,7 @@ class OFD(Method):
             training mode; its running statistics stay untouched here.
     """
 
-    required_taps = ("pre",)
+    tap_kinds = {"pre": "maps"}
 
     def __init__(self, norms: Sequence[str] | None = None, batch_statistics_teacher: bool = False) -> None:
         super().__init__()
@@ -99,8 +111,8 @@ class OFD(Method):
                 )
         return found
 
-    def check(self, student: Mapping[str, TapSpec], teacher: Mapping[str, TapSpec]) -> None:
-        require_kind("OFD", "pre", "maps", student, teacher)
+    def check(self, student: Specs, teacher: Specs) -> None:
+        super().check(student, teacher)
         found, expected = [len(margin) for margin in self._margins], list(teacher["pre"].channels)
         if found != expected:
             raise IncompatibleModelsError(
@@ -114,7 +126,7 @@ class OFD(Method):
                     f"stride {stride_s} and the teacher {stride_t}"
                 )
 
-    def build_for(self, student: Mapping[str, TapSpec], teacher: Mapping[str, TapSpec]) -> None:
+    def build_for(self, student: Specs, teacher: Specs) -> None:
         self._stages = StagePairs("pre", student, teacher)
         for index, (n_s, n_t) in enumerate(self._stages.channels):
             convolution = nn.Conv2d(n_s, n_t, 1, bias=False)
@@ -124,14 +136,10 @@ class OFD(Method):
             # The teacher has them: no need to keep them in checkpoints.
             self.register_buffer(f"margin{index}", margin.view(1, -1, 1, 1), persistent=False)
 
-    def teacher_pass(
-        self, teacher: nn.Module, student: Mapping[str, TapValue]
-    ) -> AbstractContextManager[None]:
+    def teacher_pass(self, teacher: nn.Module, student: Taps) -> AbstractContextManager[None]:
         return batch_statistics(teacher) if self.batch_statistics_teacher else nullcontext()
 
-    def compare_taps(
-        self, student: Mapping[str, TapValue], teacher: Mapping[str, TapValue], context: MethodContext
-    ) -> dict[str, Tensor]:
+    def compare_taps(self, student: Taps, teacher: Taps, context: MethodContext) -> dict[str, Tensor]:
         """``ofd``."""
         assert self._stages is not None  # built by setup
         total = []

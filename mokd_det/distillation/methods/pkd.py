@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-import torch
 from torch import Tensor
 
 from mokd_det.distillation.methods.base import Method
@@ -39,11 +36,7 @@ class PKD(Method):
         self.across_ranks = across_ranks
         self.eps = eps
 
-    def compare(self, pairs: Mapping[str, list[RowPair]]) -> dict[str, Tensor]:
-        """One term per tap."""
-        return {name: torch.stack([self._level(pair) for pair in tap]).sum() for name, tap in pairs.items()}
-
-    def _level(self, pair: RowPair) -> Tensor:
+    def compare_pair(self, pair: RowPair) -> Tensor:
         student, teacher = (
             standardize(rows, pair.weights, self.eps, self.across_ranks)
             for rows in (pair.student, pair.teacher)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
 from mokd_det.distillation.context import MethodContext
 from mokd_det.distillation.methods.base import Method
-from mokd_det.distillation.requirements import require_kind, require_several
-from mokd_det.distillation.taps import TapValue
+from mokd_det.distillation.requirements import require_several
+from mokd_det.distillation.taps import Taps
 from mokd_det.distillation.vectors import vector_pair
-from mokd_det.layers.tap_point import TapSpec
 
 __all__ = ["PKT", "neighbour_probabilities"]
 
@@ -26,17 +23,12 @@ class PKT(Method):
     Dimensions may differ.
     """
 
-    required_taps = ("pooled",)
+    tap_kinds = {"pooled": "vectors"}
 
     def __init__(self) -> None:
         super().__init__()
 
-    def check(self, student: Mapping[str, TapSpec], teacher: Mapping[str, TapSpec]) -> None:
-        require_kind("PKT", "pooled", "vectors", student, teacher)
-
-    def compare_taps(
-        self, student: Mapping[str, TapValue], teacher: Mapping[str, TapValue], context: MethodContext
-    ) -> dict[str, Tensor]:
+    def compare_taps(self, student: Taps, teacher: Taps, context: MethodContext) -> dict[str, Tensor]:
         """``pkt``."""
         z_s, z_t = vector_pair("pooled", student, teacher)
         require_several("PKT", z_s)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from mokd_det.distillation.methods.base import Method
@@ -58,13 +57,7 @@ class ProjectorMatching(Method):
             for key, (n_s, n_t) in keys.items():
                 self.projectors[key] = build_projector(self.projector, n_s, n_t, **self.options)
 
-    def compare(self, pairs: Mapping[str, list[RowPair]]) -> dict[str, Tensor]:
-        """One term per tap: the sum over its map levels."""
-        return {
-            name: torch.stack([self._pair_loss(pair) for pair in tap]).sum() for name, tap in pairs.items()
-        }
-
-    def _pair_loss(self, pair: RowPair) -> Tensor:
+    def compare_pair(self, pair: RowPair) -> Tensor:
         target = normalize(pair.teacher, self.norm, pair.weights, self.eps)
         rows = pair.student
         if self.student_norm == "before":

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mokd_det.distillation.context import MethodContext
 from mokd_det.distillation.methods.base import Method
-from mokd_det.distillation.requirements import require_kind
 from mokd_det.distillation.stage_pairs import StagePairs
-from mokd_det.distillation.taps import TapValue
+from mokd_det.distillation.taps import Specs, Taps
 from mokd_det.distillation.vectors import vector_pair
 from mokd_det.distillation.warmup import WarmUp
-from mokd_det.layers.tap_point import TapSpec
 
 __all__ = ["FusionUnit", "ReviewKD", "pyramid_distance"]
 
@@ -67,7 +63,7 @@ class ReviewKD(Method):
         warmup_epochs: see :class:`~mokd_det.distillation.warmup.WarmUp`; published: 20.
     """
 
-    required_taps = ("maps", "pooled")
+    tap_kinds = {"maps": "maps", "pooled": "vectors"}
 
     def __init__(self, warmup_epochs: float = 0) -> None:
         super().__init__()
@@ -75,18 +71,14 @@ class ReviewKD(Method):
         self.units = nn.ModuleList()
         self._stages: StagePairs | None = None
 
-    def check(self, student: Mapping[str, TapSpec], teacher: Mapping[str, TapSpec]) -> None:
-        require_kind("ReviewKD", "maps", "maps", student, teacher)
-        require_kind("ReviewKD", "pooled", "vectors", student, teacher)
-
-    def build_for(self, student: Mapping[str, TapSpec], teacher: Mapping[str, TapSpec]) -> None:
+    def build_for(self, student: Specs, teacher: Specs) -> None:
         self._stages = StagePairs("maps", student, teacher)
         channels = [*self._stages.channels, (student["pooled"].channels[0], teacher["pooled"].channels[0])]
         mid = min(512, channels[-1][0])
         for index, (n_s, n_t) in enumerate(reversed(channels)):
             self.units.append(FusionUnit(n_s, mid, n_t, fuses=index > 0))
 
-    def distances(self, student: Mapping[str, TapValue], teacher: Mapping[str, TapValue]) -> list[Tensor]:
+    def distances(self, student: Taps, teacher: Taps) -> list[Tensor]:
         """The distance of each stage, shallow to deep."""
         assert self._stages is not None  # built by setup
         vectors = vector_pair("pooled", student, teacher)
@@ -100,9 +92,7 @@ class ReviewKD(Method):
             found.append(pyramid_distance(output, map_t))
         return found[::-1]
 
-    def compare_taps(
-        self, student: Mapping[str, TapValue], teacher: Mapping[str, TapValue], context: MethodContext
-    ) -> dict[str, Tensor]:
+    def compare_taps(self, student: Taps, teacher: Taps, context: MethodContext) -> dict[str, Tensor]:
         """``review``."""
         return self.warm_up({"review": torch.stack(self.distances(student, teacher)).sum()}, context.epoch)
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mokd_det.distillation.context import MethodContext
 from mokd_det.distillation.methods.base import Method
-from mokd_det.distillation.requirements import require_kind, require_several
-from mokd_det.distillation.taps import TapValue
+from mokd_det.distillation.requirements import require_several
+from mokd_det.distillation.taps import Taps
 from mokd_det.distillation.vectors import vector_pair
-from mokd_det.layers.tap_point import TapSpec
 
 __all__ = ["RKD", "angles", "relative_distances"]
 
@@ -26,17 +23,12 @@ class RKD(Method):
     per model.
     """
 
-    required_taps = ("pooled",)
+    tap_kinds = {"pooled": "vectors"}
 
     def __init__(self) -> None:
         super().__init__()
 
-    def check(self, student: Mapping[str, TapSpec], teacher: Mapping[str, TapSpec]) -> None:
-        require_kind("RKD", "pooled", "vectors", student, teacher)
-
-    def compare_taps(
-        self, student: Mapping[str, TapValue], teacher: Mapping[str, TapValue], context: MethodContext
-    ) -> dict[str, Tensor]:
+    def compare_taps(self, student: Taps, teacher: Taps, context: MethodContext) -> dict[str, Tensor]:
         """``distance`` and ``angle``."""
         z_s, z_t = vector_pair("pooled", student, teacher)
         require_several("RKD", z_s)

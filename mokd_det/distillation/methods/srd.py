@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 
 from mokd_det.distillation.context import MethodContext
 from mokd_det.distillation.methods.base import Method
-from mokd_det.distillation.requirements import require_kind, require_several
-from mokd_det.distillation.taps import TapValue
+from mokd_det.distillation.requirements import require_several
+from mokd_det.distillation.taps import Specs, Taps
 from mokd_det.distillation.vectors import vector_pair
-from mokd_det.layers.tap_point import TapSpec
 
 __all__ = ["SRD"]
 
@@ -28,7 +25,7 @@ class SRD(Method):
         eps: added to the variances; 0 as published is refused by today's BatchNorm, and is NaN on a constant channel.
     """
 
-    required_taps = ("pooled",)
+    tap_kinds = {"pooled": "vectors"}
 
     def __init__(self, log: bool = True, eps: float = 1e-12) -> None:
         super().__init__()
@@ -36,15 +33,10 @@ class SRD(Method):
         self.eps = eps
         self.signed_terms = frozenset({"srd"}) if log else frozenset()
 
-    def check(self, student: Mapping[str, TapSpec], teacher: Mapping[str, TapSpec]) -> None:
-        require_kind("SRD", "pooled", "vectors", student, teacher)
-
-    def build_for(self, student: Mapping[str, TapSpec], teacher: Mapping[str, TapSpec]) -> None:
+    def build_for(self, student: Specs, teacher: Specs) -> None:
         self.embed = nn.Linear(student["pooled"].channels[0], teacher["pooled"].channels[0])
 
-    def compare_taps(
-        self, student: Mapping[str, TapValue], teacher: Mapping[str, TapValue], context: MethodContext
-    ) -> dict[str, Tensor]:
+    def compare_taps(self, student: Taps, teacher: Taps, context: MethodContext) -> dict[str, Tensor]:
         """``srd``."""
         z_s, z_t = vector_pair("pooled", student, teacher)
         require_several("SRD", z_s)

@@ -30,9 +30,6 @@ class TokenMatching(Method):
 
     same_channels = True
 
-    def __init__(self, mask_padding: bool = True) -> None:
-        super().__init__(mask_padding)
-
     def compare(self, pairs: Mapping[str, list[RowPair]]) -> dict[str, Tensor]:
         """``tokens``: one term for all taps."""
         distances = [

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mokd_det.distillation.context import MethodContext
 from mokd_det.distillation.methods.base import Method
-from mokd_det.distillation.requirements import hard_targets, require_kind, require_known
-from mokd_det.distillation.taps import TapValue
+from mokd_det.distillation.requirements import hard_targets, require_known
+from mokd_det.distillation.taps import Specs, Taps
 from mokd_det.distillation.vectors import image_vectors
 from mokd_det.errors import ConfigError
-from mokd_det.layers.tap_point import TapSpec
 
 __all__ = ["USKD"]
 
@@ -40,16 +37,14 @@ class USKD(Method):
     needs_teacher = False
     student_only_taps = ("logits", "middle")
     required_taps = ("logits", "middle")
+    tap_kinds = {"logits": "vectors"}
 
     def __init__(self, mixed_labels: bool = False) -> None:
         super().__init__()
         self.mixed_labels = mixed_labels
         self.signed_terms = frozenset({"target"}) if mixed_labels else frozenset()
 
-    def check(self, student: Mapping[str, TapSpec], teacher: Mapping[str, TapSpec]) -> None:
-        require_kind("USKD", "logits", "vectors", student)
-
-    def build_for(self, student: Mapping[str, TapSpec], teacher: Mapping[str, TapSpec]) -> None:
+    def build_for(self, student: Specs, teacher: Specs) -> None:
         self.weak_head = nn.Linear(student["middle"].channels[-1], student["logits"].channels[0])
 
     def _targets(self, context: MethodContext, classes: int) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -67,9 +62,7 @@ class USKD(Method):
         shares, target = mixed.topk(2, dim=1)
         return target, shares, mixed
 
-    def compare_taps(
-        self, student: Mapping[str, TapValue], teacher: Mapping[str, TapValue], context: MethodContext
-    ) -> dict[str, Tensor]:
+    def compare_taps(self, student: Taps, teacher: Taps, context: MethodContext) -> dict[str, Tensor]:
         """``target``, ``nontarget`` and ``weak``."""
         logits = image_vectors(student["logits"])
         weak = self.weak_head(image_vectors(student["middle"]))
