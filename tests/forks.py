@@ -10,7 +10,6 @@ fresh processes in what an import does and in the pickling of a rank's arguments
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import gc
 import io
 import itertools
@@ -18,7 +17,6 @@ import logging
 import multiprocessing
 import multiprocessing.context
 import os
-import pickle
 import random
 import runpy
 import signal
@@ -26,16 +24,15 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
+from mokd_det.experiments.fork_server import ForkedProcess, ForkServer, serve
+
 ROOT = Path(__file__).parents[1]
-_MESSAGE_BYTES, _MOST_FILES = 1 << 17, 64
-_POLL_SECONDS = 0.005
 
 Work = Sequence[str] | tuple[Callable[..., Any], tuple[Any, ...]]
 """A command line without the interpreter, or a function of a module and its arguments."""
@@ -48,7 +45,7 @@ def environment(**more: str | Path) -> dict[str, str]:
     }
 
 
-class Program:
+class Program(ForkedProcess):
     """``subprocess.Popen`` for what Python runs, as far as the tests need it: a fork instead of a fresh interpreter.
 
     Args:
@@ -74,50 +71,38 @@ class Program:
         start_new_session: bool = False,
         ranks_are_forked: bool = True,
     ) -> None:
+        assert _server is not None, "the tests were not collected by tests/conftest.py"
         if isinstance(command[0], (str, Path)):
             assert command[0] == sys.executable, command
             command = [str(word) for word in command[1:]]
-        self.returncode: int | None = None
         self._collected: dict[int, IO[bytes]] = {}
-        self.pid = _ask(
-            {
-                "work": command,
-                "environment": dict(os.environ if env is None else env),
-                "folder": str(cwd or Path.cwd()),
-                "session": start_new_session,
-                "ranks_are_forked": ranks_are_forked,
-                "numbers": [1, 2, *pass_fds],
-            },
-            [*self._outputs(stdout, stderr), *pass_fds],
+        files = {**self._outputs(stdout, stderr), **dict(zip(pass_fds, pass_fds, strict=True))}
+        sys.stdout.flush()
+        sys.stderr.flush()
+        program = (
+            command,
+            dict(os.environ if env is None else env),
+            str(cwd or Path.cwd()),
+            ranks_are_forked,
         )
+        super().__init__(_server, _become, program, files, session=start_new_session)
 
-    def _outputs(self, stdout: IO[Any] | int | None, stderr: IO[Any] | int | None) -> list[int]:
-        found: list[int] = []
+    def _outputs(self, stdout: IO[Any] | int | None, stderr: IO[Any] | int | None) -> dict[int, int]:
+        found: dict[int, int] = {}
         for number, given in ((1, stdout), (2, stderr)):
             if given == subprocess.STDOUT:
-                found.append(found[0])
+                found[number] = found[1]
             elif given == subprocess.PIPE:
                 self._collected[number] = tempfile.TemporaryFile()  # noqa: SIM115
-                found.append(self._collected[number].fileno())
+                found[number] = self._collected[number].fileno()
             elif given is None:
-                found.append(number)
+                found[number] = number
             else:
-                found.append(given if isinstance(given, int) else given.fileno())
+                found[number] = given if isinstance(given, int) else given.fileno()
         return found
 
-    def poll(self) -> int | None:
-        if self.returncode is None:
-            self.returncode = _ask({"poll": self.pid})
-        return self.returncode
-
     def wait(self, timeout: float | None = None) -> int:
-        deadline = time.monotonic() + (600.0 if timeout is None else timeout)
-        while self.poll() is None:
-            if time.monotonic() > deadline:
-                raise subprocess.TimeoutExpired(f"process {self.pid}", timeout or 600.0)
-            time.sleep(_POLL_SECONDS)
-        assert self.returncode is not None
-        return self.returncode
+        return super().wait(600.0 if timeout is None else timeout)
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
         """What it printed, once it has ended; a process that does not is killed."""
@@ -144,8 +129,7 @@ class Program:
 
 
 class NoServer:
-    """Stands for ``mokd_det.experiments.fork_server.ForkServer``, which imports everything anew: its commands are forks
-    of the test process too."""
+    """Stands for :class:`ForkServer`, which imports everything anew: its commands are forks of the test process too."""
 
     def __init__(self, environment: Mapping[str, str], pass_fds: Sequence[int] = ()) -> None:
         self._environment, self._pass_fds = environment, pass_fds
@@ -201,38 +185,31 @@ def spawn(worker: Callable[..., Any], args: Sequence[Any], nprocs: int, timeout:
 
 # The server
 
-_server: socket.socket | None = None
+
+class _TestServer(ForkServer):
+    """A fork of this process; it ends with this one, and kills what a failed test has left behind."""
+
+    def __init__(self) -> None:
+        self._end, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with warnings.catch_warnings():
+            # Of forks beside threads: xdist's own wait for messages.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self._pid = os.fork()
+        if self._pid == 0:
+            _end_after(lambda: _serve(other))
+        other.close()
+
+    def _status(self) -> int:
+        return os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
+
+
+_server: _TestServer | None = None
 
 
 def start_server() -> None:
-    """Fork the process that all others are forks of; it ends with this one."""
+    """Fork the process that all others are forks of."""
     global _server
-    if _server is not None:
-        return
-    _server, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", DeprecationWarning
-        )  # of forks beside threads: xdist's own wait for messages
-        pid = os.fork()
-    if pid == 0:
-        try:
-            _serve(other)
-        finally:
-            os._exit(0)
-    other.close()
-
-
-def _ask(order: dict[str, Any], files: Sequence[int] = ()) -> Any:
-    assert _server is not None, "the tests were not collected by tests/conftest.py"
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # Every question brings the socket for its answer: forks of the test process may ask at the same time.
-    own, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with own:
-        with other:
-            socket.send_fds(_server, [pickle.dumps(order)], [other.fileno(), *files])
-        return pickle.loads(own.recv(_MESSAGE_BYTES))
+    _server = _server or _TestServer()
 
 
 def _serve(end: socket.socket) -> None:
@@ -242,48 +219,14 @@ def _serve(end: socket.socket) -> None:
                 os.close(number)
     # The forks' collector would copy every page of what stands here already.
     gc.freeze()
-    started: set[int] = set()
-    while True:
-        data, files, _, _ = socket.recv_fds(end, _MESSAGE_BYTES, _MOST_FILES)
-        if not data:
-            break
-        order, asker = pickle.loads(data), files.pop(0)
-        if "poll" in order:
-            found, status = os.waitpid(order["poll"], os.WNOHANG)
-            started -= {found}
-            answer = os.waitstatus_to_exitcode(status) if found else None
-        else:
-            answer = os.fork()
-            if answer == 0:
-                end.close()
-                os.close(asker)
-                _become(order, files)
-            started.add(answer)
-            for file in files:
-                os.close(file)
-        with contextlib.suppress(OSError):  # of somebody who was killed meanwhile
-            os.write(asker, pickle.dumps(answer))
-        os.close(asker)
-    for pid in started:  # what a failed test has left behind
-        with contextlib.suppress(ProcessLookupError, ChildProcessError):
-            if os.waitpid(pid, os.WNOHANG)[0] == 0:
-                os.kill(pid, signal.SIGKILL)
+    serve(end, kill=True)
 
 
-def _become(order: dict[str, Any], files: list[int]) -> NoReturn:
-    """Be the program, and end with its status."""
+def _end_after(work: Callable[[], None]) -> NoReturn:
+    """End this process with the status that ``work`` would end an interpreter with, without what pytest does then."""
     status = 1
     try:
-        if order["session"]:
-            os.setsid()
-        _place_files(files, order["numbers"])
-        os.environ.clear()
-        os.environ.update(order["environment"])
-        os.chdir(order["folder"])
-        _forget_the_test_process()
-        if order["ranks_are_forked"]:
-            _fork_ranks()
-        _run(order["work"])
+        work()
         status = 0
     except SystemExit as leave:
         if isinstance(leave.code, str):
@@ -298,17 +241,15 @@ def _become(order: dict[str, Any], files: list[int]) -> NoReturn:
         os._exit(status)
 
 
-def _place_files(files: list[int], numbers: list[int]) -> None:
-    """Give the files that came along the numbers that they had, by way of numbers that none of them has."""
-    above = [fcntl.fcntl(file, fcntl.F_DUPFD, 512) for file in files]
-    for file in files:
-        os.close(file)
-    for file, number in zip(above, numbers, strict=True):
-        os.dup2(file, number)
-        os.close(file)
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
-    os.close(nothing)
+def _become(work: Work, variables: dict[str, str], folder: str, ranks_are_forked: bool) -> None:
+    """Be the program."""
+    os.environ.clear()
+    os.environ.update(variables)
+    os.chdir(folder)
+    _forget_the_test_process()
+    if ranks_are_forked:
+        _fork_ranks()
+    _run(work)
 
 
 def _forget_the_test_process() -> None:

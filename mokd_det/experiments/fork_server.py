@@ -1,40 +1,80 @@
-"""Commands of this package in forks of one process that has imported it once: seven seconds of CPU less for each.
+"""Functions in forks of one process that has imported this package once: seven seconds of CPU less for each command.
 
 A server has one environment for good: PyTorch, oneDNN and MKL read the variables of the instruction set but once. It
 computes nothing before it forks, so a fork does what a process of its own would.
+
+A request is one packet: a pickled order, the socket for its answer and the files of the fork. The order is a process
+number (has it ended?) or a :class:`_Work`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import importlib
-import json
 import os
-import select
+import pickle
+import signal
+import socket
 import subprocess
 import sys
 import time
-import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import Any
 
-__all__ = ["ForkServer", "ForkedProcess"]
+__all__ = ["ForkServer", "ForkedProcess", "serve"]
 
 MODULES = ("tools.train_net", "balancing", "classification", "data", "distillation", "evaluation", "modeling")
-_PATIENCE = 0.1
+_PACKET_BYTES, _MOST_FILES = 1 << 17, 64
+_POLL_SECONDS = 0.005
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What a fork does: a function of a module; with files at these descriptors; in a session of its own or not."""
+
+    function: Callable[..., Any]
+    arguments: Sequence[Any]
+    descriptors: Sequence[int]
+    session: bool
 
 
 class ForkedProcess:
-    """A fork as far as :class:`subprocess.Popen` is needed of it; ``pid`` leads a process group of its own."""
+    """A fork as far as :class:`subprocess.Popen` is needed of it.
 
-    def __init__(self, server: ForkServer, pid: int) -> None:
+    Args:
+        server: whose fork it is.
+        function: of a module; what it returns ends the fork as ``sys.exit`` does.
+        arguments: for it; must be picklable.
+        files: descriptor in the fork → open file here; standard input is empty.
+        session: let it lead a session, and so a process group, of its own.
+
+    Attributes:
+        pid: its process number.
+        returncode: its exit status, negative: the signal that ended it; None: nobody has seen it end.
+    """
+
+    def __init__(
+        self,
+        server: ForkServer,
+        function: Callable[..., Any],
+        arguments: Sequence[Any],
+        files: Mapping[int, int],
+        *,
+        session: bool = True,
+    ) -> None:
         self._server = server
-        self.pid = pid
+        self.returncode: int | None = None
+        work = _Work(function, arguments, tuple(files), session)
+        self.pid: int = server.request(work, tuple(files.values()))
 
     def poll(self) -> int | None:
-        """Its exit status, negative: the signal that ended it; None: it runs."""
-        return self._server.status(self.pid)
+        """Its exit status; None: it runs."""
+        if self.returncode is None:
+            self.returncode = self._server.request(self.pid)
+        return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
         """Its exit status when it has ended.
@@ -46,7 +86,7 @@ class ForkedProcess:
         while (status := self.poll()) is None:
             if deadline is not None and time.monotonic() > deadline:
                 raise subprocess.TimeoutExpired(f"fork {self.pid}", timeout or 0.0)
-            time.sleep(_PATIENCE)
+            time.sleep(_POLL_SECONDS)
         return status
 
 
@@ -59,107 +99,93 @@ class ForkServer:
     """
 
     def __init__(self, environment: Mapping[str, str], pass_fds: Sequence[int] = ()) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=dict(environment),
-            pass_fds=tuple(pass_fds),
-            start_new_session=True,
-        )
-        self._ended: dict[int, int] = {}
+        self._end, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with other:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", __name__, str(other.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=2,  # what a library prints on loading
+                env=dict(environment),
+                pass_fds=(other.fileno(), *pass_fds),
+                start_new_session=True,
+            )
 
     def start(self, arguments: Sequence[str], console: Path) -> ForkedProcess:
         """Run ``python -m mokd_det`` with these arguments; what it prints is added to the file."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps([list(arguments), str(console)]) + "\n")
-        self._process.stdin.flush()
-        while True:
-            kind, pid = self._read()
-            if kind == "began":
-                return ForkedProcess(self, pid)
-
-    def status(self, pid: int) -> int | None:
-        """See :meth:`ForkedProcess.poll`."""
-        assert self._process.stdout is not None
-        while pid not in self._ended and select.select([self._process.stdout], [], [], 0)[0]:
-            self._read()
-        return self._ended.get(pid)
-
-    def close(self) -> None:
-        """No more commands."""
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                with contextlib.suppress(BrokenPipeError):
-                    stream.close()
-        self._process.wait()
-
-    def _read(self) -> tuple[str, int]:
-        assert self._process.stdout is not None
-        # Answers have a fixed length, since what a buffered readline took in early would be hidden from select.
-        line = os.read(self._process.stdout.fileno(), _LINE)
-        if not line:
-            raise RuntimeError(f"the server of forks ended with status {self._process.wait()}")
-        kind, pid, status = line.decode().split()
-        if kind == "ended":
-            self._ended[int(pid)] = int(status)
-        return kind, int(pid)
-
-
-_LINE = 32
-
-
-def _serve(requests: IO[str], answers: int) -> None:
-    running: set[int] = set()
-    is_open = True
-    while is_open or running:
-        ready = is_open and select.select([requests], [], [], _PATIENCE if running else None)[0]
-        if ready:
-            line = requests.readline()
-            is_open = bool(line)
-            if line:
-                pid = os.fork()
-                if not pid:
-                    os.close(answers)
-                    sys.exit(_run(*json.loads(line)))  # as a process of its own ends, all files flushed
-                running.add(pid)
-                _answer(answers, "began", pid, 0)
-        elif running and not is_open:
-            time.sleep(_PATIENCE)
-        for pid in list(running):
-            found, status = os.waitpid(pid, os.WNOHANG)
-            if found:
-                running.remove(pid)
-                _answer(answers, "ended", pid, os.waitstatus_to_exitcode(status))
-
-
-def _answer(answers: int, kind: str, pid: int, status: int) -> None:
-    with contextlib.suppress(BrokenPipeError):
-        os.write(answers, f"{kind} {pid} {status}".ljust(_LINE).encode())
-
-
-def _run(arguments: list[str], console: str) -> int:
-    """In the fork: the command's exit status."""
-    try:
-        os.setsid()
-        with open(console, "ab") as file, open(os.devnull, "rb") as nothing:
-            for descriptor, source in ((0, nothing), (1, file), (2, file)):
-                os.dup2(source.fileno(), descriptor)
         from mokd_det.__main__ import main
 
-        return main(arguments)
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else 1
-    except BaseException:
-        traceback.print_exc()
-        return 1
+        with open(console, "ab") as file:
+            return ForkedProcess(self, main, [list(arguments)], {1: file.fileno(), 2: file.fileno()})
+
+    def request(self, order: Any, files: Sequence[int] = ()) -> Any:
+        """The server's answer: a new fork's process number, or an exit status."""
+        # Every request brings the socket for its answer: forks of this process may ask at the same time.
+        own, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with own:
+            with other, contextlib.suppress(BrokenPipeError):
+                socket.send_fds(self._end, [pickle.dumps(order)], [other.fileno(), *files])
+            answer = own.recv(_PACKET_BYTES)
+        if not answer:
+            raise RuntimeError(f"the server of forks ended with status {self._status()}")
+        return pickle.loads(answer)
+
+    def close(self) -> None:
+        """No more requests."""
+        self._end.close()
+        self._status()
+
+    def _status(self) -> int:
+        return self._process.wait()
+
+
+def serve(end: socket.socket, *, kill: bool = False) -> None:
+    """Fork on request until the other end is closed; then wait for the forks, or kill them.
+
+    Raises:
+        SystemExit: in a fork, when its function has returned; whatever else the function raises is raised there too.
+    """
+    running: set[int] = set()
+    while True:
+        data, files, _, _ = socket.recv_fds(end, _PACKET_BYTES, _MOST_FILES)
+        if not data:
+            break
+        order, asker = pickle.loads(data), files.pop(0)
+        if isinstance(order, int):
+            found, status = os.waitpid(order, os.WNOHANG)
+            running.discard(found)
+            answer = os.waitstatus_to_exitcode(status) if found else None
+        else:
+            answer = os.fork()
+            if answer == 0:
+                end.close()
+                os.close(asker)
+                sys.exit(_run(order, files))
+            running.add(answer)
+        with contextlib.suppress(OSError):  # of somebody who was killed meanwhile
+            os.write(asker, pickle.dumps(answer))
+        for file in (asker, *files):
+            os.close(file)
+    for pid in running:
+        if kill:
+            os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def _run(work: _Work, files: Sequence[int]) -> Any:
+    if work.session:
+        os.setsid()
+    files = [os.open(os.devnull, os.O_RDONLY), *files]
+    # By way of numbers that none of them has.
+    above = [fcntl.fcntl(file, fcntl.F_DUPFD, 512) for file in files]
+    for file in files:
+        os.close(file)
+    for file, descriptor in zip(above, (0, *work.descriptors), strict=True):
+        os.dup2(file, descriptor)
+        os.close(file)
+    return work.function(*work.arguments)
 
 
 if __name__ == "__main__":
     for module in MODULES:
         importlib.import_module(f"mokd_det.{module}")
-    # What a library prints on loading must not be taken for an answer.
-    _ANSWERS = os.dup(1)
-    os.dup2(2, 1)
-    _serve(sys.stdin, _ANSWERS)
+    serve(socket.socket(fileno=int(sys.argv[1])))
