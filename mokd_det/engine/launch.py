@@ -16,6 +16,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
@@ -33,7 +34,6 @@ from mokd_det.engine.termination import (
     INTERRUPTED,
     TrainingStopped,
     interrupts_stop,
-    status_and_name,
 )
 from mokd_det.engine.torchrun import RankInfo, rank_info_from_environment
 from mokd_det.errors import ConfigError, MoKDError
@@ -45,6 +45,8 @@ EXIT_BUG = 1
 
 EXIT_USER_ERROR = 2
 """Exit status of a :class:`MoKDError`."""
+
+_PREFIXES = {EXIT_USER_ERROR: "error: ", EXIT_STOPPED: "SIGTERM: ", EXIT_INTERRUPTED: "Ctrl-C: "}
 
 
 def launch(
@@ -96,29 +98,55 @@ def launch(
         if check is not None and info is None and num_processes * num_machines > 1:
             check(*args)
     except MoKDError as error:
-        _print_error(str(error))
-        return EXIT_USER_ERROR
+        return _Outcome(EXIT_USER_ERROR, str(error)).tell()
     if info is not None and info.world_size > 1:
         return _run_joined(main, info, args, timeout)
     if num_processes * num_machines > 1:
-        return _launch_many(
-            main, num_processes, num_machines, machine_rank, dist_url, args, timeout, grace_seconds
-        )
+        first, world_size = machine_rank * num_processes, num_machines * num_processes
+        infos = [RankInfo(first + local, world_size, local, num_processes) for local in range(num_processes)]
+        return _launch_many(main, infos, dist_url, args, timeout, grace_seconds)
+    with interrupts_stop():
+        return _outcome_of(lambda: main(*args)).tell()
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """How the work of a process ended.
+
+    Attributes:
+        status: its exit status.
+        text: what to tell of it, without what stands before it by its status.
+        time: when.
+    """
+
+    status: int
+    text: str = ""
+    time: float = field(default_factory=time.time)
+
+    @property
+    def is_failure(self) -> bool:
+        return self.status in (EXIT_BUG, EXIT_USER_ERROR)
+
+    def tell(self) -> int:
+        """Print it, if it is not a good end; returns the status."""
+        if self.status:
+            prefix = "" if self.text == INTERRUPTED else _PREFIXES.get(self.status, "")
+            print(prefix + self.text.rstrip("\n"), file=sys.stderr, flush=True)
+        return self.status
+
+
+def _outcome_of(work: Callable[[], object]) -> _Outcome:
     try:
-        with interrupts_stop():
-            main(*args)
+        work()
     except MoKDError as error:
-        _print_error(str(error))
-        return EXIT_USER_ERROR
+        return _Outcome(EXIT_USER_ERROR, str(error))
     except TrainingStopped as stop:
-        return _print_stop(str(stop), stop.number)
+        return _Outcome(EXIT_INTERRUPTED if stop.number == signal.SIGINT else EXIT_STOPPED, str(stop))
     except KeyboardInterrupt:
-        print(INTERRUPTED, file=sys.stderr, flush=True)
-        return EXIT_INTERRUPTED
+        return _Outcome(EXIT_INTERRUPTED, INTERRUPTED)
     except Exception:
-        traceback.print_exc()
-        return EXIT_BUG
-    return 0
+        return _Outcome(EXIT_BUG, traceback.format_exc())
+    return _Outcome(0)
 
 
 def _check(num_processes: int, num_machines: int, machine_rank: int, dist_url: str) -> None:
@@ -149,7 +177,9 @@ def _check_rank_info(info: RankInfo, num_processes: int, num_machines: int) -> N
 def _run_joined(main: Callable[..., Any], info: RankInfo, args: Sequence[Any], timeout: timedelta) -> int:
     """Run as one rank among processes that others have started, which also end them when one fails."""
     store: dist.Store | None = None
-    try:
+
+    def work() -> None:
+        nonlocal store
         try:
             store = next(rendezvous("env://", timeout=timeout))[0]
         except (RuntimeError, ValueError) as error:
@@ -159,27 +189,17 @@ def _run_joined(main: Callable[..., Any], info: RankInfo, args: Sequence[Any], t
         with interrupts_stop():
             main(*args)
         _leave_group()
+
+    outcome = _outcome_of(work)
+    if not outcome.status:
         return 0
-    except MoKDError as error:
-        if _is_first(store, "error"):
-            _print_error(str(error))
-        status = EXIT_USER_ERROR
-    except TrainingStopped as stop:
-        status, _ = status_and_name(stop.number)
-        if _is_first(store, "stop"):
-            _print_stop(str(stop), stop.number)
-    except KeyboardInterrupt:
-        if _is_first(store, "stop"):
-            print(INTERRUPTED, file=sys.stderr, flush=True)
-        status = EXIT_INTERRUPTED
-    except Exception:
-        failure = traceback.format_exc()
+    if outcome.status == EXIT_BUG:
         # When one rank fails, its partners often fail at the broken connection: the user's error is the cause.
         time.sleep(1.0)
-        if _is_first(store, "error"):
-            print(f"rank {info.rank} failed:\n{failure}", file=sys.stderr, flush=True)
-        status = EXIT_BUG
-    _leave_at_once(status)
+        outcome = replace(outcome, text=f"rank {info.rank} failed:\n{outcome.text}")
+    if _is_first(store, "error" if outcome.is_failure else "stop"):
+        outcome.tell()
+    _leave_at_once(outcome.status)
 
 
 def _is_first(store: dist.Store | None, what: str) -> bool:
@@ -194,48 +214,49 @@ def _is_first(store: dist.Store | None, what: str) -> bool:
 
 def _launch_many(
     main: Callable[..., Any],
-    num_processes: int,
-    num_machines: int,
-    machine_rank: int,
+    infos: Sequence[RankInfo],
     dist_url: str,
     args: Sequence[Any],
     timeout: timedelta,
     grace_seconds: float,
 ) -> int:
     context = multiprocessing.get_context("spawn")
-    threads = max(1, len(os.sched_getaffinity(0)) // num_processes)
+    interrupts = 0
+
+    def interrupted(*_: Any) -> None:
+        nonlocal interrupts
+        interrupts += 1
+        if interrupts == 1:
+            os.write(2, f"{FIRST_INTERRUPT}\n".encode())
+            _send(workers, signal.SIGTERM)
+            return
+        _send(workers, signal.SIGKILL)
+        raise KeyboardInterrupt
+
     with contextlib.ExitStack() as stack:
         # Reports go through files: a process killed while writing one cannot block the reader.
         reports = stack.enter_context(tempfile.TemporaryDirectory(prefix="mokd-"))
         if dist_url == "auto":
             # A file cannot be taken by another program between choosing and using it, as a port can.
             dist_url = f"file://{reports}/store"
-        # OpenMP reads the variable when torch is imported, so it must stand before the process starts.
-        stack.enter_context(_default_environment("OMP_NUM_THREADS", str(threads)))
+        if "OMP_NUM_THREADS" not in os.environ:
+            # OpenMP reads the variable when torch is imported, so it must stand before the process starts.
+            os.environ["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // len(infos)))
+            stack.callback(os.environ.pop, "OMP_NUM_THREADS", None)
         workers = [
             context.Process(
-                target=_worker,
-                args=(
-                    local_rank,
-                    main,
-                    num_processes,
-                    num_machines,
-                    machine_rank,
-                    dist_url,
-                    args,
-                    timeout,
-                    reports,
-                ),
-                name=f"rank {machine_rank * num_processes + local_rank}",
+                target=_worker, args=(info, main, dist_url, args, timeout, reports), name=f"rank {info.rank}"
             )
-            for local_rank in range(num_processes)
+            for info in infos
         ]
-        stack.enter_context(_handing_on(workers))
+        # Processes know themselves what to do about SIGTERM.
+        stack.enter_context(_handler(signal.SIGTERM, lambda *_: _send(workers, signal.SIGTERM)))
         try:
-            with _ignoring_interrupts():
+            # Processes started so never see a Ctrl-C, which a terminal sends to all: they are told by this one.
+            with _handler(signal.SIGINT, signal.SIG_IGN):
                 for worker in workers:
                     worker.start()
-            interrupts = stack.enter_context(_Interrupts(workers))
+            stack.enter_context(_handler(signal.SIGINT, interrupted))
             failed = _first_failure(workers)
             if failed is None:
                 return 0
@@ -245,11 +266,10 @@ def _launch_many(
             # A partner may notice the broken connection before this process sees that the other one is gone.
             failed = next((w for w in workers if _died_silently(w, Path(reports))), failed)
         except KeyboardInterrupt:
-            print(INTERRUPTED, file=sys.stderr, flush=True)
-            return EXIT_INTERRUPTED
+            return _Outcome(EXIT_INTERRUPTED, INTERRUPTED).tell()
         finally:
             _end(workers)
-        return _report(failed, Path(reports), signal.SIGINT if interrupts.count else None)
+        return _report(failed, Path(reports), bool(interrupts)).tell()
 
 
 def _send(workers: Sequence[multiprocessing.process.BaseProcess], number: signal.Signals) -> None:
@@ -271,56 +291,6 @@ def _handler(number: signal.Signals, handler: Any) -> Iterator[None]:
         yield
     finally:
         signal.signal(number, signal.SIG_DFL if before is None else before)
-
-
-def _handing_on(
-    workers: Sequence[multiprocessing.process.BaseProcess],
-) -> contextlib.AbstractContextManager[None]:
-    """Pass SIGTERM that this process gets on to the others, which know what to do about it."""
-    return _handler(signal.SIGTERM, lambda *_: _send(workers, signal.SIGTERM))
-
-
-def _ignoring_interrupts() -> contextlib.AbstractContextManager[None]:
-    """Processes started inside never see a Ctrl-C, which a terminal sends to all: they are told by this one."""
-    return _handler(signal.SIGINT, signal.SIG_IGN)
-
-
-class _Interrupts(contextlib.ExitStack):
-    """What Ctrl-C does to the ranks: the first asks them to stop in order, the second ends them.
-
-    Attributes:
-        count: how many there were.
-    """
-
-    def __init__(self, workers: Sequence[multiprocessing.process.BaseProcess]) -> None:
-        super().__init__()
-        self.count = 0
-        self._workers = workers
-
-    def __enter__(self) -> _Interrupts:
-        super().__enter__()
-        self.enter_context(_handler(signal.SIGINT, self._interrupted))
-        return self
-
-    def _interrupted(self, *_: Any) -> None:
-        self.count += 1
-        if self.count == 1:
-            os.write(2, f"{FIRST_INTERRUPT}\n".encode())
-            _send(self._workers, signal.SIGTERM)
-            return
-        _send(self._workers, signal.SIGKILL)
-        raise KeyboardInterrupt
-
-
-@contextlib.contextmanager
-def _default_environment(name: str, value: str) -> Iterator[None]:
-    was_set = name in os.environ
-    os.environ.setdefault(name, value)
-    try:
-        yield
-    finally:
-        if not was_set:
-            del os.environ[name]
 
 
 def _first_failure(workers: Sequence[multiprocessing.process.BaseProcess]) -> Any:
@@ -349,81 +319,61 @@ def _end(workers: Sequence[multiprocessing.process.BaseProcess]) -> None:
             worker.join()
 
 
-def _write_report(reports: str, rank: int, is_user_error: bool, text: str) -> None:
-    with atomic_write(Path(reports) / f"{rank}.json", "w") as handle:
-        json.dump({"rank": rank, "time": time.time(), "is_user_error": is_user_error, "text": text}, handle)
-
-
-def _write_stop(reports: str, text: str) -> None:
-    with atomic_write(Path(reports) / "stopped", "w") as handle:
-        handle.write(text)
+def _write_report(reports: Path, rank: int, outcome: _Outcome) -> None:
+    with atomic_write(reports / f"{rank}.json", "w") as handle:
+        json.dump(asdict(outcome), handle)
 
 
 def _died_silently(worker: multiprocessing.process.BaseProcess, reports: Path) -> bool:
     """Whether a process has ended badly without a word: killed, or by ``os._exit`` somewhere in a library."""
     rank = worker.name.removeprefix("rank ")
-    return worker.exitcode not in (None, 0, EXIT_STOPPED) and not (reports / f"{rank}.json").exists()
+    return worker.exitcode not in (None, 0) and not (reports / f"{rank}.json").exists()
 
 
-def _report(failed: Any, reports: Path, number: signal.Signals | None = None) -> int:
-    found = sorted(
-        (json.loads(file.read_text()) for file in reports.glob("*.json")), key=lambda report: report["time"]
-    )
-    stopped = reports / "stopped"
-    if stopped.exists() and not found:
-        return _print_stop(stopped.read_text(), number)
-    is_user_error = any(report["is_user_error"] for report in found)
-    was_killed = failed.exitcode is not None and failed.exitcode < 0
-    if not found or (_died_silently(failed, reports) and not is_user_error):
-        if failed.exitcode == -signal.SIGTERM:
-            return _print_stop("stopped outside of a training step; nothing to save", number)
-        how = f"with status {failed.exitcode}"
-        if was_killed:
-            how = f"by signal {signal.Signals(-failed.exitcode).name}"
-            how += " (often: out of memory)" if -failed.exitcode == signal.SIGKILL else ""
-        _print_error(f"the process of {failed.name} was ended {how}; all others were ended too")
-        return EXIT_BUG
+def _report(failed: Any, reports: Path, interrupted: bool = False) -> _Outcome:
+    """What to tell of all ranks, of which ``failed`` was the first to end badly."""
+    found = {int(file.stem): _Outcome(**json.loads(file.read_text())) for file in reports.glob("*.json")}
+    failures = sorted((o.time, rank) for rank, o in found.items() if o.is_failure)
+    stopped = EXIT_INTERRUPTED if interrupted else EXIT_STOPPED
+    if found and not failures:
+        return replace(next(iter(found.values())), status=stopped)
     # When one rank fails, its partners often fail at the broken connection: the user's error is the cause.
-    first = next((report for report in found if report["is_user_error"]), found[0])
-    if first["is_user_error"]:
-        _print_error(first["text"])
-        return EXIT_USER_ERROR
-    print(
-        f"rank {first['rank']} failed; all others were ended:\n{first['text']}", file=sys.stderr, flush=True
-    )
-    return EXIT_BUG
+    for _, rank in failures:
+        if found[rank].status == EXIT_USER_ERROR:
+            return found[rank]
+    if failures and not _died_silently(failed, reports):
+        rank = failures[0][1]
+        text = f"rank {rank} failed; all others were ended:\n{found[rank].text}"
+        return replace(found[rank], text=text)
+    if failed.exitcode == -signal.SIGTERM:
+        return _Outcome(stopped, "stopped outside of a training step; nothing to save")
+    how = f"with status {failed.exitcode}"
+    if failed.exitcode < 0:
+        how = f"by signal {signal.Signals(-failed.exitcode).name}"
+        how += " (often: out of memory)" if failed.exitcode == -signal.SIGKILL else ""
+    text = f"error: the process of {failed.name} was ended {how}; all others were ended too"
+    return _Outcome(EXIT_BUG, text)
 
 
 def _worker(
-    local_rank: int,
+    info: RankInfo,
     main: Callable[..., Any],
-    num_processes: int,
-    num_machines: int,
-    machine_rank: int,
     dist_url: str,
     args: Sequence[Any],
     timeout: timedelta,
     reports: str,
 ) -> None:
-    rank = machine_rank * num_processes + local_rank
     _die_with_parent()
-    status = 0
-    try:
-        info = RankInfo(rank, num_machines * num_processes, local_rank, num_processes)
+
+    def work() -> None:
         _enter_group(info, dist_url, timeout)
         main(*args)
         _leave_group()
-    except MoKDError as error:
-        _write_report(reports, rank, True, str(error))
-        status = EXIT_USER_ERROR
-    except TrainingStopped as stop:
-        _write_stop(reports, str(stop))
-        status = EXIT_STOPPED
-    except Exception:
-        _write_report(reports, rank, False, traceback.format_exc())
-        status = EXIT_BUG
-    if status:
-        _leave_at_once(status)
+
+    outcome = _outcome_of(work)
+    if outcome.status:
+        _write_report(Path(reports), info.rank, outcome)
+        _leave_at_once(outcome.status)
 
 
 def _enter_group(info: RankInfo, meeting: str | dist.Store, timeout: timedelta) -> None:
@@ -481,14 +431,3 @@ def _die_with_parent() -> None:
         os._exit(EXIT_BUG)
 
     threading.Thread(target=watch, daemon=True, name="parent watch").start()
-
-
-def _print_stop(message: str, number: signal.Signals | None) -> int:
-    """Say what was stopped, and by what; returns the exit status."""
-    status, name = status_and_name(number)
-    print(f"{name}: {message}", file=sys.stderr, flush=True)
-    return status
-
-
-def _print_error(message: str) -> None:
-    print(f"error: {message}", file=sys.stderr, flush=True)

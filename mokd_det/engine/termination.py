@@ -18,7 +18,6 @@ __all__ = [
     "StopSignal",
     "TrainingStopped",
     "interrupts_stop",
-    "status_and_name",
 ]
 
 EXIT_STOPPED = 128 + signal.SIGTERM
@@ -43,11 +42,6 @@ class TrainingStopped(Exception):
     def __init__(self, message: str, number: signal.Signals | None = None) -> None:
         super().__init__(message)
         self.number = number
-
-
-def status_and_name(number: signal.Signals | None) -> tuple[int, str]:
-    """Exit status of what this signal has stopped, and what people call the signal."""
-    return (EXIT_INTERRUPTED, "Ctrl-C") if number == signal.SIGINT else (EXIT_STOPPED, "SIGTERM")
 
 
 @contextlib.contextmanager

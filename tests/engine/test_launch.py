@@ -14,9 +14,9 @@ from mokd_det.engine.launch import (
     EXIT_BUG,
     EXIT_STOPPED,
     EXIT_USER_ERROR,
+    _Outcome,
     _report,
     _write_report,
-    _write_stop,
 )
 from mokd_det.errors import ConfigError
 from tests.engine import launch_workers
@@ -78,22 +78,22 @@ def test_a_killed_rank_ends_the_others_and_is_named(capfd):
 
 
 def test_the_users_error_is_reported_before_its_consequences(tmp_path, capsys):
-    _write_report(str(tmp_path), 0, False, "Traceback: connection closed by peer")
-    _write_report(str(tmp_path), 1, True, "image 7 cannot be decoded")
-    assert _report(SimpleNamespace(name="rank 0", exitcode=1), tmp_path) == EXIT_USER_ERROR
+    _write_report(tmp_path, 0, _Outcome(EXIT_BUG, "Traceback: connection closed by peer"))
+    _write_report(tmp_path, 1, _Outcome(EXIT_USER_ERROR, "image 7 cannot be decoded"))
+    assert _report(SimpleNamespace(name="rank 0", exitcode=1), tmp_path).tell() == EXIT_USER_ERROR
     assert capsys.readouterr().err == "error: image 7 cannot be decoded\n"
 
 
 def test_a_killed_rank_is_named_even_if_its_partner_reported_first(tmp_path, capsys):
-    _write_report(str(tmp_path), 1, False, "Traceback: connection closed by peer")
-    assert _report(SimpleNamespace(name="rank 0", exitcode=-9), tmp_path) == EXIT_BUG
+    _write_report(tmp_path, 1, _Outcome(EXIT_BUG, "Traceback: connection closed by peer"))
+    assert _report(SimpleNamespace(name="rank 0", exitcode=-9), tmp_path).tell() == EXIT_BUG
     assert "rank 0 was ended by signal SIGKILL" in capsys.readouterr().err
 
 
 def test_a_bug_is_reported_with_its_traceback(tmp_path, capsys):
-    _write_report(str(tmp_path), 1, False, "Traceback: first")
-    _write_report(str(tmp_path), 0, False, "Traceback: second")
-    assert _report(SimpleNamespace(name="rank 0", exitcode=1), tmp_path) == EXIT_BUG
+    _write_report(tmp_path, 1, _Outcome(EXIT_BUG, "Traceback: first"))
+    _write_report(tmp_path, 0, _Outcome(EXIT_BUG, "Traceback: second"))
+    assert _report(SimpleNamespace(name="rank 0", exitcode=1), tmp_path).tell() == EXIT_BUG
     message = capsys.readouterr().err
     assert "rank 1 failed" in message
     assert "first" in message
@@ -101,8 +101,8 @@ def test_a_bug_is_reported_with_its_traceback(tmp_path, capsys):
 
 
 def test_a_rank_that_leaves_without_a_word_is_named_even_if_its_partner_reported(tmp_path, capsys):
-    _write_report(str(tmp_path), 0, False, "Traceback: connection closed by peer")
-    assert _report(SimpleNamespace(name="rank 1", exitcode=9), tmp_path) == EXIT_BUG
+    _write_report(tmp_path, 0, _Outcome(EXIT_BUG, "Traceback: connection closed by peer"))
+    assert _report(SimpleNamespace(name="rank 1", exitcode=9), tmp_path).tell() == EXIT_BUG
     assert capsys.readouterr().err == (
         "error: the process of rank 1 was ended with status 9; all others were ended too\n"
     )
@@ -122,8 +122,8 @@ def test_a_busy_address_is_one_line(capfd):
 
 
 def test_the_end_that_sigterm_asked_for_is_no_failure(tmp_path, capsys):
-    _write_stop(str(tmp_path), "stopped after iteration 7; --resume continues")
-    assert _report(SimpleNamespace(name="rank 0", exitcode=EXIT_STOPPED), tmp_path) == EXIT_STOPPED
+    _write_report(tmp_path, 0, _Outcome(EXIT_STOPPED, "stopped after iteration 7; --resume continues"))
+    assert _report(SimpleNamespace(name="rank 0", exitcode=EXIT_STOPPED), tmp_path).tell() == EXIT_STOPPED
     assert capsys.readouterr().err == "SIGTERM: stopped after iteration 7; --resume continues\n"
-    _write_report(str(tmp_path), 1, True, "image 7 cannot be decoded")
-    assert _report(SimpleNamespace(name="rank 1", exitcode=2), tmp_path) == EXIT_USER_ERROR
+    _write_report(tmp_path, 1, _Outcome(EXIT_USER_ERROR, "image 7 cannot be decoded"))
+    assert _report(SimpleNamespace(name="rank 1", exitcode=2), tmp_path).tell() == EXIT_USER_ERROR
