@@ -26,7 +26,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from harness import add_arguments, run
+from harness import measure, options_of, parser_of
 from memory import reset_peak, resident_peak
 from sklearn.datasets import load_digits
 from timm.models.vision_transformer import VisionTransformer
@@ -218,30 +218,25 @@ def taps_against_exact(steps: int = 120) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_arguments(parser, rounds=20, warmup=1)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--size", type=int, default=96, help="pixels, a multiple of 16")
-    parser.add_argument("--depth", type=int, default=6, help="blocks of the ViT")
-    parser.add_argument("--width", type=int, default=384, help="channels of the ViT, a multiple of 3")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--only", nargs="+", choices=list(BALANCERS), default=list(BALANCERS))
-    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    parser = parser_of(__doc__, rounds=20, warmup=1)
+    add = parser.add_argument
+    add("--batch", type=int, default=8)
+    add("--size", type=int, default=96, help="pixels, a multiple of 16")
+    add("--depth", type=int, default=6, help="blocks of the ViT")
+    add("--width", type=int, default=384, help="channels of the ViT, a multiple of 3")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--only", nargs="+", choices=list(BALANCERS), default=list(BALANCERS))
+    add("--memory-of", help=argparse.SUPPRESS)
+    arguments = options_of(parser)
     if arguments.memory_of is not None:
         print(peak_memory(arguments, arguments.memory_of))
         return
 
     names = ["plain", *arguments.only]
     runs = {name: random_run(arguments, BALANCERS[name]() if name in BALANCERS else None) for name in names}
-    measured = run(
+    measured = measure(
         {name: partial(run.step, *batch) for name, (run, batch) in runs.items()},
-        rounds=arguments.rounds,
-        warmup=arguments.warmup,
-        clock=arguments.clock,
+        arguments,
         baseline="plain",
         mean=[name for name in names if "update_every" in name],
     )

@@ -11,7 +11,6 @@ near an object. faster-coco-eval takes part where it is installed. The figures o
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import importlib.util
 import io
@@ -19,8 +18,7 @@ from collections.abc import Callable
 from functools import partial
 
 import numpy as np
-import torch
-from harness import add_arguments, run
+from harness import measure, options_of, parser_of
 
 from mokd_det.data.truth import Truth
 from mokd_det.evaluation.coco_backends import BACKENDS, evaluate_boxes, truth_as_coco
@@ -75,15 +73,12 @@ def by_faster_coco_eval(truth: Truth, boxes: list[dict]) -> np.ndarray:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_arguments(parser, rounds=3, warmup=0)
-    parser.add_argument("--images", type=int, default=5000, metavar="N")
-    parser.add_argument("--detections", type=int, default=100, metavar="N", help="per image (%(default)s)")
-    parser.add_argument("--classes", type=int, default=80, metavar="N")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    parser = parser_of(__doc__, rounds=3, warmup=0)
+    add = parser.add_argument
+    add("--images", type=int, default=5000, metavar="N")
+    add("--detections", type=int, default=100, metavar="N", help="per image (%(default)s)")
+    add("--classes", type=int, default=80, metavar="N")
+    options = options_of(parser)
     truth, boxes = generate(options.images, options.detections, options.classes)
     figures: dict[str, np.ndarray] = {}
 
@@ -103,9 +98,7 @@ def main() -> None:
     }
     if importlib.util.find_spec("faster_coco_eval") is not None:
         calls["faster-coco-eval"] = call("faster-coco-eval", lambda: by_faster_coco_eval(truth, boxes))
-    measured = run(
-        calls, rounds=options.rounds, warmup=options.warmup, baseline="pycocotools", clock=options.clock
-    )
+    measured = measure(calls, options, baseline="pycocotools")
     official = figures["pycocotools"]
     apart = {name: float(np.abs(found - official).max()) for name, found in figures.items()}
     measured.report(

@@ -15,7 +15,6 @@ machine has N cores for them.
 
 from __future__ import annotations
 
-import argparse
 import io
 import itertools
 import tempfile
@@ -29,7 +28,7 @@ import cv2
 import numpy as np
 import torch
 from detectron2.data import transforms as T
-from harness import add_arguments, append_record, run, table
+from harness import append_record, measure, options_of, parser_of, table
 from PIL import Image
 from timm.data import create_transform
 
@@ -157,22 +156,17 @@ def loader_speed(records: list[dict[str, Any]], workers: int, decoder: str, batc
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_arguments(parser, rounds=3, warmup=1)
-    parser.add_argument("--images", type=int, default=200, metavar="N", help="JPEG files (%(default)s)")
-    parser.add_argument("--workers", type=int, nargs="*", default=[], metavar="N", help="also time loaders")
-    parser.add_argument("--batches", type=int, default=20, metavar="N", help="of 4 images (%(default)s)")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    parser = parser_of(__doc__, rounds=3, warmup=1)
+    add = parser.add_argument
+    add("--images", type=int, default=200, metavar="N", help="JPEG files (%(default)s)")
+    add("--workers", type=int, nargs="*", default=[], metavar="N", help="also time loaders")
+    add("--batches", type=int, default=20, metavar="N", help="of 4 images (%(default)s)")
+    options = options_of(parser)
     cv2.setNumThreads(options.threads)
     with tempfile.TemporaryDirectory() as folder:
         records = make_images(Path(folder), options.images)
         differences = pixel_differences(records)
-        measured = run(
-            parts(records), rounds=options.rounds, warmup=options.warmup, clock=options.clock, progress=False
-        )
+        measured = measure(parts(records), options, progress=False)
         loaders = {
             f"{workers} workers, {decoder}": loader_speed(records, workers, decoder, options.batches)
             for workers in options.workers

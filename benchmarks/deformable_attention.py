@@ -14,10 +14,11 @@ module with its projections, where "auto" may project after it has read.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import harness
 import torch
+from memory import kept_bytes
 from torch import Tensor
 
 from mokd_det.layers import KERNELS, MultiScaleDeformableAttention
@@ -81,34 +82,12 @@ def module_call(kernel: str, options: argparse.Namespace, case: Case, backward: 
     return run
 
 
-def kept_bytes(call: Callable[[], Tensor], inputs: Sequence[Tensor]) -> int:
-    """Bytes of storage that a forward keeps beyond its inputs."""
-    known = {tensor.untyped_storage().data_ptr() for tensor in inputs}
-    kept: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        call()
-    return sum(kept.values())
-
-
 def kept_by(kernel: str, case: Case) -> int:
-    """Likewise, of a kernel."""
+    """Bytes of storage that a kernel's forward keeps beyond its inputs."""
     shapes, *inputs = case
     leaves = [tensor.detach().clone().requires_grad_() for tensor in inputs]
-    outputs = []  # alive until all is counted, so that no storage is given out twice
-
-    def forward() -> Tensor:
-        value = leaves[0] if kernel in HALF_PRECISION else leaves[0].float()
-        outputs.append(KERNELS[kernel](value, shapes, *leaves[1:]))
-        return outputs[-1]
-
-    return kept_bytes(forward, leaves)
+    value = leaves[0] if kernel in HALF_PRECISION else leaves[0].float()
+    return kept_bytes(lambda: KERNELS[kernel](value, shapes, *leaves[1:]), leaves)
 
 
 def floor_bytes(case: Case, backward: bool) -> int:
@@ -140,18 +119,18 @@ def peak(call: Callable[[], Tensor]) -> str:
     return f"{(torch.cuda.max_memory_allocated() - before) / 1e6:.1f}"
 
 
-def side(text: str) -> tuple[int, int]:
-    height, width = text.split("x")
-    return int(height), int(width)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    on_gpu = torch.cuda.is_available()
+    parser = harness.parser_of(__doc__)
     add = parser.add_argument
-    add("--sizes", nargs="+", type=side, default=[(800, 1333), (256, 256)], metavar="HxW", help="of images")
+    on_gpu = torch.cuda.is_available()
+    add(
+        "--sizes",
+        nargs="+",
+        type=harness.size,
+        default=[(800, 1333), (256, 256)],
+        metavar="HxW",
+        help="of images",
+    )
     add("--queries", nargs="+", type=int, default=[100, 300], metavar="N")
     add("--batch", type=int, default=2, metavar="N", help="images (%(default)s)")
     add("--heads", type=int, default=8, metavar="N", help="(%(default)s)")
@@ -166,9 +145,7 @@ def main() -> None:
         metavar="NAME",
         help="beside grid_sample (all that work)",
     )
-    harness.add_arguments(parser)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    options = harness.options_of(parser)
     device = torch.device(options.device, 0) if options.device == "cuda" else torch.device("cpu")
     wanted = options.kernels or [name for name in sorted(KERNELS) if kernel_problem(name, device) is None]
     kernels = [BASELINE, *(name for name in wanted if name != BASELINE)]
@@ -189,8 +166,7 @@ def main() -> None:
                     "device": options.device,
                 }
                 calls = {name: sampling_call(name, case, backward) for name in kernels}
-                timed = {"rounds": options.rounds, "warmup": options.warmup, "clock": options.clock}
-                measured = harness.run(calls, baseline=BASELINE, progress=False, **timed)
+                measured = harness.measure(calls, options, baseline=BASELINE, progress=False)
                 columns, further = {}, {}
                 if backward:
                     columns["kept, MB"] = {name: f"{kept_by(name, case) / 1e6:.1f}" for name in kernels}
@@ -216,7 +192,7 @@ def main() -> None:
                         name: module_call(name, options, case, backward)
                         for name in (BASELINE, "fused", "auto")
                     }
-                    measured = harness.run(modules, baseline=BASELINE, progress=False, **timed)
+                    measured = harness.measure(modules, options, baseline=BASELINE, progress=False)
                     settings = {"what": "module", **about}
                     measured.report("deformable_attention", settings=settings, json_file=options.json)
                     print()

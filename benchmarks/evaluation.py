@@ -12,29 +12,24 @@ coco_evaluation.py.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 from typing import Any
 
 import torch
 from detectron2.config import instantiate
-from harness import add_arguments, run
+from harness import measure, options_of, parser_of
 
 from mokd_det.config import load_config
 from mokd_det.engine.measured_model import build_measured
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_arguments(parser, rounds=3, warmup=1)
-    parser.add_argument("--config-file", default="configs/quickstart/student.py", metavar="FILE")
-    parser.add_argument("--images", type=int, default=100, metavar="N", help="at most (%(default)s)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
+    parser = parser_of(__doc__, rounds=3, warmup=1)
+    add = parser.add_argument
+    add("--config-file", default="configs/quickstart/student.py", metavar="FILE")
+    add("--images", type=int, default=100, metavar="N", help="at most (%(default)s)")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = options_of(parser)
     cfg = load_config(options.config_file, [], training=False)
     cfg.dataloader.test.num_workers = 0
     model = build_measured(cfg).to(options.device)
@@ -71,7 +66,7 @@ def main() -> None:
         # In this order each needs what the one before has left; later rounds may begin with any.
         for call in calls.values():
             call()
-        measured = run(calls, rounds=options.rounds, warmup=options.warmup, clock=options.clock)
+        measured = measure(calls, options)
     images = sum(len(batch) for batch in batches)
     whole = measured.derived(lambda seconds: sum(seconds.values()))
     milliseconds = {name: 1e3 * measured.seconds(name).median / images for name in calls}

@@ -6,12 +6,11 @@ python benchmarks/exported_graph.py --config-file configs/COCO/vidt_nano.py --si
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from functools import partial
 
 import torch
-from harness import add_arguments, run
+from harness import measure, options_of, parser_of
 
 from mokd_det.config import load_config
 from mokd_det.engine.measured_model import build_measured
@@ -26,13 +25,11 @@ from mokd_det.export import (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config-file", default="configs/COCO/vidt_nano.py", metavar="FILE")
-    parser.add_argument("--size", nargs=2, type=int, default=(800, 1328), metavar=("HEIGHT", "WIDTH"))
-    add_arguments(parser, rounds=5)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
+    parser = parser_of(__doc__, rounds=5)
+    add = parser.add_argument
+    add("--config-file", default="configs/COCO/vidt_nano.py", metavar="FILE")
+    add("--size", nargs=2, type=int, default=(800, 1328), metavar=("HEIGHT", "WIDTH"))
+    options = options_of(parser)
     model = build_measured(load_config(options.config_file, [], training=False)).requires_grad_(False)
     height, width = options.size
     image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
@@ -53,9 +50,7 @@ def main() -> None:
             script = torchscript_runner(content)
             engines["TorchScript"] = partial(script, images, sizes)
     with torch.inference_mode():
-        measured = run(
-            engines, rounds=options.rounds, warmup=options.warmup, clock=options.clock, baseline="PyTorch"
-        )
+        measured = measure(engines, options, baseline="PyTorch")
     measured.report(
         "exported_graph",
         settings={"config": options.config_file, "image": f"1 x 3 x {height} x {width}"},

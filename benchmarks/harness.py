@@ -34,7 +34,11 @@ __all__ = [
     "add_arguments",
     "append_record",
     "heading",
+    "measure",
+    "options_of",
+    "parser_of",
     "run",
+    "size",
     "table",
 ]
 
@@ -280,6 +284,34 @@ def add_arguments(
         metavar="FILE",
         help="append the figures to this file, one JSON object per line (output/benchmarks.jsonl)",
     )
+
+
+def parser_of(
+    text: str | None, *, rounds: int = 7, warmup: int = 2, threads: int = 1
+) -> argparse.ArgumentParser:
+    """A parser whose help is ``text`` as it stands, with :func:`add_arguments`."""
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser, rounds=rounds, warmup=warmup, threads=threads)
+    return parser
+
+
+def options_of(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The command line; ``--threads`` are set, and random numbers begin as ever."""
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    return options
+
+
+def measure(calls: Mapping[str, Callable[[], object]], options: argparse.Namespace, **more: Any) -> Measured:
+    """:func:`run` as the options say."""
+    return run(calls, rounds=options.rounds, warmup=options.warmup, clock=options.clock, **more)
+
+
+def size(text: str) -> tuple[int, int]:
+    """(height, width) of "800x1333"."""
+    height, width = (int(side) for side in text.split("x"))
+    return height, width
 
 
 def heading(settings: Mapping[str, Any]) -> str:

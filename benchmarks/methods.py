@@ -28,12 +28,12 @@ from typing import Any
 import torch
 from detectron2.config import LazyCall as L
 from detectron2.config import instantiate
-from detectron2.structures import Boxes, Instances
-from harness import add_arguments, run
+from harness import measure, options_of, parser_of
 from memory import reset_peak, resident_peak
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torchvision.models.detection import fcos_resnet50_fpn
+from training import random_scenes
 
 from mokd_det.balancing import Objectives
 from mokd_det.classification import ClassificationBatch, ImageClassifier
@@ -196,20 +196,6 @@ def random_batch(size: int) -> ClassificationBatch:
     )
 
 
-def random_scenes(images: int, side: int) -> list[dict[str, Any]]:
-    """Detectron2's batch, five objects in each image."""
-    generator = torch.Generator().manual_seed(0)
-    batch = []
-    for index in range(images):
-        corner = torch.rand(5, 2, generator=generator) * side / 2
-        instances = Instances((side, side))
-        instances.gt_boxes = Boxes(torch.cat((corner, corner + side / 3), 1))
-        instances.gt_classes = torch.randint(0, 10, (5,), generator=generator)
-        image = torch.randint(0, 256, (3, side, side), generator=generator, dtype=torch.uint8)
-        batch.append({"image": image, "instances": instances, "image_id": index})
-    return batch
-
-
 def family_of(name: str) -> str:
     """The beginning that a name has in common with its baselines."""
     family, colon, _ = name.rpartition(": ")
@@ -219,7 +205,8 @@ def family_of(name: str) -> str:
 def batch_for(arguments: argparse.Namespace, name: str) -> Any:
     family = family_of(name).removesuffix(": ")
     if family in DETECTORS_OF:
-        return random_scenes(*DETECTORS_OF[family])
+        images, side = DETECTORS_OF[family]
+        return random_scenes(images, side, side, objects=5, classes=10)
     return random_batch(arguments.batch)
 
 
@@ -247,19 +234,14 @@ def peak_memory_apart(arguments: argparse.Namespace, name: str) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_arguments(parser, rounds=9, warmup=1)
+    parser = parser_of(__doc__, rounds=9, warmup=1)
+    add = parser.add_argument
     parser.set_defaults(clock="cpu")
-    parser.add_argument(
-        "--no-memory", action="store_true", help="times and parameters alone, without a process per method"
-    )
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--config", default="configs/CIFAR100/distill.py", help="a pair of networks")
-    parser.add_argument("--only", nargs="+", choices=CHOICES, default=CHOICES, metavar="METHOD")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    add("--no-memory", action="store_true", help="times and parameters alone, without a process per method")
+    add("--batch", type=int, default=64)
+    add("--config", default="configs/CIFAR100/distill.py", help="a pair of networks")
+    add("--only", nargs="+", choices=CHOICES, default=CHOICES, metavar="METHOD")
+    arguments = options_of(parser)
 
     names = []
     for family, methods in FAMILIES.items():
@@ -269,12 +251,7 @@ def main() -> None:
     memory = {} if arguments.no_memory else {name: peak_memory_apart(arguments, name) for name in names}
     batches = {name: batch_for(arguments, name) for name in names}
     runs = {name: Run(arguments.config, name) for name in names}
-    measured = run(
-        {name: partial(built.step, batches[name]) for name, built in runs.items()},
-        rounds=arguments.rounds,
-        warmup=arguments.warmup,
-        clock=arguments.clock,
-    )
+    measured = measure({name: partial(built.step, batches[name]) for name, built in runs.items()}, arguments)
 
     def more(name: str, seconds: Mapping[str, float]) -> float:
         return seconds[name] - seconds[baseline(name)]

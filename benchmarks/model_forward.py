@@ -10,13 +10,12 @@ on them), the GPU's work included where there is one.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
-from harness import add_arguments, run
+from harness import measure, options_of, parser_of, size
 
 from mokd_det.config import load_config
 from mokd_det.engine.measured_model import build_measured
@@ -25,25 +24,13 @@ CONFIGS = Path(__file__).parents[1] / "configs" / "COCO"
 VARIANTS = ("vidt_nano", "vidt_tiny", "vidt_small", "vidt_base")
 
 
-def size(text: str) -> tuple[int, int]:
-    """(height, width) of "800x1333"."""
-    height, width = (int(side) for side in text.split("x"))
-    return height, width
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_arguments(parser, rounds=5, warmup=1)
-    parser.add_argument("--only", nargs="+", choices=VARIANTS, default=VARIANTS)
-    parser.add_argument(
-        "--sizes", nargs="+", type=size, default=[(256, 256), (800, 1333)], metavar="HEIGHTxWIDTH"
-    )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
+    parser = parser_of(__doc__, rounds=5, warmup=1)
+    add = parser.add_argument
+    add("--only", nargs="+", choices=VARIANTS, default=VARIANTS)
+    add("--sizes", nargs="+", type=size, default=[(256, 256), (800, 1333)], metavar="HEIGHTxWIDTH")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = options_of(parser)
     calls: dict[str, Callable[[], object]] = {}
     parameters: dict[str, str] = {}
     for name in options.only:
@@ -57,7 +44,7 @@ def main() -> None:
             parameters[title] = f"{count / 1e6:.1f}"
             calls[title] = partial(model, [{"image": image}])
     with torch.inference_mode():
-        measured = run(calls, rounds=options.rounds, warmup=options.warmup, clock=options.clock)
+        measured = measure(calls, options)
     measured.report(
         "model_forward",
         settings={"device": options.device, "batch": 1},

@@ -12,11 +12,10 @@ parametrisations, which work within the forward. The retraction by itself stands
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 
 import torch
-from harness import add_arguments, run
+from harness import measure, options_of, parser_of
 from torch import Tensor, nn
 
 from mokd_det.distillation.cholesky_qr import householder_qr
@@ -74,22 +73,19 @@ def by_householder(weights: list[Tensor]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_arguments(parser, rounds=10, warmup=2)
-    parser.add_argument("--shape", type=int, nargs=2, default=(256, 512), metavar=("IN", "OUT"))
-    parser.add_argument("--count", type=int, default=1, help="projections (%(default)s)")
-    parser.add_argument("--rows", type=int, default=16, help="rows through each (%(default)s)")
-    parser.add_argument(
+    parser = parser_of(__doc__, rounds=10, warmup=2)
+    add = parser.add_argument
+    add("--shape", type=int, nargs=2, default=(256, 512), metavar=("IN", "OUT"))
+    add("--count", type=int, default=1, help="projections (%(default)s)")
+    add("--rows", type=int, default=16, help="rows through each (%(default)s)")
+    add(
         "--parametrisation",
         nargs="*",
         choices=MAPS,
         default=[],
         help="torch's, beside ours; householder is its default for a matrix that is not square",
     )
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    args = options_of(parser)
     shape = (args.shape[0], args.shape[1])
     if shape[0] > shape[1]:
         parser.error("IN must be at most OUT")
@@ -104,7 +100,7 @@ def main() -> None:
     }
     for name in args.parametrisation:
         calls[f"torch {name}"] = Parametrised(shape, args.count, args.rows, name).step
-    measured = run(calls, rounds=args.rounds, warmup=args.warmup, baseline="ours", clock=args.clock)
+    measured = measure(calls, args, baseline="ours")
     errors = [float(layer.orthogonality_error()) for layer in ours.layers if isinstance(layer, StiefelLinear)]
     measured.report(
         "projections",

@@ -20,7 +20,6 @@ reductions of K numbers (--latency each); the exact one reduces a gradient per o
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,9 +27,10 @@ from typing import Any
 
 import torch
 from detectron2.config import instantiate
-from detectron2.structures import Boxes, Instances
 from harness import RESULTS, append_record, heading, table
-from torch import Tensor, nn
+from memory import kept_bytes
+from torch import nn
+from training import random_scenes
 
 from mokd_det.config import load_config
 from mokd_det.engine.measured_model import build_measured, example_inputs, measured_section
@@ -182,41 +182,8 @@ def trainable(module: nn.Module) -> int:
 def activation_bytes(name: str, size: tuple[int, int], batch: int) -> int:
     """Bytes that a training forward in float32 keeps for its backward pass, parameters not among them."""
     model = instantiate(config(name).model).train()
-    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
-    # Kept alive, so that no storage takes the address of one that was counted.
-    kept: dict[int, Tensor] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        address = tensor.untyped_storage().data_ptr()
-        if address not in own:
-            kept[address] = tensor.detach()
-        # Not the tensor itself: a node that keeps its own output is a cycle that is never freed.
-        return tensor.detach()
-
-    prepared = model.prepare_batch(training_batch(size, batch))
-    hooks: contextlib.AbstractContextManager[None] = torch.autograd.graph.saved_tensors_hooks(
-        keep, lambda x: x
-    )
-    with hooks:
-        losses = model(prepared)
-    total = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-    del losses
-    return total
-
-
-def training_batch(size: tuple[int, int], batch: int) -> list[dict[str, Any]]:
-    """Random images with eight objects each."""
-    generator = torch.Generator().manual_seed(0)
-    items = []
-    for index in range(batch):
-        instances = Instances(size)
-        low = torch.rand(8, 2, generator=generator) * min(size) * 0.6
-        high = low + 8 + torch.rand(8, 2, generator=generator) * min(size) * 0.3
-        instances.gt_boxes = Boxes(torch.cat((low, high), 1))
-        instances.gt_classes = torch.randint(0, 80, (8,), generator=generator)
-        image = torch.randint(0, 256, (3, *size), generator=generator, dtype=torch.uint8)
-        items.append({"image": image, "instances": instances, "image_id": index})
-    return items
+    prepared = model.prepare_batch(random_scenes(batch, *size))
+    return kept_bytes(lambda: model(prepared), (*model.parameters(), *model.buffers()))
 
 
 def show_steps(options: argparse.Namespace) -> dict[str, Any]:
@@ -295,21 +262,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--configs", nargs="+", default=DISTILLED, metavar="NAME", help="of configs/COCO")
-    parser.add_argument("--size", nargs=2, type=int, default=(800, 1333), metavar=("HEIGHT", "WIDTH"))
-    parser.add_argument("--gpus", nargs="+", type=int, default=(1, 4, 8), metavar="N")
-    parser.add_argument("--batch", type=int, default=2, metavar="N", help="images per GPU (%(default)s)")
-    parser.add_argument("--tflops", type=float, default=100.0, help="reached by each GPU (%(default)s)")
-    parser.add_argument("--bus", type=float, default=200.0, help="GB/s of an all-reduce (%(default)s)")
-    parser.add_argument("--latency", type=float, default=30e-6, help="seconds of a small one (%(default)s)")
-    parser.add_argument("--overlap", type=float, default=0.8, help="share of the backward (%(default)s)")
-    parser.add_argument(
-        "--activations", action="store_true", help="count memory instead; takes as much itself"
-    )
-    parser.add_argument(
-        "--batches", nargs="+", type=int, default=(1, 2), metavar="N", help="for --activations"
-    )
-    parser.add_argument("--json", type=Path, default=RESULTS, metavar="FILE", help="append the figures to it")
+    add = parser.add_argument
+    add("--configs", nargs="+", default=DISTILLED, metavar="NAME", help="of configs/COCO")
+    add("--size", nargs=2, type=int, default=(800, 1333), metavar=("HEIGHT", "WIDTH"))
+    add("--gpus", nargs="+", type=int, default=(1, 4, 8), metavar="N")
+    add("--batch", type=int, default=2, metavar="N", help="images per GPU (%(default)s)")
+    add("--tflops", type=float, default=100.0, help="reached by each GPU (%(default)s)")
+    add("--bus", type=float, default=200.0, help="GB/s of an all-reduce (%(default)s)")
+    add("--latency", type=float, default=30e-6, help="seconds of a small one (%(default)s)")
+    add("--overlap", type=float, default=0.8, help="share of the backward (%(default)s)")
+    add("--activations", action="store_true", help="count memory instead; takes as much itself")
+    add("--batches", nargs="+", type=int, default=(1, 2), metavar="N", help="for --activations")
+    add("--json", type=Path, default=RESULTS, metavar="FILE", help="append the figures to it")
     options = parser.parse_args()
     settings = json.loads(json.dumps(vars(options), default=str))
     print(heading({key: value for key, value in settings.items() if key != "json"}) + "\n")

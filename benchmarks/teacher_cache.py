@@ -19,9 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from detectron2.config import LazyCall as L
-from harness import add_arguments, run
+from harness import measure, options_of, parser_of
 from training import bare_trainer, random_scenes, step
 
 from mokd_det.balancing import FixedWeights
@@ -66,29 +65,24 @@ def trainer(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
+    parser = parser_of(__doc__, rounds=9, warmup=BATCHES)
+    add = parser.add_argument
+    add(
         "--config",
         default="quickstart/mokd.py",
         help="a detector's distillation below configs/ (%(default)s)",
     )
-    parser.add_argument(
-        "--size", type=int, default=64, help="side of the square images in pixels (%(default)s)"
-    )
-    parser.add_argument("--batch", type=int, default=16, help="images per step (%(default)s)")
-    parser.add_argument(
+    add("--size", type=int, default=64, help="side of the square images in pixels (%(default)s)")
+    add("--batch", type=int, default=16, help="images per step (%(default)s)")
+    add(
         "--precision",
         default="float16",
         choices=("float16", "bfloat16", "float32"),
         help="of the cache (%(default)s)",
     )
-    parser.add_argument("--amp", action="store_true", help="mixed precision (bfloat16)")
-    add_arguments(parser, rounds=9, warmup=BATCHES)
-    args = parser.parse_args()
+    add("--amp", action="store_true", help="mixed precision (bfloat16)")
+    args = options_of(parser)
     logging.getLogger("detectron2").setLevel(logging.ERROR)
-    torch.set_num_threads(args.threads)
 
     with tempfile.TemporaryDirectory() as folder:
         kept = Path(folder, "kept")
@@ -99,7 +93,7 @@ def main() -> None:
             parser.error(f"--warmup {args.warmup}: at least {BATCHES}, to fill the cache")
         images = next(iter(live.data_loader))
 
-        measured = run(
+        measured = measure(
             {
                 "live": lambda: step(live),
                 "cached": lambda: step(cached),
@@ -108,10 +102,8 @@ def main() -> None:
                 "teacher forward": lambda: live.module.prepare_batch(images),
                 "reading": lambda: cached.module.prepare_batch(images),
             },
-            rounds=args.rounds,
-            warmup=args.warmup,
+            args,
             baseline="live",
-            clock=args.clock,
         )
         kept_bytes = sum(file.stat().st_size for file in kept.glob("*.rows"))
         per_image = kept_bytes / (BATCHES * args.batch) / 1024

@@ -12,7 +12,6 @@ graph takes none of its tensors. AP is that of the config's evaluation, on --dat
 
 from __future__ import annotations
 
-import argparse
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 
 import torch
 from detectron2.config import instantiate
-from harness import add_arguments, run, table
+from harness import measure, options_of, parser_of, table
 from torch import Tensor, nn
 
 from mokd_det.checkpoint import load_into
@@ -62,23 +61,17 @@ def deviation(exact: Tensor, other: Tensor) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config", default="quickstart/teacher.py", help="below configs/ (%(default)s)")
-    parser.add_argument("--checkpoint", default="", help="its weights; without: random ones")
-    parser.add_argument("--evaluate", action="store_true", help="AP in each precision")
-    parser.add_argument("--dataset", default="digits_test", help="what is evaluated on (%(default)s)")
-    parser.add_argument(
-        "--size", type=int, default=64, help="side of the square images in pixels (%(default)s)"
-    )
-    parser.add_argument("--batch", type=int, default=16, help="images per forward (%(default)s)")
-    add_arguments(parser, rounds=15, warmup=3)
-    args = parser.parse_args()
+    parser = parser_of(__doc__, rounds=15, warmup=3)
+    add = parser.add_argument
+    add("--config", default="quickstart/teacher.py", help="below configs/ (%(default)s)")
+    add("--checkpoint", default="", help="its weights; without: random ones")
+    add("--evaluate", action="store_true", help="AP in each precision")
+    add("--dataset", default="digits_test", help="what is evaluated on (%(default)s)")
+    add("--size", type=int, default=64, help="side of the square images in pixels (%(default)s)")
+    add("--batch", type=int, default=16, help="images per forward (%(default)s)")
+    args = options_of(parser)
     for name in ("detectron2", "mokd_det"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
     cfg = load_config(str(CONFIGS / args.config), [f"dataloader.test.dataset={args.dataset}"])
     device = pick_device("auto")
     model = instantiate(cfg.model).to(device).eval().requires_grad_(False)
@@ -118,17 +111,15 @@ def main() -> None:
 
         return call
 
-    measured = run(
+    measured = measure(
         {
             "float32": forward("float32", torch.no_grad, False),
             "float32, inference mode": forward("float32", torch.inference_mode, False),
             "float32, inference mode and copies": forward("float32", torch.inference_mode, True),
             "bfloat16": forward("bfloat16", torch.no_grad, False),
         },
-        rounds=args.rounds,
-        warmup=args.warmup,
+        args,
         baseline="float32",
-        clock=args.clock,
     )
     names = ("config", "checkpoint", "size", "batch", "threads")
     settings = {name: getattr(args, name) for name in names}

@@ -15,7 +15,6 @@ those of its forward, so (3 F_s + F_t + F_s) / (3 F_s + F_t) is the least that a
 
 from __future__ import annotations
 
-import argparse
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ from typing import Any
 
 import torch
 from detectron2.config import LazyCall as L
-from harness import Spread, add_arguments, run, table
+from harness import Spread, measure, options_of, parser_of, table
 from torch import Tensor, nn
 from training import bare_trainer, random_scenes, step
 
@@ -218,24 +217,18 @@ def flops(trained: MoKDTrainer, images: Any) -> tuple[float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
+    parser = parser_of(__doc__)
+    add = parser.add_argument
+    add(
         "--config", default="mokd_vidt_nano", help="a distillation config of configs/COCO or configs/ImageNet"
     )
-    parser.add_argument("--size", type=int, default=256, help="side of the square images in pixels")
-    parser.add_argument("--batch", type=int, default=2, help="images per step")
-    parser.add_argument("--amp", action="store_true", help="mixed precision (bfloat16)")
-    parser.add_argument("--flops", action="store_true", help="count multiply-adds and give the bound by them")
-    parser.add_argument(
-        "overrides", nargs="*", help="KEY=VALUE of the distillation config, such as model.method.n=256"
-    )
-    add_arguments(parser)
-    args = parser.parse_args()
+    add("--size", type=int, default=256, help="side of the square images in pixels")
+    add("--batch", type=int, default=2, help="images per step")
+    add("--amp", action="store_true", help="mixed precision (bfloat16)")
+    add("--flops", action="store_true", help="count multiply-adds and give the bound by them")
+    add("overrides", nargs="*", help="KEY=VALUE of the distillation config, such as model.method.n=256")
+    args = options_of(parser)
     logging.getLogger("detectron2").setLevel(logging.ERROR)
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
 
     precision = [f"train.amp.enabled={args.amp}"]
     name, overrides = alone_config(args.config)
@@ -243,7 +236,7 @@ def main() -> None:
     mokd = trainer(args.config, args.size, args.batch, [*precision, *args.overrides])
     images = next(iter(mokd.data_loader))
     step(mokd)
-    measured = run(
+    measured = measure(
         {
             "student step": lambda: step(alone),
             "teacher forward": lambda: teacher_forward(mokd, images, args.amp),
@@ -251,9 +244,7 @@ def main() -> None:
             "MoKD step without update": lambda: step_with(mokd, 1_000_000),
             **Parts(mokd, images).calls(),
         },
-        rounds=args.rounds,
-        warmup=args.warmup,
-        clock=args.clock,
+        args,
     )
     ratios = {
         "update_every=1 (the paper's setting)": lambda s: (

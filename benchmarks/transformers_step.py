@@ -19,7 +19,6 @@ optimiser, as the difference to bare steps, which varies far less than the whole
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import statistics
 import time
@@ -30,7 +29,7 @@ from unittest.mock import patch
 
 import torch
 from detectron2.utils.events import EventStorage
-from harness import Measured, add_arguments, run
+from harness import Measured, measure, options_of, parser_of
 from torch import nn
 from training import random_scenes
 
@@ -178,18 +177,15 @@ def middle(values: Sequence[float], form: str) -> str:
 
 def main() -> None:
     """Run the command."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--family", choices=FAMILIES, default=FAMILIES[0], help="(%(default)s)")
-    parser.add_argument("--parts", choices=("plain", "all"), default="all", help="plain: no teacher")
-    parser.add_argument("--size", type=int, default=256, help="side of the images (%(default)s)")
-    parser.add_argument("--batch", type=int, default=2, help="images per step (%(default)s)")
-    parser.add_argument("--width", type=int, default=64, help="channels of the student (%(default)s)")
-    parser.add_argument("--layers", type=int, default=3, help="decoder layers (%(default)s)")
-    add_arguments(parser)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    parser = parser_of(__doc__)
+    add = parser.add_argument
+    add("--family", choices=FAMILIES, default=FAMILIES[0], help="(%(default)s)")
+    add("--parts", choices=("plain", "all"), default="all", help="plain: no teacher")
+    add("--size", type=int, default=256, help="side of the images (%(default)s)")
+    add("--batch", type=int, default=2, help="images per step (%(default)s)")
+    add("--width", type=int, default=64, help="channels of the student (%(default)s)")
+    add("--layers", type=int, default=3, help="decoder layers (%(default)s)")
+    options = options_of(parser)
     batch = random_scenes(options.batch, options.size, options.size, objects=4)
     made = (options.width, options.layers, options.size)
 
@@ -215,9 +211,7 @@ def main() -> None:
         if options.parts == "all":
             teacher = detector("d_fine", 2 * options.width, options.layers, options.size)
             calls |= distilled(detector(options.family, *made), teacher, batch, storage)
-        measured = run(
-            calls, rounds=options.rounds, warmup=options.warmup, baseline="bare", clock=options.clock
-        )
+        measured = measure(calls, options, baseline="bare")
     measured.report("transformers_step", settings=vars(options), json_file=options.json)
     print("\n" + told(measured, "plain", ["bare"]))
     own = [

@@ -29,7 +29,7 @@ from pathlib import Path
 
 import torch
 from detectron2.config import instantiate
-from harness import add_arguments, heading, run, table
+from harness import heading, measure, options_of, parser_of, table
 from memory import reset_peak, resident_peak
 from plain_vidt import plain_vidt
 from torch.utils.flop_counter import FlopCounterMode
@@ -152,7 +152,7 @@ def compare(args: argparse.Namespace) -> None:
             calls[name] = training_step(model, batch, optimizer)
         else:
             calls[name] = parts(model, batch)[args.only]
-    measured = run(calls, rounds=args.rounds, warmup=args.warmup, baseline="plain", clock=args.clock)
+    measured = measure(calls, args, baseline="plain")
     settings = {
         "model": args.model,
         "batch": args.batch,
@@ -199,7 +199,7 @@ def compare_compiled(args: argparse.Namespace) -> None:
     start = time.perf_counter()
     calls["compiled"]()
     seconds = time.perf_counter() - start
-    measured = run(calls, rounds=args.rounds, warmup=args.warmup, baseline="eager", clock=args.clock)
+    measured = measure(calls, args, baseline="eager")
     settings = {"model": args.model, "batch": args.batch, "size": tuple(args.size), "compiled": args.compiled}
     measured.report(
         "vidt_compiled", settings=settings, json_file=args.json, further={"first_step_seconds": seconds}
@@ -246,28 +246,25 @@ def memory(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", default="nano", choices=("nano", "tiny", "small", "base"))
-    parser.add_argument("--size", type=int, nargs=2, default=(256, 256), metavar=("H", "W"))
-    parser.add_argument("--batch", type=int, default=2, metavar="N", help="images per step (%(default)s)")
-    parser.add_argument(
+    parser = parser_of(__doc__)
+    add = parser.add_argument
+    add("--model", default="nano", choices=("nano", "tiny", "small", "base"))
+    add("--size", type=int, nargs=2, default=(256, 256), metavar=("H", "W"))
+    add("--batch", type=int, default=2, metavar="N", help="images per step (%(default)s)")
+    add(
         "--only",
         default="step",
         choices=("step", "backbone", "neck and decoder", "criterion"),
         help="a whole step, or forward and backward of a part of the model (%(default)s)",
     )
-    parser.add_argument("--memory", action="store_true", help="measure activation checkpointing instead")
-    parser.add_argument(
+    add("--memory", action="store_true", help="measure activation checkpointing instead")
+    add(
         "--compiled",
         choices=("backbone", "blocks", "decoder"),
         help="measure torch.compile of this part instead",
     )
-    parser.add_argument("--setting", choices=CHECKPOINTED, help=argparse.SUPPRESS)
-    add_arguments(parser)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    add("--setting", choices=CHECKPOINTED, help=argparse.SUPPRESS)
+    args = options_of(parser)
     if args.setting:
         one_setting(args)
     elif args.compiled:
