@@ -1,9 +1,7 @@
 #!/usr/bin/env python
 """See mokd_det/tools/check_dataset.py and parsers/check_dataset.py there."""
 
-import sys
-
 from mokd_det.tools import start
 
 if __name__ == "__main__":
-    sys.exit(start("check_dataset"))
+    raise SystemExit(start("check_dataset"))

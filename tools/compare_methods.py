@@ -1,9 +1,7 @@
 #!/usr/bin/env python
 """See mokd_det/tools/compare_methods.py and parsers/compare_methods.py there."""
 
-import sys
-
 from mokd_det.tools import start
 
 if __name__ == "__main__":
-    sys.exit(start("compare_methods"))
+    raise SystemExit(start("compare_methods"))

@@ -1,9 +1,7 @@
 #!/usr/bin/env python
 """See mokd_det/tools/quickstart.py and parsers/quickstart.py there."""
 
-import sys
-
 from mokd_det.tools import start
 
 if __name__ == "__main__":
-    sys.exit(start("quickstart"))
+    raise SystemExit(start("quickstart"))

@@ -1,9 +1,7 @@
 #!/usr/bin/env python
 """See mokd_det/tools/replay_batch.py and parsers/replay_batch.py there."""
 
-import sys
-
 from mokd_det.tools import start
 
 if __name__ == "__main__":
-    sys.exit(start("replay_batch"))
+    raise SystemExit(start("replay_batch"))

@@ -1,9 +1,7 @@
 #!/usr/bin/env python
 """See mokd_det/tools/report.py and parsers/report.py there."""
 
-import sys
-
 from mokd_det.tools import start
 
 if __name__ == "__main__":
-    sys.exit(start("report"))
+    raise SystemExit(start("report"))

@@ -1,9 +1,7 @@
 #!/usr/bin/env python
 """See mokd_det/tools/train_net.py and parsers/train_net.py there."""
 
-import sys
-
 from mokd_det.tools import start
 
 if __name__ == "__main__":
-    sys.exit(start("train_net"))
+    raise SystemExit(start("train_net"))

@@ -13,6 +13,7 @@ from torch import nn
 
 from mokd_det.checkpoint import load_into
 from mokd_det.config import TrainSettings, load_config
+from mokd_det.data.class_table import ClassTable, dataset_classes, file_classes
 from mokd_det.engine.setup import pick_device
 from mokd_det.errors import ConfigError
 
@@ -55,6 +56,22 @@ class InferenceModel:
         """Registered name of the data set that the configuration evaluates on; None: it names none."""
         name = self._test().get("dataset")
         return name if isinstance(name, str) else None
+
+    def class_table(self, json_file: str | None) -> ClassTable:
+        """Names and ids of the classes: of a file in COCO's format, None: of the data set.
+
+        Raises:
+            ConfigError: there is neither.
+            DatasetError: the file or the data set cannot be used.
+        """
+        if json_file is not None:
+            return file_classes(json_file)
+        if self.dataset is None:
+            raise ConfigError(
+                f"config file '{self.config_file}' names no data set that would tell the classes; give "
+                f"--annotations FILE.json, a COCO-format file"
+            )
+        return dataset_classes(self.dataset)
 
     @property
     def predicts_dataset_ids(self) -> bool:

@@ -24,33 +24,23 @@ from mokd_det.checkpoint.atomic_file import atomic_write
 from mokd_det.config import load_config
 from mokd_det.engine.measured_model import build_for_memory, build_measured, example_inputs
 from mokd_det.engine.setup import pick_device
-from mokd_det.errors import ConfigError
 from mokd_det.evaluation.flop_count import FlopCount, count_flops
 from mokd_det.evaluation.latency import Latency, measure_latency
 from mokd_det.evaluation.parameter_count import ParameterCount, count_parameters
 from mokd_det.evaluation.peak_memory import PeakMemory, cpu_peak_memory, cuda_peak_memory
 from mokd_det.evaluation.published_sizes import TABLE_1, size_remark
-from mokd_det.exit_status import exit_status
 from mokd_det.model_zoo import CONFIGS
 from mokd_det.progress import progress
-from mokd_det.tools.parsers.analyze_model import MEASURES, check, parse
+from mokd_det.tools import command, writing
+from mokd_det.tools.parsers import analyze_model as reader
+from mokd_det.tools.parsers.analyze_model import MEASURES
 
 PUBLISHED_CLASSES = 91
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status."""
-    options = parse(arguments)
-    logging.getLogger("mokd_det").setLevel(logging.WARNING)
-    return exit_status(lambda: run(options))
-
-
 def run(options: argparse.Namespace) -> None:
-    """Print the table, write the files.
-
-    Raises:
-        MoKDError: a mistake in the input.
-    """
+    """Print the table, write the files."""
+    logging.getLogger("mokd_det").setLevel(logging.WARNING)
     content, text = variants() if options.all_variants else analyse(options)
     print(text)
     if options.output is not None:
@@ -61,12 +51,7 @@ def analyse(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """Measure one model.
 
     Returns:
-        All numbers, and a text with the main ones.
-
-    Raises:
-        MoKDError: a mistake in the input.
-    """
-    check(options)
+        All numbers, and a text with the main ones."""
     size = (options.size[0], options.size[1])
     cfg = load_config(options.config_file, options.set, training=False)
     device = pick_device(options.device)
@@ -212,15 +197,12 @@ def variants() -> tuple[dict[str, Any], str]:
 
 
 def write(content: Mapping[str, Any], path: Path) -> None:
-    """Write the numbers as JSON.
-
-    Raises:
-        ConfigError: the file cannot be written.
-    """
-    try:
+    """Write the numbers as JSON."""
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path, "w") as handle:
             json.dump(content, handle, indent=2, ensure_ascii=False)
             handle.write("\n")
-    except OSError as error:
-        raise ConfigError(f"--output {path} cannot be written: {error}") from error
+
+
+main = command(reader, run)

@@ -21,17 +21,11 @@ from mokd_det.data import (
     sample_images,
 )
 from mokd_det.errors import ConfigError
-from mokd_det.exit_status import exit_status
 from mokd_det.folder_lock import locked_folder
-from mokd_det.tools.parsers.check_dataset import check, parse
+from mokd_det.tools import command, writing
+from mokd_det.tools.parsers import check_dataset as reader
 from mokd_det.visualization import save_png
 from mokd_det.visualization.contact_sheet import contact_sheet
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status."""
-    options = parse(arguments)
-    return exit_status(lambda: run(options))
 
 
 def run(options: argparse.Namespace) -> int:
@@ -40,7 +34,6 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         MoKDError: the data set cannot be checked, or the report cannot be written.
     """
-    check(options)
     source = find_source(options.source, options.drop_bad_boxes)
     report = check_dataset(
         source,
@@ -78,12 +71,8 @@ def find_source(given: Sequence[str], drop_bad_boxes: bool) -> CocoFormatSource:
 
 
 def write(report: DatasetReport, text: str, content: dict, options: argparse.Namespace) -> None:
-    """Write report.txt, report.json and contact_sheet.png.
-
-    Raises:
-        ConfigError: the folder cannot be written.
-    """
-    try:
+    """Write report.txt, report.json and contact_sheet.png."""
+    with writing(options.output):
         (options.output / "report.txt").write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
         (options.output / "report.json").write_text(
             json.dumps(content, indent=2, ensure_ascii=False) + "\n",
@@ -91,15 +80,14 @@ def write(report: DatasetReport, text: str, content: dict, options: argparse.Nam
             errors="backslashreplace",
         )
         root = report.source.image_root
-        drawn = (
-            () if root is None else sample_images(report.columns, root, options.samples, seed=options.seed)
-        )
-        images = list(drawn)
-        if images:
+        columns = report.columns
+        if root is None:
+            return
+        if images := list(sample_images(columns, root, options.samples, seed=options.seed)):
             numbers = report.statistics
             sheet = contact_sheet(
                 images,
-                report.columns.category_names,
+                columns.category_names,
                 title=Path(report.source.json_file).name,
                 subtitle=(
                     f"{len(images)} of {numbers.images:,} images, drawn at random with seed {options.seed}; "
@@ -107,5 +95,6 @@ def write(report: DatasetReport, text: str, content: dict, options: argparse.Nam
                 ),
             )
             save_png(sheet, options.output / "contact_sheet.png")
-    except OSError as error:
-        raise ConfigError(f"--output {options.output} cannot be written: {error}") from error
+
+
+main = command(reader, run)

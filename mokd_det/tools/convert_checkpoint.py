@@ -6,15 +6,13 @@ The command line: :mod:`mokd_det.tools.parsers.convert_checkpoint`.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 
 from mokd_det.checkpoint import identify, load_file, official_weights, student_weights, write_file
-from mokd_det.exit_status import exit_status
-from mokd_det.tools.parsers.convert_checkpoint import check, parse
+from mokd_det.tools import command
+from mokd_det.tools.parsers import convert_checkpoint as reader
 
 
 def convert(args: argparse.Namespace) -> None:
-    check(args)
     source = f"checkpoint '{args.input}'"
     content = load_file(args.input, trusted=args.trust_pickle)
     build = official_weights if args.to == "official" else student_weights
@@ -28,7 +26,4 @@ def convert(args: argparse.Namespace) -> None:
     print(f"{args.output}: {identify(weights)}, {len(weights)} tensors")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status."""
-    options = parse(arguments)
-    return exit_status(lambda: convert(options))
+main = command(reader, convert)

@@ -22,7 +22,6 @@ from detectron2.structures import Instances
 from PIL import Image
 
 from mokd_det.checkpoint.atomic_file import atomic_write
-from mokd_det.data.class_table import ClassTable, dataset_classes, file_classes
 from mokd_det.data.coco_columns import read_sections
 from mokd_det.data.coco_source import CocoFormatSource
 from mokd_det.data.frames import FrameSource, VideoWriter, open_camera, open_video
@@ -31,36 +30,22 @@ from mokd_det.data.input_files import InputFile, find_input_files
 from mokd_det.engine.inference_model import InferenceModel, load_inference_model
 from mokd_det.errors import ConfigError, DatasetError
 from mokd_det.evaluation.result_writer import ResultWriter, result_file
-from mokd_det.exit_status import exit_status
 from mokd_det.folder_lock import locked_folder
 from mokd_det.progress import progress
-from mokd_det.tools.parsers.demo import check, parse
+from mokd_det.tools import command, writing
+from mokd_det.tools.parsers import demo as reader
 from mokd_det.tools.parsers.model_arguments import model_files
 from mokd_det.visualization.detection_drawing import DetectionDrawer
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status."""
-    options = parse(arguments)
-    return exit_status(lambda: run(options))
-
-
 def run(options: argparse.Namespace) -> int:
-    """Load the model and look at everything; returns the exit status.
-
-    Raises:
-        MoKDError: a mistake in the input.
-    """
-    check(options)
+    """Load the model and look at everything; returns the exit status."""
     (files,) = model_files(options, several=False)
     inputs = find_input_files(options.inputs, kinds=("image", "video")) if options.inputs else []
     camera = open_camera(options.camera) if options.camera is not None else None
     detector = Detector(load_inference_model(files.config, files.weights, options.overrides), options)
-    try:
-        with locked_folder(options.output, "--output"):
-            unread = look(inputs, camera, detector, options)
-    except OSError as error:
-        raise ConfigError(f"--output {options.output} cannot be written: {error}") from error
+    with writing(options.output), locked_folder(options.output, "--output"):
+        unread = look(inputs, camera, detector, options)
     for message in unread:
         print(f"not read: {message}", file=sys.stderr)
     return 1 if unread else 0
@@ -73,17 +58,7 @@ class Detector:
         self._loaded = loaded
         self._mapper = loaded.build_mapper()
         self._threshold = options.threshold
-        self.table = self._classes(options.annotations)
-
-    def _classes(self, json_file: str | None) -> ClassTable:
-        if json_file is not None:
-            return file_classes(json_file)
-        if self._loaded.dataset is None:
-            raise ConfigError(
-                f"config file '{self._loaded.config_file}' names no data set that would tell the classes; give "
-                f"--annotations FILE.json, a COCO-format file"
-            )
-        return dataset_classes(self._loaded.dataset)
+        self.table = loaded.class_table(options.annotations)
 
     @torch.no_grad()
     def __call__(self, record: dict[str, Any]) -> Instances:
@@ -249,3 +224,6 @@ def look_at_frames(source: FrameSource, name: str, session: Session) -> None:
         session.unread.append(
             f"{source.name}: {number} frames could be decoded, it announces {source.announced}"
         )
+
+
+main = command(reader, run)

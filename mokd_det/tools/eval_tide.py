@@ -25,10 +25,11 @@ from mokd_det.errors import ConfigError
 from mokd_det.evaluation.detection_file import Detections, match_ids, read_detections
 from mokd_det.evaluation.tide import TideReport, run_tide
 from mokd_det.evaluation.tide_tables import tide_json, tide_markdown
-from mokd_det.exit_status import exit_status
 from mokd_det.folder_lock import locked_folder
 from mokd_det.progress import progress
-from mokd_det.tools.parsers.eval_tide import check, detectors, labels, parse
+from mokd_det.tools import command, writing
+from mokd_det.tools.parsers import eval_tide as reader
+from mokd_det.tools.parsers.eval_tide import detectors, labels
 from mokd_det.tools.parsers.model_arguments import ModelFiles
 from mokd_det.visualization import save_png
 from mokd_det.visualization.tide_bars import tide_figure
@@ -36,19 +37,8 @@ from mokd_det.visualization.tide_bars import tide_figure
 RESULTS = "coco_instances_results.json"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status."""
-    options = parse(arguments)
-    return exit_status(lambda: evaluate_all(options))
-
-
 def evaluate_all(options: argparse.Namespace) -> None:
-    """Everything, in order.
-
-    Raises:
-        MoKDError: a mistake in the input.
-    """
-    check(options)
+    """Everything, in order."""
     models = detectors(options)
     names = labels([path.stem for path in options.results] + [model.name for model in models], options.labels)
     with output_directory(options.output) as directory:
@@ -171,13 +161,9 @@ def output_directory(given: Path | None) -> Iterator[Path]:
 
 
 def write(reports: Sequence[TideReport], truth: Truth, options: argparse.Namespace) -> None:
-    """Write tide.md, tide.json and tide.png.
-
-    Raises:
-        ConfigError: the directory cannot be written to.
-    """
+    """Write tide.md, tide.json and tide.png."""
     output = options.output
-    try:
+    with writing(output):
         with atomic_write(output / "tide.md", "w") as file:
             file.write(f"# What AP is lost to\n\n{tide_markdown(reports)}\n\n![TIDE](tide.png)\n")
         with atomic_write(output / "tide.json", "w") as file:
@@ -186,7 +172,8 @@ def write(reports: Sequence[TideReport], truth: Truth, options: argparse.Namespa
         save_png(
             tide_figure(reports, title=f"What AP is lost to, on {Path(truth.name).name}"), output / "tide.png"
         )
-    except OSError as error:
-        raise ConfigError(f"--output {output} cannot be written: {error}") from error
     for name in ("tide.md", "tide.json", "tide.png"):
         print(f"  {output / name}")
+
+
+main = command(reader, evaluate_all)

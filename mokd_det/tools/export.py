@@ -20,7 +20,6 @@ from mokd_det.checkpoint.atomic_file import atomic_write
 from mokd_det.data.catalog import load_classes
 from mokd_det.engine.inference_model import InferenceModel, load_inference_model, student_section
 from mokd_det.errors import ConfigError, DatasetError, ExportError
-from mokd_det.exit_status import exit_status
 from mokd_det.export import (
     DetectorGraph,
     TransformersGraph,
@@ -34,14 +33,8 @@ from mokd_det.export import (
     torchscript_runner,
 )
 from mokd_det.export.agreement import Runner
-from mokd_det.tools.parsers.export import check, parse
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status."""
-    options = parse(arguments)
-    logging.getLogger("mokd_det").setLevel(logging.WARNING)
-    return exit_status(lambda: export(options))
+from mokd_det.tools import command
+from mokd_det.tools.parsers import export as reader
 
 
 def export(options: argparse.Namespace) -> None:
@@ -50,7 +43,7 @@ def export(options: argparse.Namespace) -> None:
     Raises:
         MoKDError: a mistake in the input, or a model that cannot be exported.
     """
-    check(options)
+    logging.getLogger("mokd_det").setLevel(logging.WARNING)
     loaded = load_inference_model(options.config_file, options.weights, [*options.set, "train.device=cpu"])
     names = class_names(loaded)
     about = partial(
@@ -171,3 +164,6 @@ def resize_rule(loaded: InferenceModel) -> str:
     if steps is None:
         return f"as {type(mapper).__name__} does"
     return "; ".join(map(repr, steps)) or "none"
+
+
+main = command(reader, export)

@@ -6,18 +6,11 @@ The command line: :mod:`mokd_det.tools.parsers.fetch`.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 
 from mokd_det.data.builtin import datasets_root
 from mokd_det.data.photographs import PHOTOGRAPHS, fetch
-from mokd_det.exit_status import exit_status
-from mokd_det.tools.parsers.fetch import parse
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status."""
-    options = parse(arguments)
-    return exit_status(lambda: run(options))
+from mokd_det.tools import command
+from mokd_det.tools.parsers import fetch as reader
 
 
 def run(options: argparse.Namespace) -> None:
@@ -26,3 +19,6 @@ def run(options: argparse.Namespace) -> None:
     for name in options.names:
         how = "fetched" if fetch(name, root, options.archive) else "already there"
         print(f"{root / name}: {how}; licence: {PHOTOGRAPHS[name].licence}")
+
+
+main = command(reader, run)

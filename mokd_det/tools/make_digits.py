@@ -7,18 +7,11 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
 
 from mokd_det.data.builtin import datasets_root
 from mokd_det.data.digits import KINDS, SPLITS, generate
-from mokd_det.exit_status import exit_status
-from mokd_det.tools.parsers.make_digits import parse
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status."""
-    options = parse(arguments)
-    return exit_status(lambda: run(options))
+from mokd_det.tools import command
+from mokd_det.tools.parsers import make_digits as reader
 
 
 def run(options: argparse.Namespace) -> None:
@@ -31,3 +24,6 @@ def run(options: argparse.Namespace) -> None:
             print(f"{root / kind}: {sum(counts.values())} images, {time.perf_counter() - start:.1f} s")
         else:
             print(f"{root / kind}: already there")
+
+
+main = command(reader, run)

@@ -18,7 +18,6 @@ from mokd_det.checkpoint.atomic_file import atomic_write
 from mokd_det.engine.measured_model import example_inputs
 from mokd_det.errors import ConfigError
 from mokd_det.evaluation.latency import measure_latency
-from mokd_det.exit_status import exit_status
 from mokd_det.report.paper_tables import (
     DETECTION_METHODS,
     IMAGENET_METHODS,
@@ -29,19 +28,14 @@ from mokd_det.report.paper_tables import (
     table_markdown,
 )
 from mokd_det.report.run_record import RunRecord, read_record
-from mokd_det.tools.parsers.paper import parse
+from mokd_det.tools import command
+from mokd_det.tools.parsers import paper as reader
 from mokd_det.visualization import save_png
 from mokd_det.visualization.paper_figures import epochs_figure, size_figure
 from mokd_det.visualization.run_metrics import Series
 
 SIZE = (800, 1333)
 """Height and width in pixels of the image that FPS is measured on."""
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status."""
-    options = parse(arguments)
-    return exit_status(lambda: _make(options))
 
 
 def _make(options: argparse.Namespace) -> None:
@@ -130,3 +124,6 @@ def _frames_per_second(section: DictConfig) -> float:
     model = instantiate(section).to(device).eval()
     inputs = example_inputs(OmegaConf.create({}), model, 1, SIZE, device)
     return measure_latency(model, inputs, batch_size=1, device=device).fps
+
+
+main = command(reader, _make)

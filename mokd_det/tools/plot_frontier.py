@@ -8,32 +8,20 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from mokd_det.checkpoint.atomic_file import atomic_write
 from mokd_det.errors import ConfigError
-from mokd_det.exit_status import exit_status
 from mokd_det.experiments.validation_losses import ValidationLosses, validation_losses
-from mokd_det.tools.parsers.plot_frontier import check, parse
+from mokd_det.tools import command, writing
+from mokd_det.tools.parsers import plot_frontier as reader
 from mokd_det.visualization import save_png
 from mokd_det.visualization.frontier import FrontierPoint, frontier_figure
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status."""
-    options = parse(arguments)
-    return exit_status(lambda: draw(options))
-
-
 def draw(options: argparse.Namespace) -> None:
-    """Compute the losses, write picture and numbers and print where they are.
-
-    Raises:
-        ConfigError: a folder is no finished training, the runs' objectives differ, or a file cannot be written.
-    """
-    check(options)
+    """Compute the losses, write picture and numbers and print where they are."""
     labels = options.labels or [Path(run).name for run in options.runs]
     runs: dict[str, ValidationLosses] = {}
     for run, label in zip(options.runs, labels, strict=True):
@@ -64,15 +52,13 @@ def draw(options: argparse.Namespace) -> None:
         title=options.title,
     )
     numbers = options.output.with_suffix(".json")
-    try:
+    with writing(options.output):
         options.output.parent.mkdir(parents=True, exist_ok=True)
         save_png(figure, options.output)
-        with atomic_write(numbers) as handle:
-            content = {
-                "dataset": options.dataset,
-                "runs": {label: asdict(losses) for label, losses in runs.items()},
-            }
-            handle.write(json.dumps(content, indent=1).encode())
-    except OSError as error:
-        raise ConfigError(f"--output {options.output} cannot be written: {error}") from error
+        with atomic_write(numbers, "w") as handle:
+            found = {label: asdict(losses) for label, losses in runs.items()}
+            json.dump({"dataset": options.dataset, "runs": found}, handle, indent=1)
     print(options.output, numbers)
+
+
+main = command(reader, draw)

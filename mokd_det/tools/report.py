@@ -13,7 +13,6 @@ from pathlib import Path
 from mokd_det.checkpoint.atomic_file import atomic_write
 from mokd_det.errors import ConfigError
 from mokd_det.evaluation.model_findings import ModelFindings, examine
-from mokd_det.exit_status import exit_status
 from mokd_det.report import (
     ComparisonRecord,
     RunGroup,
@@ -24,34 +23,22 @@ from mokd_det.report import (
     read_record,
     report_page,
 )
-from mokd_det.tools.parsers.report import check, parse
+from mokd_det.tools import command, writing
+from mokd_det.tools.parsers import report as reader
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status."""
-    options = parse(arguments)
-    return exit_status(lambda: print(report(options)))
-
-
-def report(options: argparse.Namespace) -> Path:
-    """Read the runs, run their models and write the page; returns its file.
-
-    Raises:
-        MoKDError: a mistake in the input.
-    """
-    check(options)
+def report(options: argparse.Namespace) -> None:
+    """Read the runs, run their models, write the page and print its file."""
     groups, comparisons = read(options.runs, options.labels)
     findings = {} if options.no_models else run_models(groups, comparisons, options)
     title = options.title or ", ".join(group.label for group in groups)
     page = report_page(title, groups, comparisons=comparisons, findings=findings, min_score=options.score)
     output = options.output or options.runs[0] / "report.html"
-    try:
+    with writing(output):
         output.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(output) as file:
             file.write(page.encode("utf-8"))
-    except OSError as error:
-        raise ConfigError(f"--output {output} cannot be written: {error}") from error
-    return output
+    print(output)
 
 
 def read(
@@ -110,3 +97,6 @@ def run_models(
             print(f"note: {group.label}: {problem}", file=sys.stderr)
         found[group.label] = findings
     return found
+
+
+main = command(reader, report)

@@ -7,25 +7,17 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from mokd_det.config import load_config
 from mokd_det.engine.submission import SubmittedTraining, submit, wait_for
-from mokd_det.exit_status import exit_status
+from mokd_det.tools import command
+from mokd_det.tools.parsers import submit as reader
 from mokd_det.tools.parsers import train_net
-from mokd_det.tools.parsers.submit import check, parse
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status."""
-    options = parse(arguments)
-    return exit_status(lambda: run(options))
 
 
 def run(options: argparse.Namespace) -> int:
     """Check, queue, and wait if told so."""
-    check(options)
     training = train_net.parse(options.training)
     load_config(training.config_file, training.opts, training=not training.eval_only)
     slurm = {}
@@ -48,3 +40,6 @@ def run(options: argparse.Namespace) -> int:
     if options.wait:
         wait_for(job, options.logs)
     return 0
+
+
+main = command(reader, run)

@@ -17,11 +17,7 @@ from mokd_det.tools.parsers.train_net import parse
 
 
 def train(args: argparse.Namespace) -> None:
-    """The work of one process.
-
-    Raises:
-        MoKDError: a mistake in the input.
-    """
+    """The work of one process."""
     cfg = load_config(args.config_file, args.opts, training=not args.eval_only)
     settings = default_setup(cfg, args)
     if args.eval_only:

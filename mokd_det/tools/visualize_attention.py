@@ -22,17 +22,17 @@ from PIL import Image
 from mokd_det.classification import ImageClassifier
 from mokd_det.classification.dataset import ImageDataset
 from mokd_det.data import load_dataset_dicts
-from mokd_det.data.class_table import ClassTable, dataset_classes, file_classes
+from mokd_det.data.class_table import ClassTable
 from mokd_det.data.image_file import read_image, read_image_of
 from mokd_det.data.input_files import find_input_files
 from mokd_det.engine.inference_model import InferenceModel, load_inference_model
 from mokd_det.errors import ConfigError, DatasetError
-from mokd_det.exit_status import exit_status
 from mokd_det.folder_lock import locked_folder
 from mokd_det.modeling import TransformersDetector
 from mokd_det.progress import progress
+from mokd_det.tools import command, writing
+from mokd_det.tools.parsers import visualize_attention as reader
 from mokd_det.tools.parsers.model_arguments import ModelFiles, model_files
-from mokd_det.tools.parsers.visualize_attention import check, parse
 from mokd_det.visualization import save_png
 from mokd_det.visualization.attention_classifier import record_classifier_attention
 from mokd_det.visualization.attention_detector import DetectorAttention, record_detector_attention
@@ -64,31 +64,17 @@ class Picture:
     load: Callable[[], Image.Image]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status."""
-    options = parse(arguments)
-    return exit_status(lambda: run(options))
-
-
 def run(options: argparse.Namespace) -> int:
-    """Load the models and draw; returns the exit status.
-
-    Raises:
-        MoKDError: a mistake in the input.
-    """
-    check(options)
+    """Load the models and draw; returns the exit status."""
     files = model_files(options, several=True)
     pictures = [] if options.ids else named_pictures(options.inputs)
     models = [load_inference_model(file.config, file.weights, options.overrides) for file in files]
     classify = [isinstance(model.model, ImageClassifier) for model in models]
     if any(classify) and not all(classify):
         raise ConfigError("detectors and classifiers cannot be drawn side by side; give one kind")
-    try:
-        draw = draw_classifiers if classify[0] else draw_detectors
-        with locked_folder(options.output, "--output"):
-            unread = draw(options, files, models, pictures)
-    except OSError as error:
-        raise ConfigError(f"--output {options.output} cannot be written: {error}") from error
+    draw = draw_classifiers if classify[0] else draw_detectors
+    with writing(options.output), locked_folder(options.output, "--output"):
+        unread = draw(options, files, models, pictures)
     for message in unread:
         print(f"not drawn: {message}", file=sys.stderr)
     return 1 if unread else 0
@@ -127,7 +113,7 @@ def draw_detectors(
 ) -> list[str]:
     """Write one picture per image; returns what could not be read."""
     mappers = [model.build_mapper() for model in models]
-    tables = [class_table(model, options.annotations) for model in models]
+    tables = [model.class_table(options.annotations) for model in models]
     for file, table in zip(files, tables, strict=True):
         if table.names != tables[0].names:
             raise ConfigError(
@@ -170,18 +156,6 @@ def attend(model: InferenceModel, mapper: Callable, record: dict[str, Any]) -> D
     return find(model.model, [mapper(record)])[0]
 
 
-def class_table(model: InferenceModel, json_file: str | None) -> ClassTable:
-    """The classes of a detector."""
-    if json_file is not None:
-        return file_classes(json_file)
-    if model.dataset is None:
-        raise ConfigError(
-            f"config file '{model.config_file}' names no data set that would tell the classes; give "
-            f"--annotations FILE.json, a COCO-format file"
-        )
-    return dataset_classes(model.dataset)
-
-
 def contiguous(found: DetectorAttention, table: ClassTable, by_id: bool) -> DetectorAttention:
     """The same with contiguous classes; a token of a spare row of the class head is none to be confident of."""
     indices = [table.index(int(label), by_id=by_id) for label in found.classes]
@@ -208,12 +182,7 @@ def dataset_pictures(options: argparse.Namespace, model: InferenceModel) -> list
             )
         record = {key: value for key, value in records[id_].items() if key != "annotations"}
         pictures.append(
-            Picture(
-                f"{name}_{id_}",
-                f"{name}, image {id_}",
-                record,
-                partial(read_record, record),
-            )
+            Picture(f"{name}_{id_}", f"{name}, image {id_}", record, partial(read_record, record))
         )
     return pictures
 
@@ -353,3 +322,6 @@ def write(figure: Figure, path: Path) -> None:
     """Save a picture and say so."""
     save_png(figure, path)
     print(path)
+
+
+main = command(reader, run)

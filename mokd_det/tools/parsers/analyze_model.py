@@ -18,6 +18,7 @@ from pathlib import Path
 
 from mokd_det.errors import ConfigError
 from mokd_det.model_zoo import find_config_file
+from mokd_det.tools.parsers import command_parser, require_at_least
 
 __all__ = ["MEASURES", "check", "parse"]
 
@@ -26,9 +27,7 @@ MEASURES = ("parameters", "flops", "latency", "memory")
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add("--config-file", metavar="FILE", help="LazyConfig file")
     add("--all-variants", action="store_true", help="only count the parameters of ViDT's variants")
@@ -56,15 +55,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Refuse values that contradict each other or lie out of range.
-
-    Raises:
-        ConfigError: naming the option and what is right.
-    """
-    for name, least in (("batch_size", 1), ("warmup", 0), ("repeats", 1)):
-        if getattr(options, name) < least:
-            option = name.replace("_", "-")
-            raise ConfigError(f"--{option} is {getattr(options, name)}; it must be {least} or more")
+    """Refuse values that contradict each other or lie out of range."""
+    require_at_least(options, batch_size=1, warmup=0, repeats=1)
     if min(options.size) < 1:
         raise ConfigError(f"--size is {options.size}; both numbers must be 1 or more")
     if options.config_file is not None:

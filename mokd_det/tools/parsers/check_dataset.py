@@ -14,42 +14,33 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from mokd_det.errors import ConfigError
+from mokd_det.tools.parsers import command_parser, require_at_least
 
 __all__ = ["check", "parse"]
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument(
-        "source", nargs="+", metavar="SOURCE", help="annotation file and image folder, or a registered name"
-    )
-    parser.add_argument(
+    parser = command_parser(__doc__)
+    add = parser.add_argument
+    add("source", nargs="+", metavar="SOURCE", help="annotation file and image folder, or a registered name")
+    add(
         "--images",
         choices=("list", "header", "decode"),
         default="header",
         help="look at image files: that they exist, at their headers (default), at every pixel and for equal contents",
     )
-    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read images")
-    parser.add_argument("--drop-bad-boxes", action="store_true", help="boxes without area are no errors")
-    parser.add_argument("--strict", action="store_true", help="warnings count as errors for the exit status")
-    parser.add_argument("--json", action="store_true", help="print the report as JSON")
-    parser.add_argument("--examples", type=int, default=5, metavar="N", help="messages per kind of problem")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="write report and contact sheet there")
-    parser.add_argument("--samples", type=int, default=24, metavar="N", help="images on the contact sheet")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of these images")
+    add("--workers", type=int, default=0, metavar="N", help="processes that read images")
+    add("--drop-bad-boxes", action="store_true", help="boxes without area are no errors")
+    add("--strict", action="store_true", help="warnings count as errors for the exit status")
+    add("--json", action="store_true", help="print the report as JSON")
+    add("--examples", type=int, default=5, metavar="N", help="messages per kind of problem")
+    add("--output", type=Path, metavar="DIR", help="write report and contact sheet there")
+    add("--samples", type=int, default=24, metavar="N", help="images on the contact sheet")
+    add("--seed", type=int, default=0, help="of the choice of these images")
     return parser.parse_args(arguments)
 
 
 def check(options: argparse.Namespace) -> None:
-    """Refuse values that contradict each other or lie out of range.
-
-    Raises:
-        ConfigError: naming the option and what is right.
-    """
-    for name, least in (("workers", 0), ("examples", 0), ("samples", 1), ("seed", 0)):
-        if getattr(options, name) < least:
-            raise ConfigError(f"--{name} is {getattr(options, name)}; it must be {least} or more")
+    """Refuse values that contradict each other or lie out of range."""
+    require_at_least(options, workers=0, examples=0, samples=1, seed=0)

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mokd_det.model_zoo import CONFIGS, find_config_file
+from mokd_det.tools.parsers import command_parser
 
 __all__ = ["PLACE", "check", "parse", "read_replicates"]
 
@@ -32,9 +33,7 @@ PLACE = "{replicate}"
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add("--config", type=Path, nargs="+", metavar="FILE", help="of a distillation; one per student")
     add("--methods", nargs="+", metavar="NAME", help="from the methods file; NAME@W: weight W")
@@ -78,11 +77,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     add("--methods-file", type=Path, default=METHODS_FILE, metavar="FILE", help="(configs/common/methods.py)")
     add("--jobs", type=int, metavar="N", help="trainings at a time (default: one per GPU, or per CPU core)")
-    add(
-        "--tuning",
-        metavar="TEXT",
-        help="what search each method got (default: none); printed in the result",
-    )
+    add("--tuning", metavar="TEXT", help="what search each method got (default: none); printed in the result")
     add(
         "--records",
         type=Path,
@@ -93,9 +88,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if not options.records and not (options.config and options.methods):
         parser.error("--config and --methods are needed, or --records")
-    if options.jobs is not None and options.jobs < 1:
-        parser.error(f"--jobs {options.jobs}: must be 1 or more")
-    for name in ("draw", "teacher_draw"):
+    for name in ("jobs", "draw", "teacher_draw"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             parser.error(f"--{name.replace('_', '-')} {getattr(options, name)}: must be 1 or more")
     options.replicates = read_replicates(parser, options.replicates)
@@ -112,11 +105,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Refuse configuration files that are not there.
-
-    Raises:
-        ConfigError: naming the first of them.
-    """
+    """Refuse configuration files that are not there."""
     if options.records:
         return
     for path in [*options.config, *filter(None, [options.teacher_config])]:

@@ -17,6 +17,7 @@ import os
 from collections.abc import Sequence
 
 from mokd_det.errors import CheckpointError
+from mokd_det.tools.parsers import command_parser
 
 __all__ = ["check", "parse"]
 
@@ -24,33 +25,26 @@ __all__ = ["check", "parse"]
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     summary, examples, rest = __doc__.split("\n\n", 2)
-    parser = argparse.ArgumentParser(
-        description=summary,
-        epilog=f"examples:\n{examples}\n\n{rest}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "input", help="checkpoint of ViDT, ViDT+, Swin (Microsoft, timm) or of a training with this package"
-    )
-    parser.add_argument("output", help="file to write; it is replaced if it exists")
-    parser.add_argument(
+    parser = command_parser(summary, epilog=f"examples:\n{examples}\n\n{rest}", allow_abbrev=True)
+    add = parser.add_argument
+    add("input", help="checkpoint of ViDT, ViDT+, Swin (Microsoft, timm) or of a training with this package")
+    add("output", help="file to write; it is replaced if it exists")
+    add(
         "--to",
         choices=("student", "official", "safetensors"),
         default="student",
         help="student (default): {'model': weights} in this package's names; official: in the names of the "
         "published ViDT (or Microsoft's Swin); safetensors: like student, in that format",
     )
-    parser.add_argument(
+    add(
         "--keep-rows",
         choices=("coco80", "all"),
         default="coco80",
         help="coco80 (default): published class heads of 91 rows become COCO's 80 classes, and back with "
         "--to official; all: class heads keep their rows",
     )
-    parser.add_argument(
-        "--half", action="store_true", help="write the floating-point weights as float16, half as large"
-    )
-    parser.add_argument(
+    add("--half", action="store_true", help="write the floating-point weights as float16, half as large")
+    add(
         "--trust-pickle",
         action="store_true",
         help="let the input run code while it is read, as old files with Python objects in them need; only for files "
@@ -60,11 +54,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Refuse values that contradict each other or lie out of range.
-
-    Raises:
-        CheckpointError: naming the option and what is right.
-    """
+    """Refuse values that contradict each other or lie out of range."""
     if (
         os.path.exists(args.output)
         and os.path.exists(args.input)

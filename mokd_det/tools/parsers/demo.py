@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mokd_det.errors import ConfigError
+from mokd_det.tools.parsers import command_parser, require_at_least
 from mokd_det.tools.parsers.model_arguments import add_model_arguments, model_files
 
 __all__ = ["check", "parse"]
@@ -25,9 +26,7 @@ __all__ = ["check", "parse"]
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add("inputs", nargs="*", metavar="INPUT", help="image, video, or folder of these")
     add("--camera", metavar="C", help="number of a camera, or a device or stream that OpenCV opens")
@@ -58,15 +57,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Refuse values that contradict each other or lie out of range.
-
-    Raises:
-        ConfigError: naming the option and what is right.
-    """
-    for name in ("max_frames", "scale"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} is {value}; it must be 1 or more")
+    """Refuse values that contradict each other or lie out of range."""
+    require_at_least(options, max_frames=1, scale=1)
     if not 0 <= options.threshold <= 1:
         raise ConfigError(f"--threshold is {options.threshold}; it must be a score from 0 to 1")
     if bool(options.inputs) == (options.camera is not None):

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mokd_det.errors import ConfigError
+from mokd_det.tools.parsers import command_parser
 from mokd_det.tools.parsers.model_arguments import ModelFiles, add_model_arguments, model_files
 
 __all__ = ["check", "detectors", "labels", "parse"]
@@ -25,9 +26,7 @@ __all__ = ["check", "detectors", "labels", "parse"]
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add("results", nargs="*", type=Path, metavar="RESULT", help="file in COCO's result format")
     add_model_arguments(parser, several=True)
@@ -62,11 +61,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Refuse arguments that contradict each other.
-
-    Raises:
-        ConfigError: naming the option and what is right.
-    """
+    """Refuse arguments that contradict each other."""
     if options.annotations and options.dataset:
         raise ConfigError("give --annotations or --dataset, not both")
     if options.models and options.annotations:

@@ -18,29 +18,22 @@ from pathlib import Path
 
 from mokd_det.errors import ExportError
 from mokd_det.model_zoo import find_config_file
-
-FORMS = (".onnx", ".torchscript", ".safetensors")
+from mokd_det.tools.parsers import command_parser
 
 __all__ = ["check", "parse"]
+
+FORMS = (".onnx", ".torchscript", ".safetensors")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add("outputs", nargs="+", type=Path, metavar="OUTPUT", help="file to write; replaced if it exists")
     add("--config-file", required=True, metavar="FILE", help="LazyConfig file, or config.yaml of a run")
     add("--weights", required=True, metavar="FILE", help="checkpoint of the model")
     add("--set", nargs="+", default=[], metavar="key=value", help="overrides of the config file")
-    add(
-        "--opset",
-        type=int,
-        default=17,
-        metavar="N",
-        help="of ONNX, 16 to 20 (%(default)s)",
-    )
+    add("--opset", type=int, default=17, metavar="N", help="of ONNX, 16 to 20 (%(default)s)")
     add(
         "--deformable-attention",
         choices=("grid_sample", "gather"),
@@ -53,11 +46,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Refuse values that contradict each other or lie out of range.
-
-    Raises:
-        ExportError: naming the option and what is right.
-    """
+    """Refuse values that contradict each other or lie out of range."""
     for output in options.outputs:
         if output.suffix not in FORMS:
             raise ExportError(f"OUTPUT '{output}' must end with {', '.join(FORMS[:-1])} or {FORMS[-1]}")

@@ -13,21 +13,20 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from mokd_det.tools.parsers import command_parser
+
 __all__ = ["parse"]
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("names", nargs="+", metavar="NAME", help="bccd, cards or cifar10_jpeg")
-    parser.add_argument(
+    parser = command_parser(__doc__)
+    add = parser.add_argument
+    add("names", nargs="+", metavar="NAME", help="bccd, cards or cifar10_jpeg")
+    add(
         "--root", type=Path, metavar="DIR", help="folder of all data sets ($DETECTRON2_DATASETS, or datasets)"
     )
-    parser.add_argument(
-        "--archive", type=Path, metavar="FILE", help="the .tar.gz of the pinned commit, of a single NAME"
-    )
+    add("--archive", type=Path, metavar="FILE", help="the .tar.gz of the pinned commit, of a single NAME")
     options = parser.parse_args(arguments)
     if options.archive is not None and len(options.names) > 1:
         parser.error("--archive is the archive of one NAME; give one")

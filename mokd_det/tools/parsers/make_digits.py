@@ -12,6 +12,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from mokd_det.tools.parsers import command_parser
+
 __all__ = ["parse"]
 
 COUNTS = {"train": 2000, "val": 300, "test": 300}
@@ -19,16 +21,13 @@ COUNTS = {"train": 2000, "val": 300, "test": 300}
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument(
-        "kinds", nargs="*", metavar="KIND", help="digits, digits_hard or digits_few (default: all)"
-    )
-    parser.add_argument(
+    parser = command_parser(__doc__)
+    add = parser.add_argument
+    add("kinds", nargs="*", metavar="KIND", help="digits, digits_hard or digits_few (default: all)")
+    add(
         "--root", type=Path, metavar="DIR", help="folder of all data sets ($DETECTRON2_DATASETS, or datasets)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="decides every image (%(default)s)")
+    add("--seed", type=int, default=0, help="decides every image (%(default)s)")
     for split, count in COUNTS.items():
-        parser.add_argument(f"--{split}", type=int, default=count, metavar="N", help="images (%(default)s)")
+        add(f"--{split}", type=int, default=count, metavar="N", help="images (%(default)s)")
     return parser.parse_args(arguments)

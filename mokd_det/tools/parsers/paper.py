@@ -16,15 +16,16 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from mokd_det.tools.parsers import command_parser
+
 __all__ = ["parse"]
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="DIR", help="a run, or a folder of runs")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="for paper.md and the pictures")
-    parser.add_argument("--fps", action="store_true", help="measure the students, one image of 800 x 1333")
+    parser = command_parser(__doc__)
+    add = parser.add_argument
+    add("runs", nargs="+", type=Path, metavar="DIR", help="a run, or a folder of runs")
+    add("--output", type=Path, metavar="DIR", help="for paper.md and the pictures")
+    add("--fps", action="store_true", help="measure the students, one image of 800 x 1333")
     return parser.parse_args(arguments)

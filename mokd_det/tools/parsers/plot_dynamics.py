@@ -14,30 +14,24 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mokd_det.errors import ConfigError
+from mokd_det.tools.parsers import command_parser
 
 __all__ = ["check", "parse"]
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="output directory of a run")
-    parser.add_argument("--output", required=True, type=Path, metavar="FILE.png", help="the picture")
-    parser.add_argument(
-        "--labels", nargs="+", metavar="TEXT", help="one name per run (default: the directories')"
-    )
-    parser.add_argument("--title", default="", metavar="TEXT", help="written above everything")
+    parser = command_parser(__doc__, allow_abbrev=True)
+    add = parser.add_argument
+    add("runs", nargs="+", metavar="RUN", help="output directory of a run")
+    add("--output", required=True, type=Path, metavar="FILE.png", help="the picture")
+    add("--labels", nargs="+", metavar="TEXT", help="one name per run (default: the directories')")
+    add("--title", default="", metavar="TEXT", help="written above everything")
     return parser.parse_args(arguments)
 
 
 def check(options: argparse.Namespace) -> None:
-    """Refuse a wrong number of labels and a picture that is no PNG file.
-
-    Raises:
-        ConfigError: naming the option and what is right.
-    """
+    """Refuse a wrong number of labels and a picture that is no PNG file."""
     if options.labels is not None and len(options.labels) != len(options.runs):
         raise ConfigError(
             f"--labels gives {len(options.labels)} names for {len(options.runs)} runs; give one per run"

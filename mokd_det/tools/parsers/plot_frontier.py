@@ -14,6 +14,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from mokd_det.tools.parsers import command_parser
 from mokd_det.tools.parsers.plot_dynamics import check
 
 __all__ = ["check", "parse"]
@@ -21,17 +22,12 @@ __all__ = ["check", "parse"]
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="output folder of a finished training")
-    parser.add_argument(
-        "--dataset", required=True, metavar="NAME", help="registered name of the validation data"
-    )
-    parser.add_argument("--images", type=int, default=256, metavar="N", help="at most (default: 256)")
-    parser.add_argument("--output", required=True, type=Path, metavar="FILE.png", help="the picture")
-    parser.add_argument(
-        "--labels", nargs="+", metavar="TEXT", help="one name per run (default: the folders')"
-    )
-    parser.add_argument("--title", default="", metavar="TEXT", help="written above everything")
+    parser = command_parser(__doc__, allow_abbrev=True)
+    add = parser.add_argument
+    add("runs", nargs="+", metavar="RUN", help="output folder of a finished training")
+    add("--dataset", required=True, metavar="NAME", help="registered name of the validation data")
+    add("--images", type=int, default=256, metavar="N", help="at most (default: 256)")
+    add("--output", required=True, type=Path, metavar="FILE.png", help="the picture")
+    add("--labels", nargs="+", metavar="TEXT", help="one name per run (default: the folders')")
+    add("--title", default="", metavar="TEXT", help="written above everything")
     return parser.parse_args(arguments)

@@ -19,35 +19,32 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from mokd_det.tools.parsers import command_parser
+
 __all__ = ["parse"]
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--output", type=Path, required=True, metavar="DIR", help="everything is written below it"
-    )
-    parser.add_argument(
+    parser = command_parser(__doc__, allow_abbrev=True)
+    add = parser.add_argument
+    add("--output", type=Path, required=True, metavar="DIR", help="everything is written below it")
+    add(
         "--task",
         choices=("detection", "classification"),
         default="detection",
         help="of the models (%(default)s)",
     )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="S", help="of the students (0)")
-    parser.add_argument(
-        "--jobs", type=int, default=2, metavar="N", help="trainings at a time, one thread each (%(default)s)"
-    )
-    parser.add_argument("--iterations", type=int, metavar="N", help="of each student instead of the config's")
-    parser.add_argument(
+    add("--seeds", type=int, nargs="+", default=[0], metavar="S", help="of the students (0)")
+    add("--jobs", type=int, default=2, metavar="N", help="trainings at a time, one thread each (%(default)s)")
+    add("--iterations", type=int, metavar="N", help="of each student instead of the config's")
+    add(
         "--teacher-iterations",
         type=int,
         metavar="N",
         help="train the teacher, for so long, instead of the shipped one or of the config's iterations",
     )
-    parser.add_argument(
+    add(
         "--images",
         type=int,
         metavar="N",

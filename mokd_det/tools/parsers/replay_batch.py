@@ -15,17 +15,16 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from mokd_det.tools.parsers import command_parser
+
 __all__ = ["parse"]
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("file", metavar="FILE", help="from the folder bad_batches of a run")
-    parser.add_argument(
-        "--config-file", metavar="FILE", help="default: config.yaml of the run that FILE is in"
-    )
-    parser.add_argument("opts", nargs="*", metavar="key=value", help="overrides of the config file")
+    parser = command_parser(__doc__)
+    add = parser.add_argument
+    add("file", metavar="FILE", help="from the folder bad_batches of a run")
+    add("--config-file", metavar="FILE", help="default: config.yaml of the run that FILE is in")
+    add("opts", nargs="*", metavar="key=value", help="overrides of the config file")
     return parser.parse_intermixed_args(arguments)

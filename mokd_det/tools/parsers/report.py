@@ -16,15 +16,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mokd_det.errors import ConfigError
+from mokd_det.tools.parsers import command_parser
 
 __all__ = ["check", "parse"]
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add("runs", nargs="+", type=Path, metavar="RUN", help="output directory of a run or a comparison")
     add("--output", type=Path, metavar="FILE.html", help="the page (default: report.html in the first RUN)")
@@ -58,11 +57,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Refuse values that contradict each other or lie out of range.
-
-    Raises:
-        ConfigError: naming the option and what is right.
-    """
+    """Refuse values that contradict each other or lie out of range."""
     if options.images < 1 or options.pictures < 0:
         raise ConfigError(
             f"--images {options.images} --pictures {options.pictures}: must be at least 1 and at least 0"

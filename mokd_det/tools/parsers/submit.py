@@ -15,47 +15,36 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mokd_det.errors import ConfigError
-from mokd_det.tools.parsers import train_net
+from mokd_det.tools.parsers import command_parser, train_net
 
 __all__ = ["check", "parse"]
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("--nodes", type=int, default=1, metavar="N", help="machines (%(default)s)")
-    parser.add_argument(
-        "--gpus", type=int, default=1, metavar="N", help="processes on each, with a GPU each (%(default)s)"
-    )
-    parser.add_argument("--hours", type=float, default=24.0, metavar="H", help="time limit (%(default)s)")
-    parser.add_argument(
+    parser = command_parser(__doc__)
+    add = parser.add_argument
+    add("--nodes", type=int, default=1, metavar="N", help="machines (%(default)s)")
+    add("--gpus", type=int, default=1, metavar="N", help="processes on each, with a GPU each (%(default)s)")
+    add("--hours", type=float, default=24.0, metavar="H", help="time limit (%(default)s)")
+    add(
         "--notice",
         type=int,
         default=120,
         metavar="S",
         help="seconds before the end at which the training finishes its step and saves (%(default)s)",
     )
-    parser.add_argument(
-        "--requeues", type=int, default=10, metavar="N", help="that the time limit may cause (%(default)s)"
-    )
-    parser.add_argument(
-        "--slurm", nargs="+", default=[], metavar="KEY=VALUE", help="arguments of sbatch, e.g. partition=gpu"
-    )
-    parser.add_argument("--logs", type=Path, default=Path("output/jobs"), metavar="DIR", help="(%(default)s)")
-    parser.add_argument("--local", action="store_true", help="run on this machine, to try it")
-    parser.add_argument("--wait", action="store_true", help="until the job has ended")
-    parser.add_argument("training", nargs="+", metavar="-- ARGUMENT", help="of python -m mokd_det train")
+    add("--requeues", type=int, default=10, metavar="N", help="that the time limit may cause (%(default)s)")
+    add("--slurm", nargs="+", default=[], metavar="KEY=VALUE", help="arguments of sbatch, e.g. partition=gpu")
+    add("--logs", type=Path, default=Path("output/jobs"), metavar="DIR", help="(%(default)s)")
+    add("--local", action="store_true", help="run on this machine, to try it")
+    add("--wait", action="store_true", help="until the job has ended")
+    add("training", nargs="+", metavar="-- ARGUMENT", help="of python -m mokd_det train")
     return parser.parse_args(arguments)
 
 
 def check(options: argparse.Namespace) -> None:
-    """Refuse settings that are not sbatch's, and arguments of the training that are the job's or wrong.
-
-    Raises:
-        ConfigError: naming the option and what is right.
-    """
+    """Refuse settings that are not sbatch's, and arguments of the training that are the job's or wrong."""
     training = train_net.parse(options.training)
     if (training.num_gpus, training.num_machines, training.dist_url) != (1, 1, "auto"):
         raise ConfigError(

@@ -26,9 +26,5 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Refuse a configuration file that is not there.
-
-    Raises:
-        ConfigError: naming it.
-    """
+    """Refuse a configuration file that is not there."""
     find_config_file(options.config_file)

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mokd_det.errors import ConfigError
+from mokd_det.tools.parsers import command_parser, require_at_least
 from mokd_det.tools.parsers.model_arguments import add_model_arguments, model_files
 
 __all__ = ["check", "parse"]
@@ -29,9 +30,7 @@ __all__ = ["check", "parse"]
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add("inputs", nargs="*", metavar="IMAGE", help="image file, or folder of images")
     add("--dataset", metavar="NAME", help="data set of --ids (default: that of the first model's evaluation)")
@@ -57,15 +56,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Refuse values that contradict each other or lie out of range.
-
-    Raises:
-        ConfigError: naming the option and what is right.
-    """
+    """Refuse values that contradict each other or lie out of range."""
     if not 0 <= options.threshold <= 1:
         raise ConfigError(f"--threshold is {options.threshold}; it must be a score from 0 to 1")
-    if options.max_objects is not None and options.max_objects < 1:
-        raise ConfigError(f"--max-objects is {options.max_objects}; it must be 1 or more")
+    require_at_least(options, max_objects=1)
     model_files(options, several=True)
     if bool(options.inputs) == bool(options.ids):
         raise ConfigError("give either image files and folders, or --ids of a data set")
