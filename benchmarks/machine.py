@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 import mokd_det
+from mokd_det.engine.setup import processor_name
 
 __all__ = ["describe", "revision"]
 
@@ -19,7 +20,7 @@ def describe() -> dict[str, str]:
     """Date, processor, GPU if there is one, threads, load of the last minute, versions, and the code's revision."""
     machine = {
         "date": datetime.datetime.now().astimezone().isoformat(timespec="minutes"),
-        "processor": _processor(),
+        "processor": processor_name(),
         "cores": str(len(os.sched_getaffinity(0))),
         "threads": str(torch.get_num_threads()),
         "load": f"{os.getloadavg()[0]:.1f}",
@@ -47,12 +48,3 @@ def _git(*arguments: str) -> str:
     folder = Path(__file__).parent
     command = ["git", "-C", str(folder), *arguments]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()

@@ -150,10 +150,8 @@ def _check_classes(cfg: DictConfig, task: TrainingTask, loader: TrainingLoader[A
 
 
 def _make_plain(optimizer: torch.optim.Optimizer) -> None:
-    """Replace the configuration's list objects, which some versions of torch keep, by tuples.
-
-    They would end up in checkpoints, which hold plain values only.
-    """
+    """Replace the configuration's list objects, which some versions of torch keep, by tuples: checkpoints hold plain
+    values only."""
     for options in (optimizer.defaults, *optimizer.param_groups):
         options.update({name: tuple(value) for name, value in options.items() if OmegaConf.is_list(value)})
 
@@ -162,16 +160,8 @@ def do_train(cfg: DictConfig, settings: TrainSettings, *, resume: bool = False) 
     """Train to ``max_iter``, with all hooks; ends with ``<output_dir>/student_final.pth``.
 
     With ``train.ema`` the averaged weights are in the checkpoints under "ema", are evaluated beside the student's, and
-    end in ``student_final_ema.pth``.
-
-    Args:
-        cfg: from :func:`mokd_det.config.config_file.load_config`.
-        settings: from :func:`mokd_det.engine.setup.default_setup`.
-        resume: continue from the newest checkpoint of the output directory, if there is one. Otherwise what
-            an earlier run left there is set aside.
-
-    Returns:
-        The trainer, after the training.
+    end in ``student_final_ema.pth``. ``resume`` continues from the newest checkpoint of the output directory, if there
+    is one; otherwise what an earlier run left there is set aside.
     """
     try:
         return _train(cfg, settings, resume)
@@ -231,10 +221,8 @@ def _export(student: nn.Module, file: Path, what: str) -> None:
 def do_test(cfg: DictConfig, settings: TrainSettings, *, resume: bool = False) -> dict[str, Any]:
     """Evaluate ``init_checkpoint``, or with ``resume`` the newest checkpoint; writes ``<output_dir>/results.json``.
 
-    Only the student of a distillation is built: no teacher file is needed.
-
-    Returns:
-        {task: {metric: value}} on the main process.
+    Only the student of a distillation is built: no teacher file is needed. Returns {task: {metric: value}} on the main
+    process.
 
     Raises:
         ConfigError: there is nothing to evaluate or nothing to evaluate with.

@@ -22,12 +22,7 @@ seeds may share a cache.
 
 
 def cache_facts(cfg: DictConfig, loader: Any) -> dict[str, str]:
-    """Full key → value of the teacher's and the training data's configuration, and a fingerprint of the data.
-
-    Args:
-        cfg: of the run.
-        loader: the training loader.
-    """
+    """Full key → value of the teacher's and the training data's configuration, and a fingerprint of the data."""
     data = OmegaConf.to_container(cfg.dataloader.train, resolve=True)
     if isinstance(data, Mapping):
         data = {key: value for key, value in data.items() if key not in _LEAVES_IMAGES_ALONE}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mokd_det.checkpoint.atomic_file import atomic_write, remove_leftovers
 from mokd_det.checkpoint.key_report import compare_keys
 from mokd_det.checkpoint.reading import load_file
-from mokd_det.engine.machine_error import is_lost_worker
+from mokd_det.engine.machine_error import error_chain, is_lost_worker
 from mokd_det.errors import CheckpointError, first_line
 
 __all__ = ["AtomicCheckpointer"]
@@ -31,14 +31,6 @@ def _load_strictly(model: nn.Module, weights: Mapping[str, Tensor], source: str)
     model.load_state_dict(weights)
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error, and those during whose handling it arose."""
-    current: BaseException | None = error
-    while current is not None:
-        yield current
-        current = current.__context__
-
-
 def _save(content: Mapping[str, Any], path: Path) -> None:
     try:
         with atomic_write(path) as handle:
@@ -48,7 +40,7 @@ def _save(content: Mapping[str, Any], path: Path) -> None:
         if is_lost_worker(error):
             raise
         # The zip writer fails once more while it closes the file; what the system said stands behind that.
-        first = next((e for e in _chain(error) if isinstance(e, OSError)), error)
+        first = next((e for e in error_chain(error) if isinstance(e, OSError)), error)
         reason = first_line(first)
         raise CheckpointError(
             f"checkpoint '{path}' could not be written ({reason}); earlier checkpoints are untouched"
@@ -88,11 +80,8 @@ class AtomicCheckpointer(DetectionCheckpointer):
         self._swept = False
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """Write ``<save_dir>/<name>.pth`` and tag it as the last one.
-
-        Args:
-            name: file name without the extension.
-            kwargs: further plain values to store (tensors, numbers, strings, lists, dicts).
+        """Write ``<save_dir>/<name>.pth`` with further plain values (tensors, numbers, strings, lists, dicts), and tag
+        it as the last one.
 
         Raises:
             CheckpointError: the file could not be written; the earlier ones are untouched and still tagged.

@@ -52,9 +52,6 @@ def dry_run(args: argparse.Namespace) -> int:
     Errors of the parts are collected. Without any, the run is built, its first batch goes forward and backward (in
     memory alone), and time, memory, taps and files of the whole run are told.
 
-    Args:
-        args: of :func:`mokd_det.training_arguments.argument_parser`.
-
     Returns:
         0; 2 with every error on stderr.
 
@@ -195,11 +192,7 @@ class _DryRun:
     # The whole
 
     def try_out(self) -> None:
-        """Build the run and take its first steps in memory.
-
-        Raises:
-            MoKDError: whatever the run itself would end with.
-        """
+        """Build the run and take its first steps in memory; raises what the run itself would end with."""
         if "teacher_cache" in self.cfg.model:
             self.cfg.model.teacher_cache = None
         share = self.cfg.dataloader.train.get("total_batch_size")

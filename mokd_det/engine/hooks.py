@@ -79,11 +79,7 @@ class SaveWhenStopping(HookBase):
     """Writes a checkpoint when the trainer is about to stop early (SIGTERM, Ctrl-C).
 
     To be registered after the hooks whose state a step changes (learning rate, averages) and before those that take
-    long (evaluation), which the system may not wait for.
-
-    Args:
-        checkpointer: of the training; files are named like the periodic ones.
-        file_prefix: of the file's name.
+    long (evaluation), which the system may not wait for. Its files are named like the periodic ones.
     """
 
     def __init__(self, checkpointer: AtomicCheckpointer, file_prefix: str = "model") -> None:
@@ -115,7 +111,7 @@ class BestModel(HookBase):
         directory: a folder of its own.
         metric: name in the storage, e.g. "bbox/AP".
         mode: "max" or "min".
-        period: evaluation period; 0: only after the last iteration.
+        period: of the evaluation in iterations; 0: only after the last one.
     """
 
     def __init__(
@@ -178,12 +174,8 @@ class MethodDiagnostics(HookBase):
 
 
 class BalancePrinter(EventWriter):
-    """One line of the log with what Detectron2's printer leaves out: the weights, and where the time goes.
-
-    Args:
-        objectives: names of the objectives.
-        window: iterations the times are averaged over.
-    """
+    """One line of the log with what Detectron2's printer leaves out: the weights, and where the time goes, averaged
+    over ``window`` iterations."""
 
     _PARTS = ("data", "teacher", "student", "balance")
 

@@ -15,17 +15,13 @@ class EpochCosineParamScheduler(ParamScheduler):
     """Cosine decay that changes once per epoch and lags one epoch behind: ViDT's ``warmupcos`` without warm-up.
 
     With E epochs, epoch e (from 0) has the multiplier ``end + (start - end)·(1 + cos(π·t/E))/2`` where
-    ``t = max(e - 1, 0)``: the official scheduler takes its step for epoch e at the *end* of epoch e, so the
-        first two
+    ``t = max(e - 1, 0)``: the official scheduler takes its step for epoch e at the *end* of epoch e, so the first two
     epochs share the base rate and the last one does not reach ``end``.
 
     Args:
         num_epochs: E; the training's iterations are divided into E equal epochs.
         end_value: multiplier the cosine tends to, e.g. 1e-3 for 1e-4 → 1e-7.
         start_value: multiplier of the first epoch.
-
-    Raises:
-        ConfigError: ``num_epochs`` is below 1.
     """
 
     def __init__(self, num_epochs: int, end_value: float, start_value: float = 1.0) -> None:

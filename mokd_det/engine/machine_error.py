@@ -11,11 +11,19 @@ from typing import Any
 from mokd_det.engine.termination import TrainingStopped
 from mokd_det.errors import ConfigError, MachineError, MoKDError, first_line
 
-__all__ = ["is_lost_worker", "machine_error", "machine_errors", "next_batch"]
+__all__ = ["error_chain", "is_lost_worker", "machine_error", "machine_errors", "next_batch"]
 
 logger = logging.getLogger(__name__)
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def error_chain(error: BaseException) -> Iterator[BaseException]:
+    """The error, what it was raised from, and those during whose handling these arose."""
+    current: BaseException | None = error
+    while current is not None:
+        yield current
+        current = current.__cause__ or current.__context__
 
 
 def is_lost_worker(error: BaseException) -> bool:
@@ -23,20 +31,13 @@ def is_lost_worker(error: BaseException) -> bool:
 
     Also if what the main process was at (closing a half-written file, say) failed in turn.
     """
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, RuntimeError) and "DataLoader worker" in str(seen):
-            return True
-        seen = seen.__cause__ or seen.__context__
-    return False
+    return any(isinstance(e, RuntimeError) and "DataLoader worker" in str(e) for e in error_chain(error))
 
 
 def machine_error(error: BaseException, when: str) -> MachineError | None:
     """The error to raise instead, if a data-loading process is gone or the disk is full; None for any other.
 
-    Args:
-        error: what torch or the system raised.
-        when: what the main process was at, e.g. "at iteration 3".
+    ``when`` says what the main process was at, e.g. "at iteration 3".
     """
     text = first_line(error).rstrip(". ")
     if isinstance(error, OSError) and error.errno in _NO_SPACE:
@@ -48,14 +49,8 @@ def machine_error(error: BaseException, when: str) -> MachineError | None:
 
 @contextmanager
 def machine_errors(where: Callable[[], str]) -> Iterator[None]:
-    """Let errors of the machine leave a training as such, and log where any other unforeseen one happened.
-
-    Args:
-        where: what the training is at, e.g. "at iteration 3".
-
-    Raises:
-        MachineError: see :func:`machine_error`.
-    """
+    """Let errors of the machine leave a training as what :func:`machine_error` makes of them, and log where any other
+    unforeseen one happened."""
     try:
         yield
     except (MoKDError, TrainingStopped):
@@ -90,12 +85,6 @@ def next_batch(batches: Iterator[Any], iteration: int) -> Any:
 
 
 def _lost_worker(text: str, when: str) -> MachineError:
-    """The error about a data-loading process that is gone.
-
-    Args:
-        text: how it was noticed.
-        when: what the main process was at.
-    """
     return MachineError(
         f"a process that loads data is gone {when} ({text}). Often the machine was out of memory: lower num_workers "
         "of the loader, or enlarge /dev/shm; --resume continues from the last checkpoint"

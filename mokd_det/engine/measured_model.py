@@ -22,11 +22,7 @@ SMALL = 64
 
 
 def measured_section(cfg: DictConfig, teacher: bool = False) -> DictConfig:
-    """The student's section of a configuration, or its teacher's.
-
-    Raises:
-        ConfigError: the teacher of a configuration without one.
-    """
+    """The student's section of a configuration, or its teacher's; a ConfigError where there is none."""
     if not teacher:
         return student_section(cfg)
     if "teacher" not in cfg.model:
@@ -46,14 +42,8 @@ def example_inputs(
 
     A classifier gets a tensor of images, any other model a list of dicts as Detectron2's do, with images in main memory
     as a loader gives them. A configuration whose model wants something else says so by a function of ``batch_size``,
-    ``height``, ``width`` and ``device`` that returns the arguments: ``example_input = L(function)()``.
-
-    Args:
-        cfg: the configuration.
-        model: whose arguments they are.
-        batch_size: images.
-        size: (height, width) in pixels.
-        device: where the model is.
+    ``height``, ``width`` and ``device`` that returns the arguments: ``example_input = L(function)()``. ``size`` is
+    (height, width) in pixels.
     """
     height, width = size
     own = cfg.get("example_input")

@@ -29,11 +29,8 @@ def vidt_param_group(
     """The group the official ViDT code puts a parameter into.
 
     Outside the backbone everything is "head", biases and norms included; in the backbone 1-d tensors, biases
-    and the DET tokens with their positions are not decayed, the rest is (relative position tables too).
-
-    Args:
-        name, parameter: of the model.
-        backbone: ``fnmatch`` patterns of the backbone's names.
+    and the DET tokens with their positions are not decayed, the rest is (relative position tables too). ``backbone``
+    are ``fnmatch`` patterns of its names.
     """
     if not any(fnmatchcase(name, pattern) for pattern in backbone):
         return "head"
@@ -114,10 +111,7 @@ def with_fast_kernel(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
 
     The fused kernel where torch has one for the parameters' device and type, otherwise ``foreach`` (said once in the
     log). It stays this run's when a checkpoint of another device or version is loaded. Any other optimiser, and one
-    whose ``fused`` or ``foreach`` is set, comes back as it is.
-
-    Args:
-        optimizer: freshly built, without state.
+    whose ``fused`` or ``foreach`` is set, comes back as it is. It must be freshly built, without state.
     """
     kind = type(optimizer)
     if kind not in (torch.optim.Adam, torch.optim.AdamW):

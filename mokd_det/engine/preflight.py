@@ -20,9 +20,6 @@ __all__ = ["check_run"]
 def check_run(args: argparse.Namespace) -> None:
     """Read the configuration, and see that the weights and data sets are there that it names.
 
-    Args:
-        args: from :func:`mokd_det.engine.setup.argument_parser`.
-
     Raises:
         ConfigError, CheckpointError, DatasetError: as the run itself would raise them, later and in each process.
     """

@@ -21,7 +21,7 @@ from mokd_det.config.own_data import own_data_summary
 from mokd_det.errors import ConfigError
 from mokd_det.folder_lock import lock_folder
 
-__all__ = ["default_setup", "pick_device"]
+__all__ = ["default_setup", "pick_device", "processor_name"]
 
 logger = logging.getLogger(__name__)
 
@@ -51,10 +51,6 @@ def default_setup(cfg: DictConfig, args: argparse.Namespace) -> TrainSettings:
 
     All ranks get the same seed: they build equal models (a teacher without a checkpoint too), and per-rank randomness
     comes from the data loader and the trainer, which seed for themselves.
-
-    Args:
-        cfg: from :func:`mokd_det.config.config_file.load_config`.
-        args: from :func:`argument_parser`.
 
     Returns:
         The checked ``train`` section.
@@ -98,6 +94,15 @@ def _lock(output_dir: Path) -> None:
     refusal = comm.all_gather(refusal)[0]
     if refusal:
         raise ConfigError(refusal)
+
+
+def processor_name() -> str:
+    """Of the CPU."""
+    info = Path("/proc/cpuinfo")
+    for line in info.read_text().splitlines() if info.exists() else ():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def _hardware() -> str:

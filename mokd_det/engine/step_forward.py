@@ -27,8 +27,7 @@ class StepForward:
     :meth:`replay`.
 
     Args:
-        model: the training model, possibly wrapped for data-parallel training; returns a dict of scalar
-            losses.
+        model: possibly wrapped for data-parallel training; returns a dict of scalar losses.
         objectives: losses → vector (K,).
         batch: what the model is called with.
         micro_batch: position of the micro-batch within the step.

@@ -29,10 +29,6 @@ Results = Mapping[str, Mapping[str, float]]
 def evaluate(dataloader: DictConfig, model: nn.Module) -> dict[str, Any]:
     """Run ``dataloader.evaluator`` over ``dataloader.test``; the model's mode is restored afterwards.
 
-    Args:
-        dataloader: the section of the configuration.
-        model: the bare module in Detectron2's inference format.
-
     Returns:
         {task: {metric: value}} on the main process, {} on the others.
 

@@ -55,12 +55,7 @@ class Tracker(EventWriter):
         self._failed = False
 
     def begin(self, output_dir: str, settings: Mapping[str, Any], *, resumed: bool) -> None:
-        """Open a run, or the run of the training that is resumed.
-
-        Args:
-            output_dir: of the training.
-            settings: the configuration, flat (:func:`flat_settings`).
-            resumed: whether the training continues an earlier one.
+        """Open a run, or the run of the training that is resumed; ``settings``: see :func:`flat_settings`.
 
         Raises:
             ConfigError: the tracker refuses (no such server, not logged in).

@@ -30,7 +30,7 @@ def load_training_model(
 
     Args:
         cfg: the configuration, which stays as it is.
-        checkpoint: a checkpoint of a training of it.
+        checkpoint: of a training of it.
         device: where the model goes.
         parts: those of the model's ``checkpoint_parts()`` that the file has; None: all.
 

@@ -189,11 +189,7 @@ def make_jobs(
 
 
 def choose_metric(given: str | None, mains: set[str]) -> str:
-    """The metric that the runs are compared by.
-
-    Args:
-        given: on the command line.
-        mains: what the runs are judged by, ``task/metric``.
+    """The metric that the runs are compared by: the given one, or of ``mains``, the ``task/metric`` they are judged by.
 
     Raises:
         ConfigError: they have no such metric, or not all the same kind of results.

@@ -265,12 +265,7 @@ def plan(
     options: argparse.Namespace, methods: Sequence[MethodEntry], teachers: Mapping[int, Path | None]
 ) -> list[GridRun]:
     """All cells, replicate by replicate: an unfinished grid has its first replicates complete. What takes something
-    from another cell stands after it.
-
-    Args:
-        options: of the command line.
-        methods: of the grid.
-        teachers: replicate → the teacher's weights.
+    from another cell stands after it. ``teachers`` maps replicates to weights.
 
     Raises:
         ConfigError: a config is not one of a distillation, or has nothing to evaluate with, or a method refers to a run
@@ -397,12 +392,8 @@ def _cache_suffix(method: MethodEntry) -> str:
 
 
 def settings_digest(config: DictConfig, *, method: bool = True) -> str:
-    """Digest of what replicates have in common: everything but seeds, places and the teacher's file.
-
-    Args:
-        config: of one replicate.
-        method: whether the method counts too: its node, its balancer, the objectives.
-    """
+    """Digest of what replicates have in common: everything but seeds, places and the teacher's file; ``method``: with
+    the method's node, its balancer and the objectives."""
     config = copy.deepcopy(config)
     config.train.seed = config.dataloader.train.seed = 0
     for node in (config.dataloader.train.get("draw"), config.dataloader.train.get("dataset")):

@@ -138,7 +138,6 @@ class Detection(Task):
         )
 
     def identity(self, data: Path | None) -> dict[str, str]:
-        """See :meth:`Task.identity`."""
         assert data is not None
         return {
             "data": file_digest(data / "manifest.json"),
@@ -146,7 +145,6 @@ class Detection(Task):
         }
 
     def test_inputs(self, data: Path | None, config: DictConfig, count: int) -> tuple[list[Any], int]:
-        """See :meth:`Task.test_inputs`."""
         records = self._test_records(data)
         mapper = DetrDatasetMapper(is_train=False, augmentation=[])
         return [[mapper(record)] for record in records[:count]], len(records)
@@ -209,15 +207,12 @@ class Classification(Task):
         print(f"data: scikit-learn's digits, {options.images} to train on, already there", flush=True)
 
     def overrides(self, options: argparse.Namespace, model: str, seed: int) -> tuple[str, ...]:
-        """See :meth:`Task.overrides`."""
         return (f"dataloader.train.dataset.per_class={options.images // 10}",)
 
     def identity(self, data: Path | None) -> dict[str, str]:
-        """See :meth:`Task.identity`."""
         return {"data": " ".join(DigitImages(split).fingerprint() for split in ("train", "val", "test"))}
 
     def test_inputs(self, data: Path | None, config: DictConfig, count: int) -> tuple[list[Any], int]:
-        """See :meth:`Task.test_inputs`."""
         test = config.dataloader.test
         dataset = DigitImages("test", test.dataset.size)
         loader = build_classification_test_loader(dataset, instantiate(test.transform), batch_size=1)

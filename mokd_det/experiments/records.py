@@ -113,15 +113,7 @@ def make_record(
     teacher: Mapping[str, Any],
     command: str,
 ) -> ReplicateRecord:
-    """What a finished run has logged.
-
-    Args:
-        run: the training.
-        output: of the comparison.
-        data: digests of its data.
-        test_dataset: name of the data of the final values; None: the validation data.
-        teacher: what is known of its teacher.
-        command: that trains it alone.
+    """What a finished run has logged, and what is known of its data, its teacher and its command.
 
     Raises:
         ConfigError: the run was never evaluated.
@@ -183,11 +175,7 @@ def make_record(
 
 def _rounded(values: Mapping[str, float | None]) -> dict[str, float]:
     """Finite values with five decimals; COCO has no value for sizes that do not occur."""
-    return {name: round(float(value or 0.0), 5) for name, value in values.items() if _is_number(value)}
-
-
-def _is_number(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)
+    return {name: round(float(v), 5) for name, v in values.items() if v is not None and math.isfinite(v)}
 
 
 def write_record(record: ReplicateRecord, folder: Path) -> None:

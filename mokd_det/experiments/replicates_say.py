@@ -14,11 +14,8 @@ __all__ = ["replicates_say"]
 def replicates_say(folder: Path, method: str, metric: str, baseline: str = "none") -> str:
     """The verdict on a method over all replicates in a folder of records, and what they could have seen.
 
-    Args:
-        folder: records of one student.
-        method: that is compared with the baseline; its interval holds for all methods of the folder at once.
-        metric: compared.
-        baseline: the method that stands for no distillation.
+    The method's interval to ``baseline``, no distillation, holds for all methods of the folder, which is one
+    student's, at once.
 
     Raises:
         ConfigError: records that are missing, damaged or do not belong together, or none of the method.

@@ -105,11 +105,8 @@ def training_job(
 ) -> Job:
     """The training; what another configuration left in its place is set aside, never continued.
 
-    Args:
-        run: the training.
-        identity: everything but the configuration and the version of this package, which are added.
-        needs: names of the jobs before it.
-        expected_seconds: for the first estimate of the time left.
+    ``identity`` is all it depends on but configuration and version of this package, which are added; ``needs`` names
+    the jobs before it.
     """
 
     def whole_identity() -> dict[str, str]:
@@ -160,7 +157,7 @@ def evaluation_job(
 
     Args:
         run: the training.
-        identity: everything but the weights and the version of this package, which are added.
+        identity: all it depends on but weights and version of this package, which are added.
         overrides: of the configuration: the data to evaluate on.
         weights: other weights than the run's.
         needs: names of the jobs before it; None: the training.
@@ -212,12 +209,8 @@ def child_environment(changes: Mapping[str, str] | None = None) -> dict[str, str
 
 
 def run_command(work: Callable[[int], None], output: Path, arguments: Sequence[str]) -> int:
-    """Do a tool's work with its output directory locked, and turn what goes wrong into an exit status.
-
-    Args:
-        work: gets the descriptor of the lock.
-        output: the directory.
-        arguments: of the command line, to say how an interrupted one is continued.
+    """Do a tool's work, which gets the descriptor of its output directory's lock, and turn what goes wrong into an exit
+    status; ``arguments`` of the command line say how an interrupted one is continued.
 
     Returns:
         0; 2 for a mistake in the input; 130 after an interruption; a failed training's own.

@@ -20,12 +20,8 @@ _MAX_IMAGES_NAMED = 16
 
 
 def describe_images(batch: Any, positions: Sequence[int] | None = None) -> str:
-    """Images of a micro-batch for an error message: ids and file names where the items carry them.
-
-    Args:
-        batch: the loader's, or what the model made of it.
-        positions: which images of it; None: all.
-    """
+    """Images of a micro-batch, all or those at some positions, for an error message: ids and file names where the items
+    carry them."""
     items = loaded_batch(batch)
     if isinstance(items, LoadedBatch):
         items = [{"file_name": name} for name in items.names]
@@ -48,9 +44,6 @@ def forward_inputs(batch: Any) -> dict[str, list[Tensor]]:
     """The floating-point images of a batch and the teacher's taps, by what messages call them.
 
     Whole numbers (images as they come from a decoder) are left out: they are finite.
-
-    Args:
-        batch: the loader's batch, or one with ``inputs`` and ``teacher_taps``.
     """
     inputs = loaded_batch(batch)
     images: list[Any] = []
@@ -86,12 +79,8 @@ def number_sums(batch: Any) -> dict[str, Tensor | float]:
 
 
 def bad_positions(batch: Any, name: str) -> list[int]:
-    """Positions in the batch of the images with a number that is NaN or infinite.
-
-    Args:
-        batch: see :func:`forward_inputs`.
-        name: a key of its result.
-    """
+    """Positions in the batch of the images with a number that is NaN or infinite; ``name`` is a key of
+    :func:`forward_inputs`."""
     tensors = forward_inputs(batch)[name]
     inputs = loaded_batch(batch)
     if name == IMAGES and isinstance(inputs, Sequence):

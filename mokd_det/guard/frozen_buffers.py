@@ -5,26 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
 from torch import nn
 
-__all__ = ["BufferCopy", "frozen_buffers"]
-
-
-class BufferCopy:
-    """What the buffers of a model hold at the time of construction, for a step that may have to be taken back.
-
-    It costs the memory of the buffers once more.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self._values = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-
-    @torch.no_grad()
-    def put_back(self) -> None:
-        """Write the values into the buffers again; only when no graph needs what is in them now."""
-        for buffer, value in self._values:
-            buffer.copy_(value)
+__all__ = ["frozen_buffers"]
 
 
 @contextmanager

@@ -157,9 +157,8 @@ class LossMonitor:
         # What enters a forward is the cause of what comes out.
         worst = min(problems, key=lambda problem: problem.is_loss)
         batch = self._watched[worst.micro_batch].batch
-        positions = (
-            None if worst.is_loss or comm.get_rank() != worst.rank else bad_positions(batch, worst.what)
-        )
+        known = not worst.is_loss and comm.get_rank() == worst.rank
+        positions = bad_positions(batch, worst.what) if known else None
         images = comm.all_gather(describe_images(batch, positions or None))[worst.rank]
         where = f" on rank {worst.rank}" if comm.get_world_size() > 1 else ""
         if not worst.is_loss:

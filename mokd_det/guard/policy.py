@@ -16,7 +16,6 @@ from torch import nn
 from mokd_det.checkpoint.atomic_file import atomic_write
 from mokd_det.contract import TrainingTask
 from mokd_det.errors import first_line
-from mokd_det.guard.frozen_buffers import BufferCopy
 from mokd_det.guard.module_numbers import ModuleNumbers
 from mokd_det.guard.plain_batch import to_plain
 
@@ -49,15 +48,19 @@ class NonFinitePolicy:
 
 
 class StepState:
-    """What a forward changes besides its result, so that a step can be taken back: buffers, and the numbers that
-    modules keep."""
+    """What a forward changes besides its result, so that a step can be taken back: buffers, whose memory it costs once
+    more, and the numbers that modules keep."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._parts = (BufferCopy(model), ModuleNumbers(model))
+        self._buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+        self._numbers = ModuleNumbers(model)
 
+    @torch.no_grad()
     def put_back(self) -> None:
-        for part in self._parts:
-            part.put_back()
+        """Write all of it back; only when no graph needs what is in the buffers now."""
+        for buffer, value in self._buffers:
+            buffer.copy_(value)
+        self._numbers.put_back()
 
 
 def kept_file(directory: str, iteration: int, rank: int) -> Path:
@@ -68,14 +71,8 @@ def kept_file(directory: str, iteration: int, rank: int) -> Path:
 def keep_batch(
     file: Path, task: TrainingTask, batches: Sequence[Any], message: str, facts: Mapping[str, Any]
 ) -> str:
-    """Write a rank's micro-batches with the weights that they were met with.
-
-    Args:
-        file: to write.
-        task: the training model; of a distillation the student and the method are kept.
-        batches: the loader's micro-batches of the step.
-        message: what was wrong.
-        facts: further plain values: iteration, seed, rank.
+    """Write a rank's micro-batches, as the loader gave them, with the weights that they were met with (of a
+    distillation student's and method's), what was wrong, and further plain values: iteration, seed, rank.
 
     Returns:
         "", or why they could not be kept: this never stands in the way of the error itself.

@@ -95,11 +95,8 @@ class Replay:
 
 
 def replay_step(cfg: DictConfig, file: str) -> Replay:
-    """Run a kept batch again, with the weights, the random masks and the precision of the training.
-
-    Args:
-        cfg: the configuration of the run (its ``config.yaml``).
-        file: from the run's folder ``bad_batches``.
+    """Run a kept batch of a run's folder ``bad_batches`` again, with the weights, the random masks and the precision of
+    the training.
 
     Raises:
         CheckpointError: the file holds no batch, or its weights do not fit the configuration.
@@ -114,15 +111,12 @@ def replay_step(cfg: DictConfig, file: str) -> Replay:
     autocast: AbstractContextManager[Any] = nullcontext()
     if settings.amp.enabled:
         autocast = torch.autocast(device.type, dtype=getattr(torch, settings.amp.dtype))
-    batches = from_plain(content["batches"])
-    seeds = [
-        step_seed(content["seed"], content["iteration"], number, content["rank"])
-        for number in range(len(batches))
+    iteration, rank = content["iteration"], content["rank"]
+    replayed = [
+        _replay(model, batch, step_seed(content["seed"], iteration, number, rank), device, autocast)
+        for number, batch in enumerate(from_plain(content["batches"]))
     ]
-    parts_replayed = [
-        _replay(model, batch, seed, device, autocast) for batch, seed in zip(batches, seeds, strict=True)
-    ]
-    return Replay(content["message"], content["iteration"], content["rank"], parts_replayed)
+    return Replay(content["message"], iteration, rank, replayed)
 
 
 def _replay(

@@ -11,7 +11,6 @@ import datetime
 import functools
 import json
 import logging
-import platform
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from tabulate import tabulate
 from mokd_det.checkpoint.atomic_file import atomic_write
 from mokd_det.config import load_config
 from mokd_det.engine.measured_model import build_for_memory, build_measured, example_inputs
-from mokd_det.engine.setup import pick_device
+from mokd_det.engine.setup import pick_device, processor_name
 from mokd_det.evaluation.flop_count import FlopCount, count_flops
 from mokd_det.evaluation.latency import Latency, measure_latency
 from mokd_det.evaluation.parameter_count import ParameterCount, count_parameters
@@ -51,7 +50,8 @@ def analyse(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """Measure one model.
 
     Returns:
-        All numbers, and a text with the main ones."""
+        All numbers, and a text with the main ones.
+    """
     size = (options.size[0], options.size[1])
     cfg = load_config(options.config_file, options.set, training=False)
     device = pick_device(options.device)
@@ -87,39 +87,22 @@ def analyse(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         "precision": options.precision,
         **machine(device),
     }
-    content = {"setting": setting} | {
-        name: dataclasses.asdict(value) | derived(value) for name, value in found.items()
-    }
-    return content, "\n\n".join([described(setting), *(table(value, options) for value in found.values())])
+    content: dict[str, Any] = {"setting": setting}
+    content |= {name: dataclasses.asdict(value) for name, value in found.items()}
+    if "latency" in found:
+        content["latency"] |= {"median": found["latency"].median, "fps": found["latency"].fps}
+    parts = [columns(list(setting.items())), *(table(value, options) for value in found.values())]
+    return content, "\n\n".join(parts)
 
 
 def machine(device: torch.device) -> dict[str, str]:
     """What it was measured on."""
     return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name(),
         "threads": str(torch.get_num_threads()),
         "torch": torch.__version__,
         "date": datetime.date.today().isoformat(),
     }
-
-
-def processor() -> str:
-    """Name of the CPU."""
-    info = Path("/proc/cpuinfo")
-    for line in info.read_text().splitlines() if info.exists() else ():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def derived(value: Any) -> dict[str, float]:
-    """Figures that follow from a measurement's own."""
-    return {"median": value.median, "fps": value.fps} if isinstance(value, Latency) else {}
-
-
-def described(setting: Mapping[str, str]) -> str:
-    """The setting in lines."""
-    return columns(list(setting.items()))
 
 
 def short_number(count: float) -> str:
