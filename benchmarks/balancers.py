@@ -17,8 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -27,7 +25,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from harness import measure, options_of, parser_of
-from memory import reset_peak, resident_peak
+from memory import apart, reset_peak, resident_peak
 from sklearn.datasets import load_digits
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -156,6 +154,7 @@ def random_run(arguments: argparse.Namespace, balancer: Balancer | None) -> tupl
 
 def peak_memory(arguments: argparse.Namespace, name: str) -> float:
     """MB above the state before the first step, measured in this process."""
+    torch.set_num_threads(arguments.threads)
     run, batch = random_run(arguments, BALANCERS[name]() if name in BALANCERS else None)
     if arguments.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -168,13 +167,6 @@ def peak_memory(arguments: argparse.Namespace, name: str) -> float:
     if arguments.device == "cuda":
         return (torch.cuda.max_memory_allocated() - before) / 1e6
     return (resident_peak() - before) / 1e6
-
-
-def peak_memory_apart(arguments: argparse.Namespace, name: str) -> float:
-    command = [sys.executable, __file__, "--memory-of", name]
-    for key in ("size", "width", "depth", "batch", "device", "threads"):
-        command += [f"--{key}", str(getattr(arguments, key))]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def taps_against_exact(steps: int = 120) -> dict[str, float]:
@@ -226,11 +218,7 @@ def main() -> None:
     add("--width", type=int, default=384, help="channels of the ViT, a multiple of 3")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--only", nargs="+", choices=list(BALANCERS), default=list(BALANCERS))
-    add("--memory-of", help=argparse.SUPPRESS)
     arguments = options_of(parser)
-    if arguments.memory_of is not None:
-        print(peak_memory(arguments, arguments.memory_of))
-        return
 
     names = ["plain", *arguments.only]
     runs = {name: random_run(arguments, BALANCERS[name]() if name in BALANCERS else None) for name in names}
@@ -240,7 +228,7 @@ def main() -> None:
         baseline="plain",
         mean=[name for name in names if "update_every" in name],
     )
-    memory = {name: peak_memory_apart(arguments, name) for name in names}
+    memory = {name: apart(peak_memory, arguments, name) for name in names}
     taps = taps_against_exact()
     parameters = sum(p.numel() for p in runs["plain"][0].student.parameters())
     shape = f"{arguments.batch} x 3 x {arguments.size} x {arguments.size}"

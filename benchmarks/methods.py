@@ -18,9 +18,7 @@ student alone.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +27,7 @@ import torch
 from detectron2.config import LazyCall as L
 from detectron2.config import instantiate
 from harness import measure, options_of, parser_of
-from memory import reset_peak, resident_peak
+from memory import apart, reset_peak, resident_peak
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torchvision.models.detection import fcos_resnet50_fpn
@@ -227,12 +225,6 @@ def peak_memory(arguments: argparse.Namespace, name: str) -> float:
     return (resident_peak() - before) / 1e6
 
 
-def peak_memory_apart(arguments: argparse.Namespace, name: str) -> float:
-    """The same in a process of its own, forked, so that it need not import everything again."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:
-        return pool.submit(peak_memory, arguments, name).result()
-
-
 def main() -> None:
     parser = parser_of(__doc__, rounds=9, warmup=1)
     add = parser.add_argument
@@ -247,8 +239,9 @@ def main() -> None:
     for family, methods in FAMILIES.items():
         chosen = [name for name in methods if name in arguments.only]
         names += [family + ALONE, family + TEACHER, *chosen] if chosen else []
-    # Before anything runs here: a fork of a process that has threads may hang.
-    memory = {} if arguments.no_memory else {name: peak_memory_apart(arguments, name) for name in names}
+    # Before anything runs here and starts threads.
+    measured_apart = () if arguments.no_memory else names
+    memory = {name: apart(peak_memory, arguments, name, start="fork") for name in measured_apart}
     batches = {name: batch_for(arguments, name) for name in names}
     runs = {name: Run(arguments.config, name) for name in names}
     measured = measure({name: partial(built.step, batches[name]) for name, built in runs.items()}, arguments)

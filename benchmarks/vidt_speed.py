@@ -20,9 +20,6 @@ before the first round.
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +27,7 @@ from pathlib import Path
 import torch
 from detectron2.config import instantiate
 from harness import heading, measure, options_of, parser_of, table
-from memory import reset_peak, resident_peak
+from memory import apart, reset_peak, resident_peak
 from plain_vidt import plain_vidt
 from torch.utils.flop_counter import FlopCounterMode
 from training import random_scenes
@@ -207,9 +204,10 @@ def compare_compiled(args: argparse.Namespace) -> None:
     print(f"\nfirst step, compiling: {seconds:.0f} s")
 
 
-def one_setting(args: argparse.Namespace) -> None:
-    """Peak growth and time of steps under one setting of activation checkpointing, as JSON on stdout."""
-    model, batch = build(args.model, args.setting), random_scenes(args.batch, *args.size)
+def one_setting(args: argparse.Namespace, setting: str) -> tuple[int, float]:
+    """Peak growth in bytes and CPU seconds of steps under one setting of activation checkpointing."""
+    torch.set_num_threads(args.threads)
+    model, batch = build(args.model, setting), random_scenes(args.batch, *args.size)
     step = training_step(model, batch, with_fast_kernel(torch.optim.AdamW(model.parameters(), lr=1e-5)))
     small = training_step(
         model, random_scenes(1, 32, 32), with_fast_kernel(torch.optim.AdamW(model.parameters(), lr=1e-5))
@@ -222,25 +220,23 @@ def one_setting(args: argparse.Namespace) -> None:
         step()
         seconds.append(time.process_time() - start)
     kept = sorted(seconds[args.warmup :])
-    print(json.dumps({"bytes": resident_peak() - before, "seconds": kept[len(kept) // 2]}))
+    return resident_peak() - before, kept[len(kept) // 2]
 
 
 def memory(args: argparse.Namespace) -> None:
     """A table of all settings, a process for each."""
-    rows, plain = [], None
-    for name in CHECKPOINTED:
-        command = [sys.executable, __file__, *sys.argv[1:], "--setting", name]
-        found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        plain = plain or found
-        rows.append(
-            {
-                "activation checkpointing of": name,
-                "peak MB of a step": f"{found['bytes'] / 1e6:.0f}",
-                "of nothing's": f"{found['bytes'] / plain['bytes']:.2f}",
-                "CPU s": f"{found['seconds']:.2f}",
-                "over nothing's": f"{found['seconds'] / plain['seconds']:.2f}",
-            }
-        )
+    found = {name: apart(one_setting, args, name) for name in CHECKPOINTED}
+    plain_peak, plain_seconds = found["nothing"]
+    rows = [
+        {
+            "activation checkpointing of": name,
+            "peak MB of a step": f"{peak / 1e6:.0f}",
+            "of nothing's": f"{peak / plain_peak:.2f}",
+            "CPU s": f"{seconds:.2f}",
+            "over nothing's": f"{seconds / plain_seconds:.2f}",
+        }
+        for name, (peak, seconds) in found.items()
+    ]
     print(heading({"model": args.model, "batch": args.batch, "size": tuple(args.size)}) + "\n")
     print(table(rows))
 
@@ -263,11 +259,8 @@ def main() -> None:
         choices=("backbone", "blocks", "decoder"),
         help="measure torch.compile of this part instead",
     )
-    add("--setting", choices=CHECKPOINTED, help=argparse.SUPPRESS)
     args = options_of(parser)
-    if args.setting:
-        one_setting(args)
-    elif args.compiled:
+    if args.compiled:
         compare_compiled(args)
     elif args.memory:
         memory(args)
