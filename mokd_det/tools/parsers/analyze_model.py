@@ -20,13 +20,10 @@ from mokd_det.errors import ConfigError
 from mokd_det.model_zoo import find_config_file
 from mokd_det.tools.parsers import command_parser, require_at_least
 
-__all__ = ["MEASURES", "check", "parse"]
-
 MEASURES = ("parameters", "flops", "latency", "memory")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line."""
     parser = command_parser(__doc__)
     add = parser.add_argument
     add("--config-file", metavar="FILE", help="LazyConfig file")
@@ -55,7 +52,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Refuse values that contradict each other or lie out of range."""
     require_at_least(options, batch_size=1, warmup=0, repeats=1)
     if min(options.size) < 1:
         raise ConfigError(f"--size is {options.size}; both numbers must be 1 or more")

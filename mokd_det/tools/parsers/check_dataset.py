@@ -16,11 +16,8 @@ from pathlib import Path
 
 from mokd_det.tools.parsers import command_parser, require_at_least
 
-__all__ = ["check", "parse"]
-
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line."""
     parser = command_parser(__doc__)
     add = parser.add_argument
     add("source", nargs="+", metavar="SOURCE", help="annotation file and image folder, or a registered name")
@@ -42,5 +39,4 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Refuse values that contradict each other or lie out of range."""
     require_at_least(options, workers=0, examples=0, samples=1, seed=0)

@@ -22,8 +22,6 @@ from pathlib import Path
 from mokd_det.model_zoo import CONFIGS, find_config_file
 from mokd_det.tools.parsers import command_parser
 
-__all__ = ["PLACE", "check", "parse", "read_replicates"]
-
 METHODS_FILE = CONFIGS / "common" / "methods.py"
 REPLICATES = 8
 
@@ -32,7 +30,6 @@ PLACE = "{replicate}"
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Read the command line."""
     parser = command_parser(__doc__)
     add = parser.add_argument
     add("--config", type=Path, nargs="+", metavar="FILE", help="of a distillation; one per student")

@@ -19,11 +19,8 @@ from collections.abc import Sequence
 from mokd_det.errors import CheckpointError
 from mokd_det.tools.parsers import command_parser
 
-__all__ = ["check", "parse"]
-
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line."""
     summary, examples, rest = __doc__.split("\n\n", 2)
     parser = command_parser(summary, epilog=f"examples:\n{examples}\n\n{rest}", allow_abbrev=True)
     add = parser.add_argument
@@ -54,7 +51,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Refuse values that contradict each other or lie out of range."""
     if (
         os.path.exists(args.output)
         and os.path.exists(args.input)

@@ -21,11 +21,8 @@ from mokd_det.errors import ConfigError
 from mokd_det.tools.parsers import command_parser, require_at_least
 from mokd_det.tools.parsers.model_arguments import add_model_arguments, model_files
 
-__all__ = ["check", "parse"]
-
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line."""
     parser = command_parser(__doc__)
     add = parser.add_argument
     add("inputs", nargs="*", metavar="INPUT", help="image, video, or folder of these")
@@ -57,7 +54,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Refuse values that contradict each other or lie out of range."""
     require_at_least(options, max_frames=1, scale=1)
     if not 0 <= options.threshold <= 1:
         raise ConfigError(f"--threshold is {options.threshold}; it must be a score from 0 to 1")

@@ -21,11 +21,8 @@ from mokd_det.errors import ConfigError
 from mokd_det.tools.parsers import command_parser
 from mokd_det.tools.parsers.model_arguments import ModelFiles, add_model_arguments, model_files
 
-__all__ = ["check", "detectors", "labels", "parse"]
-
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line."""
     parser = command_parser(__doc__)
     add = parser.add_argument
     add("results", nargs="*", type=Path, metavar="RESULT", help="file in COCO's result format")

@@ -20,13 +20,10 @@ from mokd_det.errors import ExportError
 from mokd_det.model_zoo import find_config_file
 from mokd_det.tools.parsers import command_parser
 
-__all__ = ["check", "parse"]
-
 FORMS = (".onnx", ".torchscript", ".safetensors")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line."""
     parser = command_parser(__doc__)
     add = parser.add_argument
     add("outputs", nargs="+", type=Path, metavar="OUTPUT", help="file to write; replaced if it exists")
@@ -46,7 +43,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Refuse values that contradict each other or lie out of range."""
     for output in options.outputs:
         if output.suffix not in FORMS:
             raise ExportError(f"OUTPUT '{output}' must end with {', '.join(FORMS[:-1])} or {FORMS[-1]}")

@@ -15,11 +15,8 @@ from pathlib import Path
 
 from mokd_det.tools.parsers import command_parser
 
-__all__ = ["parse"]
-
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line."""
     parser = command_parser(__doc__)
     add = parser.add_argument
     add("names", nargs="+", metavar="NAME", help="bccd, cards or cifar10_jpeg")

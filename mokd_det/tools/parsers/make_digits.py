@@ -14,13 +14,10 @@ from pathlib import Path
 
 from mokd_det.tools.parsers import command_parser
 
-__all__ = ["parse"]
-
 COUNTS = {"train": 2000, "val": 300, "test": 300}
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line."""
     parser = command_parser(__doc__)
     add = parser.add_argument
     add("kinds", nargs="*", metavar="KIND", help="digits, digits_hard or digits_few (default: all)")

@@ -18,11 +18,8 @@ from pathlib import Path
 
 from mokd_det.tools.parsers import command_parser
 
-__all__ = ["parse"]
-
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line."""
     parser = command_parser(__doc__)
     add = parser.add_argument
     add("runs", nargs="+", type=Path, metavar="DIR", help="a run, or a folder of runs")

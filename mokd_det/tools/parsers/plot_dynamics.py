@@ -16,11 +16,8 @@ from pathlib import Path
 from mokd_det.errors import ConfigError
 from mokd_det.tools.parsers import command_parser
 
-__all__ = ["check", "parse"]
-
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line."""
     parser = command_parser(__doc__, allow_abbrev=True)
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUN", help="output directory of a run")

@@ -15,13 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mokd_det.tools.parsers import command_parser
-from mokd_det.tools.parsers.plot_dynamics import check
-
-__all__ = ["check", "parse"]
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line."""
     parser = command_parser(__doc__, allow_abbrev=True)
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUN", help="output folder of a finished training")

@@ -21,11 +21,8 @@ from pathlib import Path
 
 from mokd_det.tools.parsers import command_parser
 
-__all__ = ["parse"]
-
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line."""
     parser = command_parser(__doc__, allow_abbrev=True)
     add = parser.add_argument
     add("--output", type=Path, required=True, metavar="DIR", help="everything is written below it")

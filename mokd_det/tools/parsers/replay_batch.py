@@ -17,11 +17,8 @@ from collections.abc import Sequence
 
 from mokd_det.tools.parsers import command_parser
 
-__all__ = ["parse"]
-
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line."""
     parser = command_parser(__doc__)
     add = parser.add_argument
     add("file", metavar="FILE", help="from the folder bad_batches of a run")

@@ -18,11 +18,8 @@ from pathlib import Path
 from mokd_det.errors import ConfigError
 from mokd_det.tools.parsers import command_parser
 
-__all__ = ["check", "parse"]
-
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line."""
     parser = command_parser(__doc__)
     add = parser.add_argument
     add("runs", nargs="+", type=Path, metavar="RUN", help="output directory of a run or a comparison")
@@ -57,7 +54,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Refuse values that contradict each other or lie out of range."""
     if options.images < 1 or options.pictures < 0:
         raise ConfigError(
             f"--images {options.images} --pictures {options.pictures}: must be at least 1 and at least 0"

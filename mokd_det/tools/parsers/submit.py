@@ -17,11 +17,8 @@ from pathlib import Path
 from mokd_det.errors import ConfigError
 from mokd_det.tools.parsers import command_parser, train_net
 
-__all__ = ["check", "parse"]
-
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line."""
     parser = command_parser(__doc__)
     add = parser.add_argument
     add("--nodes", type=int, default=1, metavar="N", help="machines (%(default)s)")

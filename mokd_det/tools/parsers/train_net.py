@@ -17,11 +17,8 @@ from collections.abc import Sequence
 from mokd_det.model_zoo import find_config_file
 from mokd_det.training_arguments import argument_parser
 
-__all__ = ["check", "parse"]
-
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line."""
     return argument_parser(__doc__ or "").parse_intermixed_args(arguments)
 
 

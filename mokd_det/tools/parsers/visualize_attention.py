@@ -25,11 +25,8 @@ from mokd_det.errors import ConfigError
 from mokd_det.tools.parsers import command_parser, require_at_least
 from mokd_det.tools.parsers.model_arguments import add_model_arguments, model_files
 
-__all__ = ["check", "parse"]
-
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line."""
     parser = command_parser(__doc__)
     add = parser.add_argument
     add("inputs", nargs="*", metavar="IMAGE", help="image file, or folder of images")
@@ -56,7 +53,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Refuse values that contradict each other or lie out of range."""
     if not 0 <= options.threshold <= 1:
         raise ConfigError(f"--threshold is {options.threshold}; it must be a score from 0 to 1")
     require_at_least(options, max_objects=1)
