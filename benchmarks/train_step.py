@@ -19,6 +19,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -46,15 +47,12 @@ def labelled_batches(size: int, batch: int) -> Iterator[ClassificationBatch]:
     targets = 0.9 * torch.nn.functional.one_hot(labels, CLASSES) + 0.1 / CLASSES
     images = torch.randn(batch, 3, size, size, generator=generator)
     names = [f"random {index}" for index in range(batch)]
-    while True:
-        yield ClassificationBatch(images, targets, labels, torch.arange(batch), names)
+    return repeat(ClassificationBatch(images, targets, labels, torch.arange(batch), names))
 
 
 def batches(size: int, batch: int) -> Iterator[list[dict]]:
     """One fixed batch of random images with eight objects each, for ever."""
-    items = random_scenes(batch, size, size)
-    while True:
-        yield items
+    return repeat(random_scenes(batch, size, size))
 
 
 def find_config(name: str) -> Path:

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mokd_det.engine.seeded_rng import seeded_rng
-from mokd_det.guard.frozen_buffers import frozen_buffers
 from mokd_det.guard.loss_monitor import LossMonitor
-from mokd_det.guard.module_numbers import ModuleNumbers
+from mokd_det.guard.module_state import ModuleNumbers, frozen_buffers
 
 __all__ = ["StepForward"]
 

@@ -11,15 +11,13 @@ from typing import Any
 
 import torch
 from detectron2.utils import comm
-from torch import nn
 
 from mokd_det.checkpoint.atomic_file import atomic_write
 from mokd_det.contract import TrainingTask
 from mokd_det.errors import first_line
-from mokd_det.guard.module_numbers import ModuleNumbers
 from mokd_det.guard.plain_batch import to_plain
 
-__all__ = ["BATCH_FOLDER", "NonFinitePolicy", "StepState", "keep_batch", "kept_file"]
+__all__ = ["BATCH_FOLDER", "NonFinitePolicy", "keep_batch", "kept_file"]
 
 logger = logging.getLogger(__name__)
 
@@ -45,22 +43,6 @@ class NonFinitePolicy:
     max_kept: int = 3
     check_gradients: bool = True
     directory: str = ""
-
-
-class StepState:
-    """What a forward changes besides its result, so that a step can be taken back: buffers, whose memory it costs once
-    more, and the numbers that modules keep."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-        self._numbers = ModuleNumbers(model)
-
-    @torch.no_grad()
-    def put_back(self) -> None:
-        """Write all of it back; only when no graph needs what is in the buffers now."""
-        for buffer, value in self._buffers:
-            buffer.copy_(value)
-        self._numbers.put_back()
 
 
 def kept_file(directory: str, iteration: int, rank: int) -> Path:

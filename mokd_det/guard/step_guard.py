@@ -17,7 +17,8 @@ from mokd_det.contract.parameter_parts import REST, split_by_part
 from mokd_det.errors import InvalidLossError, InvalidNumberError, first_line
 from mokd_det.guard.batch_numbers import bad_positions, describe_images, number_sums
 from mokd_det.guard.loss_monitor import LossMonitor
-from mokd_det.guard.policy import NonFinitePolicy, StepState, keep_batch, kept_file
+from mokd_det.guard.module_state import StepState
+from mokd_det.guard.policy import NonFinitePolicy, keep_batch, kept_file
 
 __all__ = ["StepGuard"]
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from mokd_det.engine.seeded_rng import seeded_rng, step_seed
-from mokd_det.guard.frozen_buffers import frozen_buffers
 from mokd_det.guard.host_copy import HostCopy
+from mokd_det.guard.module_state import frozen_buffers
 
 CPU = torch.device("cpu")
 

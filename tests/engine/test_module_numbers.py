@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from mokd_det.balancing import Amortized
-from mokd_det.guard.module_numbers import ModuleNumbers
+from mokd_det.guard.module_state import ModuleNumbers
 from tests.engine.helpers import make_trainer, run_one_step
 from tests.engine.toy import ToyDetector
 

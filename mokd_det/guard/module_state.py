@@ -1,4 +1,4 @@
-"""Plain numbers that modules keep between forwards, outside of their buffers."""
+"""What a forward changes in a model besides its result, buffers and plain numbers of modules, and taking it back."""
 
 from __future__ import annotations
 
@@ -6,9 +6,33 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeAlias
 
+import torch
 from torch import nn
 
-__all__ = ["ModuleNumbers"]
+__all__ = ["ModuleNumbers", "StepState", "frozen_buffers"]
+
+
+@contextmanager
+def frozen_buffers(model: nn.Module) -> Iterator[None]:
+    """Let the forwards inside work on copies of the buffers: BatchNorm statistics, counters, any module's own.
+
+    The modules stay in training mode, so a BatchNorm normalises by the batch as in the forward that is
+    repeated. The buffers themselves are not written at all (restoring them afterwards would invalidate graphs
+    that saved them, and BatchNorm's kernels change them without counting a new version).
+    """
+    originals = [
+        (module, name, buffer)
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    for module, name, buffer in originals:
+        module._buffers[name] = buffer.detach().clone()
+    try:
+        yield
+    finally:
+        for module, name, buffer in originals:
+            module._buffers[name] = buffer
 
 
 class ModuleNumbers:
@@ -66,3 +90,19 @@ def _numbers(model: nn.Module) -> _Numbers:
         if own:
             found[module] = own
     return found
+
+
+class StepState:
+    """What a forward changes besides its result, so that a step can be taken back: buffers, whose memory it costs once
+    more, and the numbers that modules keep."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+        self._numbers = ModuleNumbers(model)
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        """Write all of it back; only when no graph needs what is in the buffers now."""
+        for buffer, value in self._buffers:
+            buffer.copy_(value)
+        self._numbers.put_back()
