@@ -31,7 +31,6 @@ __all__ = [
     "Measured",
     "Spread",
     "Times",
-    "add_arguments",
     "append_record",
     "heading",
     "measure",
@@ -258,40 +257,32 @@ def run(
     return Measured(kept, clock, baseline, frozenset(mean))
 
 
-def add_arguments(
-    parser: argparse.ArgumentParser, *, rounds: int = 7, warmup: int = 2, threads: int = 1
-) -> None:
-    """``--rounds --warmup --threads --clock --json``, as all benchmarks have them; the values here are defaults."""
-    parser.add_argument("--rounds", type=int, default=rounds, metavar="N", help="that count (%(default)s)")
-    parser.add_argument("--warmup", type=int, default=warmup, metavar="N", help="before them (%(default)s)")
-    parser.add_argument(
+def parser_of(text: str | None, *, rounds: int = 7, warmup: int = 2) -> argparse.ArgumentParser:
+    """A parser with this text and ``--rounds --warmup --threads --clock --json``, as all benchmarks have them."""
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--rounds", type=int, default=rounds, metavar="N", help="that count (%(default)s)")
+    add("--warmup", type=int, default=warmup, metavar="N", help="before them (%(default)s)")
+    add(
         "--threads",
         type=int,
-        default=threads,
+        default=1,
         metavar="N",
         help="of the CPU (%(default)s); several wait for each other where other work runs beside",
     )
-    parser.add_argument(
+    add(
         "--clock",
         choices=CLOCKS,
         default="wall",
         help="the clock's time, this process's CPU time (fair beside other work) or the GPU's (%(default)s)",
     )
-    parser.add_argument(
+    add(
         "--json",
         type=Path,
         default=RESULTS,
         metavar="FILE",
         help="append the figures to this file, one JSON object per line (output/benchmarks.jsonl)",
     )
-
-
-def parser_of(
-    text: str | None, *, rounds: int = 7, warmup: int = 2, threads: int = 1
-) -> argparse.ArgumentParser:
-    """A parser whose help is ``text`` as it stands, with :func:`add_arguments`."""
-    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser, rounds=rounds, warmup=warmup, threads=threads)
     return parser
 
 

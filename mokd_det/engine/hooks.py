@@ -82,13 +82,12 @@ class SaveWhenStopping(HookBase):
     long (evaluation), which the system may not wait for. Its files are named like the periodic ones.
     """
 
-    def __init__(self, checkpointer: AtomicCheckpointer, file_prefix: str = "model") -> None:
+    def __init__(self, checkpointer: AtomicCheckpointer) -> None:
         self._checkpointer = checkpointer
-        self._prefix = file_prefix
 
     def after_step(self) -> None:
         if self.trainer.stopping:
-            self._checkpointer.save(f"{self._prefix}_{self.trainer.iter:07d}", iteration=self.trainer.iter)
+            self._checkpointer.save(f"model_{self.trainer.iter:07d}", iteration=self.trainer.iter)
 
 
 class Evaluation(hooks.EvalHook):
@@ -174,14 +173,13 @@ class MethodDiagnostics(HookBase):
 
 
 class BalancePrinter(EventWriter):
-    """One line of the log with what Detectron2's printer leaves out: the weights, and where the time goes, averaged
-    over ``window`` iterations."""
+    """One line of the log with what Detectron2's printer leaves out: the weights, and where the time goes."""
 
     _PARTS = ("data", "teacher", "student", "balance")
+    _WINDOW = 20  # iterations that the times are averaged over
 
-    def __init__(self, objectives: Sequence[str], window: int = 20) -> None:
+    def __init__(self, objectives: Sequence[str]) -> None:
         self._objectives = tuple(objectives)
-        self._window = window
         self._last_write = -1
 
     def write(self) -> None:
@@ -194,7 +192,7 @@ class BalancePrinter(EventWriter):
         self._last_write = newest
         parts = [f"{name}: {value:.4f}" for name, (value, _) in weights.items()]
         seconds = {
-            part: storage.history(f"{part}_time").avg(storage.count_samples(f"{part}_time", self._window))
+            part: storage.history(f"{part}_time").avg(storage.count_samples(f"{part}_time", self._WINDOW))
             for part in self._PARTS
             if f"{part}_time" in latest
         }

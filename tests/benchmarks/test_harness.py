@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -171,8 +170,7 @@ def test_table_and_record(
 
 
 def test_options_of_all_benchmarks(harness: ModuleType) -> None:
-    parser = argparse.ArgumentParser()
-    harness.add_arguments(parser, rounds=3)
+    parser = harness.parser_of("what it times", rounds=3)
     chosen = parser.parse_args(["--clock", "cpu", "--json", "x.jsonl"])
     assert vars(chosen) == {
         "rounds": 3,
