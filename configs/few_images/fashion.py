@@ -35,5 +35,5 @@ objectives, balancer = plain_sum.objectives, plain_sum.balancer
 dataloader.train.update(views=4, keep_views=True)
 dataloader.train.dataset.per_class = PER_CLASS
 optimizer = L(torch.optim.AdamW)(params=L(get_timm_param_groups)(weight_decay=0.05), lr=2e-3)
-train = training(400, "fashion")
+train = training(1600, "fashion")
 train["clip_grad"] = dict(max_norm=1.0, norm_type=2.0)
