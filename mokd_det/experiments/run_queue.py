@@ -152,6 +152,8 @@ class RunQueue:
             raise ValueError(
                 f"{len(self.worker_environments)} worker environments for {self.workers} workers"
             )
+        # -1: the file system knows no locks.
+        self.pass_fds = [descriptor for descriptor in self.pass_fds if descriptor >= 0]
         self._servers: dict[str, ForkServer] = {}
         self._running: dict[str, _Child] = {}
         self._ended: set[str] = set()
@@ -215,7 +217,7 @@ class RunQueue:
                 stdout=console,
                 stderr=subprocess.STDOUT,
                 env=environment,
-                pass_fds=tuple(self.pass_fds),
+                pass_fds=self.pass_fds,
                 # Ctrl-C must reach the children through us, so that they end before we say so.
                 start_new_session=True,
             )
