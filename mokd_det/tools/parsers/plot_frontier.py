@@ -14,7 +14,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from mokd_det.tools.parsers import command_parser
+from mokd_det.tools.parsers import command_parser, plot_dynamics
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -27,3 +27,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--labels", nargs="+", metavar="TEXT", help="one name per run (default: the folders')")
     add("--title", default="", metavar="TEXT", help="written above everything")
     return parser.parse_args(arguments)
+
+
+check = plot_dynamics.check
