@@ -47,12 +47,7 @@ def _category_ids() -> Tensor:
 
 
 def from_category_rows(key: str, rows: Tensor) -> Tensor:
-    """The rows of the 80 categories, (91, ...) -> (80, ...), or (81, ...) with row 0 for the token classifier.
-
-    Args:
-        key: name of the tensor.
-        rows: its published value.
-    """
+    """The rows of the 80 categories, (91, ...) -> (80, ...), or (81, ...) with row 0 for the token classifier."""
     picked = rows[_category_ids()]
     return picked if contiguous_rows(key) == CONTIGUOUS_ROWS else torch.cat((rows[:1], picked))
 

@@ -22,11 +22,8 @@ __all__ = ["export_student", "official_weights", "student_weights", "write_file"
 
 
 def export_student(training_checkpoint: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
-    """The student of a training, without the method and the trainer's state: ``{"model": state dict}`` on the CPU.
-
-    Args:
-        training_checkpoint: a checkpoint's content, as :func:`mokd_det.checkpoint.load_file` returns it.
-    """
+    """The student in a training checkpoint (of :func:`mokd_det.checkpoint.load_file`), without the method and the
+    trainer's state: ``{"model": state dict}`` on the CPU."""
     return {"model": {key: value.detach().cpu() for key, value in training_checkpoint["model"].items()}}
 
 
@@ -36,10 +33,9 @@ def student_weights(
     """A detector's weights under this package's names.
 
     Args:
-        content: a checkpoint's content, as :func:`mokd_det.checkpoint.load_file` returns it.
+        content: of a checkpoint, as :func:`mokd_det.checkpoint.load_file` returns it.
         source: how error messages name the file.
-        keep_rows: "coco80" picks the 80 categories of published class heads with 91 rows, "all" keeps the
-            rows.
+        keep_rows: "coco80" picks the 80 categories of published class heads with 91 rows, "all" keeps the rows.
 
     Raises:
         CheckpointError: the file holds a classifier.
@@ -53,10 +49,8 @@ def student_weights(
     weights = export_student(content)["model"]
     if identity.layout != "official":
         return weights
-    rows = (
-        {key: contiguous_rows(key) for key in weights if has_class_rows(key)} if keep_rows == "coco80" else {}
-    )
-    return from_official(weights, source, rows)[0]
+    picked = [key for key in weights if has_class_rows(key) and keep_rows == "coco80"]
+    return from_official(weights, source, {key: contiguous_rows(key) for key in picked})[0]
 
 
 def official_weights(
@@ -65,8 +59,7 @@ def official_weights(
     """Weights under the names of the model's authors: ViDT's for a detector, Microsoft's for a Swin classifier.
 
     Args:
-        content: a checkpoint's content, as :func:`mokd_det.checkpoint.load_file` returns it.
-        source: how error messages name the file.
+        content, source: see :func:`student_weights`.
         keep_rows: "coco80" gives class heads of 80 rows the published 91, "all" keeps the rows.
 
     Raises:
@@ -88,12 +81,8 @@ def write_file(
     path: str | os.PathLike[str],
     description: Mapping[str, str] | None = None,
 ) -> None:
-    """Write weights atomically: as safetensors if the name ends so, else as ``{"model": weights}`` by ``torch.save``.
-
-    Args:
-        weights: a state dict.
-        path: of the file.
-        description: stored in the header of a safetensors file, which readers of weights pass over.
+    """Write weights atomically: as safetensors if the name ends so, with ``description`` in the header that readers of
+    weights pass over, else as ``{"model": weights}`` by ``torch.save``.
 
     Raises:
         CheckpointError: the file cannot be written; an earlier one of that name is untouched.
@@ -109,5 +98,4 @@ def write_file(
                 torch.save({"model": dict(weights)}, handle)
     # A full disk shows as OSError or, from inside torch's zip writer, as RuntimeError.
     except (OSError, RuntimeError) as error:
-        reason = first_line(error)
-        raise CheckpointError(f"'{path}' could not be written ({reason})") from error
+        raise CheckpointError(f"'{path}' could not be written ({first_line(error)})") from error

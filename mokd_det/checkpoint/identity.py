@@ -41,7 +41,6 @@ class Identity:
         window_size: side of its attention windows.
         num_classes: rows of the class head.
         num_queries: DET tokens.
-        decoder_layers: layers of the decoder.
         examples: the first names, for messages about weights of no known kind.
     """
 
@@ -113,7 +112,7 @@ def identify(weights: Mapping[str, Any]) -> Identity:
             num_classes=_size(weights, "class_embed.0.weight", 0),
             num_queries=_size(weights, "backbone.det_token", 1),
             decoder_layers=len(
-                {key.split(".")[3] for key in weights if key.startswith("transformer.decoder.layers.")}
+                {k.split(".")[3] for k in weights if k.startswith("transformer.decoder.layers.")}
             ),
             **_swin_sizes(weights, "backbone."),
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from torch import Tensor
@@ -36,45 +36,39 @@ class KeyReport:
 
     def without(self, missing: Sequence[str] = (), unexpected: Sequence[str] = ()) -> KeyReport:
         """The report less the keys that ``fnmatch`` patterns declare harmless; shapes must always agree."""
-        return KeyReport(
+        return replace(
+            self,
             missing=tuple(key for key in self.missing if not _matches(key, missing)),
             unexpected=tuple(key for key in self.unexpected if not _matches(key, unexpected)),
-            mismatched=self.mismatched,
-            matched=self.matched,
         )
 
     def summary(self) -> str:
         """One line: counts, and the first keys of each kind."""
-        shapes = [f"{key} {list(found)} instead of {list(wanted)}" for key, found, wanted in self.mismatched]
         parts = [f"{self.matched} keys fit"]
-        for label, keys in (
-            ("of another shape", shapes),
-            ("missing from the file", self.missing),
-            ("unknown to the model", self.unexpected),
-        ):
-            if keys:
-                more = ", …" if len(keys) > _KEYS_IN_SUMMARY else ""
-                parts.append(f"{len(keys)} {label} ({', '.join(keys[:_KEYS_IN_SUMMARY])}{more})")
+        for label, keys in self._kinds("{} {} instead of {}"):
+            more = ", …" if len(keys) > _KEYS_IN_SUMMARY else ""
+            parts.append(f"{len(keys)} {label} ({', '.join(keys[:_KEYS_IN_SUMMARY])}{more})")
         return "; ".join(parts)
 
     def __str__(self) -> str:
         """Several lines: every kind of difference with its keys, long lists cut."""
         lines = [f"  {self.matched} keys fit"]
-        shapes = [
-            f"{key}: {list(found)} in the file, {list(wanted)} in the model"
-            for key, found, wanted in self.mismatched
-        ]
-        for label, keys in (
+        for label, keys in self._kinds("{}: {} in the file, {} in the model"):
+            lines.append(f"  {len(keys)} {label}:")
+            lines += [f"    {key}" for key in keys[:_KEYS_SHOWN]]
+            if len(keys) > _KEYS_SHOWN:
+                lines.append(f"    … and {len(keys) - _KEYS_SHOWN} more")
+        return "\n".join(lines)
+
+    def _kinds(self, shape_text: str) -> list[tuple[str, Sequence[str]]]:
+        """The kinds of differences that there are, with their keys; shapes are in the words of ``shape_text``."""
+        shapes = [shape_text.format(key, list(found), list(wanted)) for key, found, wanted in self.mismatched]
+        kinds: list[tuple[str, Sequence[str]]] = [
             ("of another shape", shapes),
             ("missing from the file", self.missing),
             ("unknown to the model", self.unexpected),
-        ):
-            if keys:
-                lines.append(f"  {len(keys)} {label}:")
-                lines += [f"    {key}" for key in keys[:_KEYS_SHOWN]]
-                if len(keys) > _KEYS_SHOWN:
-                    lines.append(f"    … and {len(keys) - _KEYS_SHOWN} more")
-        return "\n".join(lines)
+        ]
+        return [(label, keys) for label, keys in kinds if keys]
 
 
 def compare_keys(checkpoint: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> KeyReport:

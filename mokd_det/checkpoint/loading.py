@@ -96,7 +96,7 @@ def load_into(
 
     Args:
         model: the bare module, not its data-parallel wrapper.
-        path: see :func:`mokd_det.checkpoint.load_file`.
+        path, what: see :func:`mokd_det.checkpoint.load_file`.
         keep_rows: of published class heads, which are indexed by COCO's category ids: "coco80" picks the 80
             categories for a model of 80 classes, "all" takes all 91 rows.
         on_class_mismatch: what other numbers of classes in file and model are: "error", or "reinit", which
@@ -105,7 +105,6 @@ def load_into(
         allow_unexpected: ``fnmatch`` patterns of the file's tensors that may be ignored.
         allow_classifier: whether a Swin classifier may fill a detector's backbone; off where the model is to
             be used as it is then, because all else keeps its initial values.
-        what: what messages call the file.
 
     Returns:
         What became of every tensor; it is logged too.
@@ -151,17 +150,11 @@ def load_state(
     fit = compare_keys(usable, expected)
     serious = fit.without([*allow_missing, *harmless], allow_unexpected)
     class_heads = tuple(entry for entry in serious.mismatched if target.family and has_class_rows(entry[0]))
-    if not serious.is_exact:
-        if (
-            not class_heads
-            or serious.missing
-            or serious.unexpected
-            or len(class_heads) < len(serious.mismatched)
-        ):
-            logger.error("%s does not fit %s:\n%s", source, type(model).__name__, serious)
-            raise CheckpointError(_misfit(source, origin, target, serious, type(model).__name__))
-        if on_class_mismatch == "error":
-            raise CheckpointError(_class_mismatch(source, origin, target, class_heads[0], keep_rows))
+    if serious.missing or serious.unexpected or len(class_heads) < len(serious.mismatched):
+        logger.error("%s does not fit %s:\n%s", source, type(model).__name__, serious)
+        raise CheckpointError(_misfit(source, origin, target, serious, type(model).__name__))
+    if class_heads and on_class_mismatch == "error":
+        raise CheckpointError(_class_mismatch(source, origin, target, class_heads[0], keep_rows))
     # The metadata (versions of modules) decide how state dicts of old releases are read. torch keeps them in an
     # attribute that no type declares.
     chosen = OrderedDict(
@@ -195,12 +188,8 @@ def _translate(
     source: str,
     keep_rows: str,
 ) -> tuple[Mapping[str, Tensor], tuple[str, ...], tuple[str, ...]]:
-    """The file's weights under the model's names.
-
-    Returns:
-        The weights; the names in the file of what was left out; patterns of the model's names that files of
-        this kind never have.
-    """
+    """The file's weights under the model's names; the names in the file of what was left out; patterns of the model's
+    names that files of this kind never have."""
     if origin.layout == "official" and target.layout == "mokd_det":
         rows = {key: len(value) for key, value in expected.items() if has_class_rows(key)}
         converted, dropped = from_official(weights, source, rows if keep_rows == "coco80" else {})
@@ -208,12 +197,9 @@ def _translate(
     prefix = next((prefix for prefix in ("backbone.", "") if f"{prefix}det_token" in expected), None)
     if origin.family == "Swin" and prefix is not None:
         converted, dropped = backbone_weights(weights)
-        harmless = [key for key in expected if not key.startswith(prefix)]
-        return (
-            {prefix + key: value for key, value in converted.items()},
-            dropped,
-            (*harmless, *(prefix + pattern for pattern in NOT_IN_CLASSIFIERS)),
-        )
+        outside = [key for key in expected if not key.startswith(prefix)]
+        harmless = (*outside, *(prefix + pattern for pattern in NOT_IN_CLASSIFIERS))
+        return {prefix + key: value for key, value in converted.items()}, dropped, harmless
     return weights, (), ()
 
 

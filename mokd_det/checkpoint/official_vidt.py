@@ -23,8 +23,7 @@ __all__ = ["from_official", "is_official_layout", "to_official"]
 _COPY = "transformer.decoder.bbox_embed."
 _HEADS = "bbox_embed."
 
-# ViDT+'s head for mask coefficients: an auxiliary loss of the published training that this package does not
-# have.
+# ViDT+'s head for mask coefficients: an auxiliary loss of the published training that this package does not have.
 _NOT_OURS = "vector_embed."
 
 _UNPUBLISHED = re.compile(r"transformer\.reference_grid|backbone\.patch_embed\.proj\.\d+\..*")
@@ -38,16 +37,14 @@ def is_official_layout(weights: Mapping[str, Tensor]) -> bool:
 def from_official(
     weights: Mapping[str, Tensor], source: str, rows: Mapping[str, int]
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Published weights under the names of :class:`mokd_det.modeling.ViDT`.
+    """Published weights under the names of :class:`mokd_det.modeling.ViDT`, and the published names of those that are
+    left out.
 
     Args:
         weights: as published.
         source: how error messages name the file.
         rows: wanted number of rows of each class head's tensor; where that is 80 and the file has 91, the 80
             categories are picked.
-
-    Returns:
-        The weights, and the published names of those that are left out.
 
     Raises:
         CheckpointError: the two copies of a box head differ.
@@ -72,23 +69,18 @@ def from_official(
 def to_official(weights: Mapping[str, Tensor], source: str, *, category_rows: bool) -> dict[str, Tensor]:
     """Weights of a ViDT as the published code saves and loads them.
 
-    Args:
-        weights: of :class:`mokd_det.modeling.ViDT`.
-        source: how error messages name the file.
-        category_rows: give heads of 80 classes the 91 rows of COCO's category ids; the added classes are
-            never predicted.
+    With ``category_rows`` heads of 80 classes get the 91 rows of COCO's category ids; the added classes are never
+    predicted. ``source`` is how error messages name the file.
 
     Raises:
         CheckpointError: the model has parts that the published one lacks.
     """
-    for key in weights:
-        if _UNPUBLISHED.fullmatch(key):
-            raise CheckpointError(
-                f"{source} has no official layout: its tensor '{key}' belongs to a part that the published "
-                "ViDT lacks"
-            )
     converted: dict[str, Tensor] = {}
     for key, value in weights.items():
+        if _UNPUBLISHED.fullmatch(key):
+            raise CheckpointError(
+                f"{source} has no official layout: its tensor '{key}' belongs to a part that the published ViDT lacks"
+            )
         if category_rows and has_class_rows(key) and len(value) == contiguous_rows(key):
             value = to_category_rows(key, value)
         converted[key] = value

@@ -41,9 +41,8 @@ def load_file(
 ) -> dict[str, Any]:
     """Read a checkpoint; tensors come to the CPU.
 
-    Beside tensors and plain values a file may hold what published ones do: ``argparse.Namespace`` (ViDT,
-    DeiT) and yacs' ``CfgNode`` (Swin), both mere containers. Any other Python object could run code, and is
-    refused.
+    Beside tensors and plain values a file may hold what published ones do: ``argparse.Namespace`` (ViDT, DeiT) and
+    yacs' ``CfgNode`` (Swin), both mere containers. Any other Python object could run code, and is refused.
 
     Args:
         path: a ``torch.save`` file of any version, a ``.safetensors`` file, or an address that Detectron2's
@@ -66,11 +65,10 @@ def load_file(
     local = require_file(name, what)
     if os.path.getsize(local) == 0:
         raise CheckpointError(f"{source} is empty")
-    content = (
-        _read_safetensors(local, source)
-        if local.endswith(".safetensors")
-        else _read_pickle(local, source, trusted)
-    )
+    if local.endswith(".safetensors"):
+        content: Any = _read_safetensors(local, source)
+    else:
+        content = _read_pickle(local, source, trusted)
     if not isinstance(content, dict):
         raise CheckpointError(f"{source} holds a {type(content).__name__}, not a dict with the key 'model'")
     return _with_model(content, source, name, key)
@@ -153,14 +151,8 @@ def _split_key(path: str) -> tuple[str, str]:
 
 
 def _with_model(content: dict[Any, Any], source: str, name: str, asked: str) -> dict[str, Any]:
-    """The content with checked weights under "model".
-
-    Args:
-        content: of the file.
-        source: the file, for messages.
-        name: its path.
-        asked: the key of the weights; "": the usual one.
-    """
+    """The content of the file ``name`` with checked weights under "model": those under the key ``asked``, or "" the
+    usual one."""
     sets = {key: found for key, value in content.items() if (found := _weights_of(value)) is not None}
     if asked:
         if asked not in sets:
@@ -222,11 +214,8 @@ def _without_wrappers(weights: dict[str, Tensor], lightning: bool, source: str) 
         # The module stands in an attribute of a LightningModule, beside metrics and losses.
         attributes = [name.partition(".")[0] for name in names.values()]
         attribute = max(dict.fromkeys(attributes), key=attributes.count)
-        inner = {
-            old: new.removeprefix(f"{attribute}.")
-            for old, new in names.items()
-            if new.startswith(f"{attribute}.")
-        }
+        prefix = f"{attribute}."
+        inner = {old: new.removeprefix(prefix) for old, new in names.items() if new.startswith(prefix)}
         if len(inner) > len(names) / 2:
             logger.info(
                 "%s: Lightning's '%s' is taken, %d of %d tensors", source, attribute, len(inner), len(names)

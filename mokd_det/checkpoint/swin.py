@@ -40,20 +40,17 @@ def microsoft_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A classifier's tensors under Microsoft's names, whichever of the two layouts they come in."""
     if not is_timm_layout(weights):
         return dict(weights)
-    return {
-        _DOWNSAMPLE.sub(lambda found: f"layers.{int(found[1]) - 1}.downsample.", key).replace(
-            "head.fc.", "head."
-        ): value
-        for key, value in weights.items()
-    }
+
+    def renamed(key: str) -> str:
+        key = _DOWNSAMPLE.sub(lambda found: f"layers.{int(found[1]) - 1}.downsample.", key)
+        return key.replace("head.fc.", "head.")
+
+    return {renamed(key): value for key, value in weights.items()}
 
 
 def backbone_weights(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """A classifier's tensors under the names of :class:`mokd_det.modeling.backbone.SwinRAM`.
-
-    Returns:
-        The weights, and the names of the classifier's own tensors, which are left out.
-    """
+    """A classifier's tensors under the names of :class:`mokd_det.modeling.backbone.SwinRAM`, and the names of its own
+    ones, which are left out."""
     named = microsoft_names(weights)
     dropped = tuple(key for key in named if _CLASSIFIER_ONLY.match(key))
     return {key: value for key, value in named.items() if key not in dropped}, dropped

@@ -26,8 +26,7 @@ class ClassificationBatch(LoadedBatch):
         names: what an error message calls each image, its file for instance.
         epoch: passes over the training set done so far, as a fraction.
         negatives: (B, N) int64, positions of images of other classes; None: the loader draws none.
-        view_keys: what each image shows (:func:`~mokd_det.data.view_key.view_key`); None: the loader augments without
-            end.
+        view_keys: of :func:`~mokd_det.data.view_key.view_key`; None: the loader augments without end.
     """
 
     images: Tensor

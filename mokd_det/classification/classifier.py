@@ -196,9 +196,10 @@ class ImageClassifier(TrainingTask):
         self.taps["dist_logits"](output)
 
     def _pyramid(self, levels: list[Tensor]) -> list[FeatureMap]:
-        info = [level["reduction"] for level in self.network.feature_info]
         # Several stages may share a stride; the deepest one stands for it.
-        last = dict(zip(info, levels, strict=True))
+        last = {
+            info["reduction"]: level for info, level in zip(self.network.feature_info, levels, strict=True)
+        }
         return [FeatureMap(last[stride], None, stride) for stride in self.taps["maps"].spec.strides]
 
     def _patch_tokens(self, features: Tensor) -> Tensor:

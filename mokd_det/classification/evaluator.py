@@ -44,8 +44,7 @@ class ClassificationEvaluator(DatasetEvaluator):
             dataset: what the test loader loads from.
             bins: of the calibration error.
             per_class: report each class's accuracy too.
-            distributed: gather the predictions of all processes; the main process returns the metrics, the
-                others an empty dict.
+            distributed: gather the predictions of all processes.
 
         Raises:
             ConfigError: fewer than one bin.

@@ -104,8 +104,7 @@ def build_classification_train_loader(
         total_batch_size: images per batch over all processes.
         num_workers: loading processes; no influence on the batches.
         seed: of order, augmentation, mixing and negatives, non-negative.
-        mixup: arguments of ``timm.data.Mixup`` (:class:`~mokd_det.classification.mixing.LabelMixer`); None: no
-            mixing.
+        mixup: arguments of ``timm.data.Mixup`` (:class:`~mokd_det.classification.mixing.LabelMixer`); None: no mixing.
         label_smoothing: ε of the targets.
         repeated_augmentation: copies of each image in an epoch, which lasts as long as without (DeiT's 3).
         negatives: positions of other-class images per image, for methods that contrast; 0: none.

@@ -34,8 +34,7 @@ class SmallImageTransform:
         """
         Args:
             is_train: whether to augment.
-            mean: of red, green and blue, pixels in 0..1.
-            std: likewise.
+            mean, std: of red, green and blue, pixels in 0..1.
             size: pixels of both sides that the images must have.
             padding: pixels; 0: no random crop.
             flip: whether to mirror; off where left and right matter.
@@ -57,12 +56,7 @@ class SmallImageTransform:
         self._shift = torch.tensor([float(m) / float(s) for m, s in zip(mean, std)]).view(3, 1, 1)
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """
-        Args:
-            image: RGB, ``size`` × ``size``.
-
-        Returns:
-            (3, size, size) float32.
+        """An RGB image as (3, size, size) float32.
 
         Raises:
             DatasetError: an image of another size.

@@ -14,15 +14,8 @@ __all__ = ["FewPerClass", "Subset", "check_split", "split_by_class"]
 
 
 def split_by_class(labels: np.ndarray, shares: Mapping[str, float], seed: int = 0) -> dict[str, np.ndarray]:
-    """Divide samples at random so that every part has the same share of each class, up to rounding.
-
-    Args:
-        labels: (N,) int64.
-        shares: name of the part → its share; they add up to 1.
-        seed: of the choice.
-
-    Returns:
-        Name → ascending positions. Each position is in exactly one part.
+    """Divide samples with these labels (N,) at random so that every part has the same share of each class, up to
+    rounding. The shares of the parts, by name, add up to 1; of each part its ascending positions are returned.
 
     Raises:
         ValueError: the shares do not add up to 1.
@@ -41,10 +34,9 @@ def split_by_class(labels: np.ndarray, shares: Mapping[str, float], seed: int = 
 
 
 def check_split(split: str, known: tuple[str, ...], name: str) -> None:
-    """Refuse a split that a data set does not have.
-
+    """
     Raises:
-        ConfigError: naming those it has.
+        ConfigError: a split that the data set does not have, naming those it has.
     """
     if split not in known:
         raise ConfigError(f"{name} has no split '{split}'; it has {', '.join(known)}")
@@ -75,11 +67,7 @@ class FewPerClass(Subset):
     """The same number of images of each class, drawn once from a larger data set."""
 
     def __init__(self, dataset: ImageDataset, per_class: int, seed: int = 0) -> None:
-        """
-        Args:
-            dataset: what they are drawn from.
-            per_class: images of each class.
-            seed: of the draw. A larger number with the same seed keeps the images of a smaller one.
+        """A larger number with the same seed keeps the images of a smaller one.
 
         Raises:
             ConfigError: fewer than one image per class.

@@ -40,13 +40,12 @@ PATTERNS: dict[str, Callable[[Field, Field], Field]] = {
 
 
 class SyntheticShapes(ArrayDataset):
-    """100 balanced classes: class 10·h + p shows pattern p in hue h, moved, scaled and noisy."""
+    """100 balanced classes in the splits "train", "val" and "test": class 10·h + p shows pattern p in hue h, moved,
+    scaled and noisy."""
 
     def __init__(self, split: str, per_class: int = 10, seed: int = 0, noise: float = 20.0) -> None:
         """
         Args:
-            split: "train", "val" or "test".
-            per_class: images of each class.
             seed: non-negative; with the other arguments it decides every pixel.
             noise: standard deviation of the pixels' noise, of 255.
 

@@ -48,12 +48,10 @@ class TorchvisionImages(ImageDataset):
         root = datasets_root() if root is None else Path(root).expanduser()
         arguments = dict(arguments or {})
         accepted = inspect.signature(target).parameters
-        keywords = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in accepted.values())
+        by_name = {key for key, parameter in accepted.items() if parameter.kind is not parameter.VAR_KEYWORD}
         for key in arguments:
-            if key in _NOT_OURS or not (keywords or key in accepted):
-                usable = [
-                    k for k, p in accepted.items() if k not in _NOT_OURS and p.kind is not p.VAR_KEYWORD
-                ]
+            if key in _NOT_OURS or (key not in by_name and len(by_name) == len(accepted)):
+                usable = [key for key in accepted if key in by_name and key not in _NOT_OURS]
                 raise ConfigError(
                     f"torchvision.datasets.{name}: '{key}' cannot be given in arguments, only {', '.join(usable)}"
                 )
@@ -116,9 +114,8 @@ def _item(dataset: Any, index: int, name: str) -> tuple[Image.Image, int]:
 
 def _labels(dataset: Any, name: str) -> np.ndarray:
     """All class numbers, from the data set's own list if it has one, else from its items."""
-    found: Any = None
-    for attribute in _LABEL_ATTRIBUTES:
-        found = getattr(dataset, attribute, None) if found is None else found
+    lists = (getattr(dataset, attribute, None) for attribute in _LABEL_ATTRIBUTES)
+    found: Any = next((labels for labels in lists if labels is not None), None)
     for attribute in _SAMPLE_ATTRIBUTES:
         samples = getattr(dataset, attribute, None)
         if found is None and samples is not None:

@@ -16,11 +16,7 @@ __all__ = ["accepted_arguments", "check_call_arguments"]
 
 
 def accepted_arguments(node: DictConfig, path: str) -> Mapping[str, inspect.Parameter] | None:
-    """The keyword arguments that the node's ``_target_`` accepts; None if it accepts any.
-
-    Args:
-        node: a config node with ``_target_``.
-        path: its full key, for the message.
+    """The keyword arguments that the ``_target_`` of the node at ``path`` accepts; None if it accepts any.
 
     Raises:
         ConfigError: ``_target_`` names nothing that can be called.

@@ -16,12 +16,8 @@ _PLAIN = re.compile(r"(?!(?i:null|true|false|nan|inf)$)(\.{0,2}/)?[A-Za-z_][\w./
 
 
 def as_override(key: str, value: Any) -> str:
-    """The text that gives ``key`` this value, whatever characters are in it.
-
-    Args:
-        key: dotted.
-        value: None, a switch, number or string, a class or function (by its name), or lists and mappings of
-            these.
+    """The text that gives the dotted ``key`` this value: None, a switch, number or string of any characters, a class or
+    function (by its name), or lists and mappings of these.
 
     Raises:
         ConfigError: another kind of value.

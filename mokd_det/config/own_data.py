@@ -27,8 +27,7 @@ def fill_from_data(cfg: DictConfig, overrides: Sequence[str] = (), *, training: 
     heads that its file has.
 
     Args:
-        cfg: with the user's overrides applied.
-        overrides: the same, for messages.
+        cfg: with the user's ``overrides`` applied.
         training: whether a training follows, and not only an evaluation.
 
     Raises:

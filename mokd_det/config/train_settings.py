@@ -87,21 +87,17 @@ class TrainSettings:
 
     Attributes:
         max_iter: optimiser steps; the only key without a default.
-        output_dir: where everything the run produces goes.
         init_checkpoint: weights the model (a Distiller's student) starts from, or those that are evaluated;
             "": none.
         init_allow_missing: ``fnmatch`` patterns of model keys that the file may lack.
         init_allow_unexpected: ``fnmatch`` patterns of keys of the file that are ignored.
-        init_keep_rows: of published COCO class heads: "coco80" or "all", see
-            :func:`mokd_det.checkpoint.load_into`.
+        init_keep_rows: of published COCO class heads: "coco80" or "all", see :func:`mokd_det.checkpoint.load_into`.
         init_on_class_mismatch: "error", or "reinit": keep the model's own class heads.
         seed: of initial weights, random masks and sampling.
         device: "auto" (CUDA where there is one), "cuda" or "cpu".
-        amp: mixed precision.
         clip_grad: gradient clipping; None: off.
         accumulate: batches per optimiser step.
         ddp: arguments of ``DistributedDataParallel``, and ``fp16_compression``.
-        checkpointer: when checkpoints are written and how many are kept.
         best: keep the best model; None: do not.
         ema: average the student's weights beside the training, and evaluate and export both; None: do not.
         non_finite: what happens at NaN and infinity in a loss, a gradient, a tap of the teacher or an image.
@@ -146,10 +142,7 @@ class TrainSettings:
 
     @classmethod
     def from_config(cls, section: Mapping[str, Any] | DictConfig) -> TrainSettings:
-        """Check the section and fill in defaults.
-
-        Args:
-            section: ``cfg.train``, or a plain dict of it.
+        """Check ``cfg.train``, or a plain dict of it, and fill in defaults.
 
         Raises:
             ConfigError: an unknown key, a value of the wrong type or out of range; names the full key.
@@ -223,8 +216,7 @@ def filled_train_section(section: DictConfig) -> dict[str, Any]:
 
 
 def train_section_defaults(name: str) -> dict[str, Any]:
-    """The keys of an optional section (``clip_grad``, ``best``, ``ema``) when it is switched on; {} for any other
-    name."""
+    """The keys of an optional section (``clip_grad``, ``best``, ``ema``) when it is switched on; {} for any other."""
     return dataclasses.asdict(_OPTIONAL[name]()) if name in _OPTIONAL else {}
 
 

@@ -1,5 +1,4 @@
-"""The data room: data sets by name, checks, augmentation, loaders. Importing it registers the bundled data
-sets."""
+"""The data room: data sets by name, checks, augmentation, loaders. Importing it registers the bundled data sets."""
 
 from mokd_det.data.builtin import datasets_root, register_digits
 from mokd_det.data.catalog import check_dataset_dicts, coco_source, load_dataset_dicts, without_classes

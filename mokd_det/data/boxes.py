@@ -12,13 +12,7 @@ __all__ = ["annotation_boxes", "clip_boxes"]
 
 
 def annotation_boxes(annotations: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    """Boxes of Detectron2's standard annotations.
-
-    Args:
-        annotations: each with ``bbox`` and ``bbox_mode``, XYXY_ABS or XYWH_ABS.
-
-    Returns:
-        (N, 4) float64, absolute xyxy.
+    """Boxes of Detectron2's standard annotations, of mode XYXY_ABS or XYWH_ABS, as (N, 4) float64, absolute xyxy.
 
     Raises:
         ValueError: another mode, or boxes that are not four numbers.
@@ -36,16 +30,8 @@ def annotation_boxes(annotations: Sequence[Mapping[str, Any]]) -> np.ndarray:
 
 
 def clip_boxes(boxes_xyxy: np.ndarray, sizes_wh: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Clip boxes to their images and tell which of them have area left.
-
-    Args:
-        boxes_xyxy: (N, 4) float64, absolute pixels.
-        sizes_wh: (N, 2) width and height of each box's image.
-
-    Returns:
-        The clipped boxes (N, 4), and (N,) bool, False where width or height is not positive. A box given with
-        a negative size has none, wherever it lies.
-    """
+    """Clip boxes (N, 4) to their images, whose width and height are (N, 2), and tell which have area left, (N,) bool: a
+    box given with a negative size has none, wherever it lies."""
     limits = np.tile(sizes_wh, 2).astype(boxes_xyxy.dtype)
     clipped = np.clip(boxes_xyxy, 0, limits)
     return clipped, np.all(clipped[:, 2:] > clipped[:, :2], axis=1)

@@ -1,5 +1,4 @@
-"""Names of the bundled data sets, resolved as Detectron2 resolves its own: ``$DETECTRON2_DATASETS`` or
-``datasets``."""
+"""Names of the bundled data sets, resolved as Detectron2 resolves its own: ``$DETECTRON2_DATASETS`` or ``datasets``."""
 
 from __future__ import annotations
 

@@ -80,8 +80,7 @@ class CheckedRows:
             array = np.asarray(values)
         except ValueError:
             array = np.zeros(0)
-        # Checked by the resulting dtype: asking for integers would turn the string "12" into a number without
-        # a word.
+        # Checked by the resulting dtype: asking for integers would turn the string "12" into a number without a word.
         if array.ndim == 1 and array.dtype.kind == "i":
             return array.astype(np.int64)
         fits = [type(value) is int and abs(value) < 2**63 for value in values]

@@ -25,8 +25,7 @@ from mokd_det.errors import DatasetError
 
 __all__ = ["CocoColumns", "read_categories", "read_columns", "read_json", "read_sections"]
 
-# Annotation tools round to whole pixels and count the last one differently, so one pixel beyond the border is
-# common.
+# Annotation tools round to whole pixels and count the last one differently, so one pixel beyond the border is common.
 _ROUNDING_SLACK_PX = 1.0
 _SUSPICIOUS_SHARE = 0.1
 
@@ -363,8 +362,7 @@ def _check_files(images: CheckedRows, names: list[str], ids: np.ndarray, image_r
             f"image id {ids[i]} has file_name={names[i]!r}, which leads out of the image folder {image_root}"
         ),
     )
-    # One listing per folder instead of one lookup per image: on network file systems the latter takes
-    # minutes.
+    # One listing per folder instead of one lookup per image: on network file systems the latter takes minutes.
     folders = [os.path.dirname(path) for path in paths]
     listings: dict[str, frozenset[str]] = {}
     reasons: dict[str, str] = {}

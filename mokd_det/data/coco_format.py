@@ -47,12 +47,8 @@ def register_coco_format(
 
     Args:
         name: new name in ``DatasetCatalog`` and ``MetadataCatalog``.
-        json_file: annotations in COCO's detection format.
-        image_root: folder of the images.
-        on_bad_box: see :class:`CocoFormatSource`.
-        has_annotations: False for files that list images only.
+        json_file, image_root, on_bad_box, has_annotations, hint: see :class:`CocoFormatSource`.
         thing_classes: the class names that the file must have, in the order of their ids, known beforehand.
-        hint: a sentence for the error about a missing file.
 
     Raises:
         DatasetError: the name is taken by another data set.

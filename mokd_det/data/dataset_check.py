@@ -65,7 +65,6 @@ def check_dataset(
     detector has queries, boxes that are clipped.
 
     Args:
-        source: the data set.
         image_check: "list": image files exist; "header": their header says the size that the annotations
             say; "decode": every pixel can be decoded, and no two files have the same content.
         num_workers: processes that look at image files; 0: this one.
@@ -99,20 +98,19 @@ def check_dataset(
 
 
 class _ImageResult(NamedTuple):
-    """What looking at an image file gave: its row, a problem ("" for none) and its content's digest."""
+    """What looking at the image file of a row gave: a problem, if any, and the digest of a decoded file's content."""
 
     row: int
-    kind: str
-    message: str
-    digest: bytes
+    kind: str = ""
+    message: str = ""
+    digest: bytes = b""
 
 
 class _ImageFiles(Dataset[_ImageResult]):
     """Looks at one image file; made for worker processes."""
 
     def __init__(self, columns: CocoColumns, decode: bool) -> None:
-        # One array of bytes, not a list of strings, whose reference counters would copy the pages into every
-        # worker.
+        # One array of bytes, not a list of strings, whose reference counters would copy the pages into every worker.
         self._names = np.array([os.fsencode(name) for name in columns.file_names])
         self._ids = columns.image_ids
         self._sizes_wh = columns.sizes_wh
@@ -132,12 +130,12 @@ class _ImageFiles(Dataset[_ImageResult]):
             else:
                 width, height = image_size(file_name, name)
         except DatasetError as error:
-            return _ImageResult(row, "file-undecodable", str(error), b"")
-        expected = (int(self._sizes_wh[row, 0]), int(self._sizes_wh[row, 1]))
-        difference = size_difference((width, height), expected, file_name)
+            return _ImageResult(row, "file-undecodable", str(error))
+        expected_width, expected_height = self._sizes_wh[row].tolist()
+        difference = size_difference((width, height), (expected_width, expected_height), file_name)
         if difference:
             return _ImageResult(row, "size-mismatch", f"{name} {difference}", digest)
-        return _ImageResult(row, "", "", digest)
+        return _ImageResult(row, digest=digest)
 
 
 def _check_images(

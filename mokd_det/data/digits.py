@@ -106,17 +106,14 @@ class Scene:
 
 
 def class_names(kind: str) -> tuple[str, ...]:
-    """The classes of a kind of scenes."""
     return CLASS_NAMES[: KINDS[kind].digits]
 
 
 def annotation_file(folder: str | os.PathLike[str], split: str) -> Path:
-    """COCO JSON file of a split below a data set's folder."""
     return Path(folder) / "annotations" / f"{split}.json"
 
 
 def image_folder(folder: str | os.PathLike[str], split: str) -> Path:
-    """Image folder of a split below a data set's folder."""
     return Path(folder) / split
 
 
@@ -182,11 +179,7 @@ def source_digits(seed: int) -> dict[str, list[np.ndarray]]:
 
 
 def compose_scene(
-    style: SceneStyle,
-    digits: np.ndarray,
-    sources: list[np.ndarray],
-    split: str,
-    rng: np.random.Generator,
+    style: SceneStyle, digits: np.ndarray, sources: list[np.ndarray], split: str, rng: np.random.Generator
 ) -> Scene:
     """Draw one scene.
 
@@ -341,27 +334,12 @@ def _write(folder: Path, kind: str, seed: int, counts: Mapping[str, int]) -> Non
             Image.fromarray(scene.image).save(image_folder(folder, split) / file_name, compress_level=1)
             pixels.update(scene.image.tobytes())
             height, width = scene.image.shape[:2]
-            images.append(
-                {
-                    "id": index + 1,
-                    "file_name": file_name,
-                    "height": height,
-                    "width": width,
-                    "background": scene.background,
-                }
-            )
+            size = {"height": height, "width": width}
+            images.append({"id": index + 1, "file_name": file_name, **size, "background": scene.background})
             for box, label, source in zip(scene.boxes.tolist(), scene.labels, scene.sources, strict=True):
-                annotations.append(
-                    {
-                        "id": len(annotations) + 1,
-                        "image_id": index + 1,
-                        "category_id": int(label) + 1,
-                        "bbox": box,
-                        "area": box[2] * box[3],
-                        "iscrowd": 0,
-                        "source_digit": int(source),
-                    }
-                )
+                ids = {"id": len(annotations) + 1, "image_id": index + 1, "category_id": int(label) + 1}
+                what = {"bbox": box, "area": box[2] * box[3], "iscrowd": 0, "source_digit": int(source)}
+                annotations.append({**ids, **what})
         content = {
             "info": {"description": f"{kind} {split}, seed {seed}", "version": str(GENERATOR_VERSION)},
             "licenses": [],
@@ -392,8 +370,7 @@ def _is_complete(folder: Path, kind: str, seed: int, counts: Mapping[str, int]) 
             if len(list(image_folder(folder, split).glob("*.png"))) != counts[split]:
                 return False
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        # whatever is wrong with the manifest or the files it names, the folder is not what a finished run
-        # leaves
+        # whatever is wrong with the manifest or the files it names, the folder is not what a finished run leaves
         return False
     return True
 

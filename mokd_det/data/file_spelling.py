@@ -13,12 +13,8 @@ __all__ = ["likely_file"]
 
 
 def likely_file(image_root: str, file_name: str) -> str:
-    """Half a sentence about the file that is probably meant, with the likely cause; "" if none suggests itself.
-
-    Args:
-        image_root: folder of the images.
-        file_name: as the annotation file writes it; there is no such file below ``image_root``.
-    """
+    """Half a sentence about the file below ``image_root`` that is probably meant by a file name of an annotation file,
+    where there is no such file, with the likely cause; "" if none suggests itself."""
     slashes = file_name.replace("\\", "/")
     plain = unquote(slashes)
     parts = plain.split("/")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import Literal
 
@@ -20,13 +21,8 @@ Kind = Literal["image", "video"]
 
 @dataclass(frozen=True)
 class InputFile:
-    """A file to be looked at.
-
-    Attributes:
-        path: of the file.
-        kind: by its suffix.
-        output_name: for what is made of it, without suffix; no other input has the same.
-    """
+    """A file to be looked at, its kind by its suffix, and a name for what is made of it, without suffix, that no other
+    input has."""
 
     path: Path
     kind: Kind
@@ -38,10 +34,6 @@ def find_input_files(given: Iterable[str | Path], *, kinds: Sequence[Kind] = ("i
 
     Of a folder these are the files directly in it whose suffix is one of :data:`IMAGE_SUFFIXES` (and, if wanted,
     :data:`VIDEO_SUFFIXES`), by name; its other files are left alone. Whether a file can be decoded shows when it is.
-
-    Args:
-        given: files and folders.
-        kinds: what is wanted.
 
     Raises:
         DatasetError: a path that does not exist, a file of another kind, a folder without any of these, or nothing
@@ -66,9 +58,8 @@ def find_input_files(given: Iterable[str | Path], *, kinds: Sequence[Kind] = ("i
             found.setdefault(file.resolve(), (file, kind))
     if not found:
         raise DatasetError(f"nothing to look at: give an {wanted} or a folder")
-    files_and_kinds = list(found.values())
-    names = _output_names([file for file, _ in files_and_kinds])
-    return [InputFile(file, kind, name) for (file, kind), name in zip(files_and_kinds, names, strict=True)]
+    names = _output_names([file for file, _ in found.values()])
+    return [InputFile(file, kind, name) for (file, kind), name in zip(found.values(), names, strict=True)]
 
 
 def _kind(path: Path) -> Kind | None:
@@ -88,12 +79,10 @@ def _output_names(files: Sequence[Path]) -> list[str]:
     taken = {file.stem for file in files if stems[file.stem] == 1}
     for file in files:
         name = file.stem
-        if stems[file.stem] > 1:
-            name = base = f"{file.stem}_{file.suffix[1:]}"
-            number = 2
-            while name in taken:
-                name = f"{base}_{number}"
-                number += 1
+        if stems[name] > 1:
+            base = f"{file.stem}_{file.suffix[1:]}"
+            candidates = chain([base], (f"{base}_{number}" for number in count(2)))
+            name = next(candidate for candidate in candidates if candidate not in taken)
             taken.add(name)
         names.append(name)
     return names

@@ -13,8 +13,7 @@ from detectron2.utils.serialize import PicklableWrapper
 from torch.utils.data import DataLoader, Dataset
 
 from mokd_det.data.catalog import has_boxes, load_dataset_dicts
-from mokd_det.data.draw import drawn
-from mokd_det.data.sampling import EpochBatches, SampleKey, augmentation_rng
+from mokd_det.data.sampling import EpochBatches, SampleKey, augmentation_rng, drawn
 from mokd_det.data.stream import EndlessLoader, Failure, build_share_loader, or_failure
 from mokd_det.data.unlabeled import MixedBatches, UnlabeledImages
 from mokd_det.data.view_key import view_key
@@ -88,7 +87,7 @@ def build_train_loader(
         num_workers: loading processes; no influence on the batches.
         seed: of order and augmentation, non-negative.
         filter_empty: leave out images without boxes.
-        draw: train on a part of the images, ``count`` of them chosen by ``seed`` (:func:`~mokd_det.data.draw.drawn`).
+        draw: train on a part of the images, ``count`` of them by ``seed`` (:func:`~mokd_det.data.sampling.drawn`).
         views: augment each image in so many ways only, which take turns by epoch; each input then has a "view_key"
             (:func:`~mokd_det.data.view_key.view_key`), by which a cache finds what it holds of it. None: augment
             anew in every epoch.
@@ -145,8 +144,7 @@ class _MappedRecords(Dataset[Any]):
     """Mapped records by index."""
 
     def __init__(self, records: Sequence[Record], mapper: Mapper) -> None:
-        # serialised into one buffer: forked workers share it, where lists of dicts would be copied by their
-        # counters
+        # serialised into one buffer: forked workers share it, where lists of dicts would be copied by their counters
         self.records = DatasetFromList(list(records), copy=False, serialize=True)
         self._mapper = PicklableWrapper(mapper)
 

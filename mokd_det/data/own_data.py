@@ -56,10 +56,9 @@ class OwnDataFacts:
 class OwnData:
     """The section ``data`` of a configuration.
 
-    The schedule: ``epochs`` if it is given; otherwise 50, but as many as make at least 6,000 and at most
-    370,000 iterations (COCO's 50 epochs). The learning rate grows with the square root of the images per
-    step, as suits Adam: ``lr`` is meant for 16 of them. An evaluation and a checkpoint come after every epoch,
-    but 50 times at most.
+    The schedule: ``epochs`` if it is given; otherwise 50, but as many as make at least 6,000 and at most 370,000
+    iterations (COCO's 50 epochs). The learning rate grows with the square root of the images per step, as suits Adam:
+    ``lr`` is meant for 16 of them. An evaluation and a checkpoint come after every epoch, but 50 times at most.
 
     Attributes:
         train: ``json``, an annotation file in COCO format, and ``images``, the folder that its file names are

@@ -121,15 +121,11 @@ def fetch(name: str, root: str | os.PathLike[str], archive: str | os.PathLike[st
 def voc_to_coco(
     annotations: Sequence[bytes], classes: Sequence[str], longest_side: int | None = None
 ) -> dict[str, Any]:
-    """Pascal VOC's XML documents as one COCO dictionary.
+    """Pascal VOC's XML documents, one per image, as one COCO dictionary.
 
     Boxes are (xmin, ymin, xmax − xmin, ymax − ymin), as they stand, those without area too. Ids count from 1, of
-    categories in the order of ``classes``.
-
-    Args:
-        annotations: one XML document per image.
-        classes: all names that occur.
-        longest_side: pixels; boxes and sizes are scaled to it, boxes rounded to hundredths.
+    categories in the order of ``classes``. Boxes and sizes are scaled to ``longest_side`` pixels, boxes rounded to
+    hundredths.
 
     Raises:
         DatasetError: a document lacks an entry, or has a class that is not listed.

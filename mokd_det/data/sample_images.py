@@ -22,7 +22,6 @@ class SampleImage:
 
     Attributes:
         file_name: relative to the image root.
-        image_id: of the file.
         size_wh: width and height that the annotations say.
         pixels: uint8 (H, W, 3) RGB; None if the file cannot be decoded.
         boxes: (N, 4) absolute xyxy in ``pixels``.

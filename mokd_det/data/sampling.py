@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import NamedTuple
 
@@ -20,13 +20,14 @@ from torch.utils.data import Sampler
 
 from mokd_det.errors import ConfigError, DatasetError
 
-__all__ = ["EpochBatches", "SampleKey", "augmentation_rng", "batch_rng", "sample_rng"]
+__all__ = ["EpochBatches", "SampleKey", "augmentation_rng", "batch_rng", "drawn", "sample_rng"]
 
 # Keep what is drawn for one purpose apart from what is drawn for another under the same user seed.
 _PERMUTATION_STREAM = 1
 _SAMPLE_STREAM = 2
 _BATCH_STREAM = 3
 _VIEW_STREAM = 4
+_DRAW_STREAM = 14
 
 
 class SampleKey(NamedTuple):
@@ -45,11 +46,9 @@ class SampleKey(NamedTuple):
 
 
 class EpochBatches(Sampler[list[SampleKey]]):
-    """Endless batches of one rank: every epoch is a fresh permutation, cut into batches, the remainder left
-    out.
+    """Endless batches of one rank: every epoch is a fresh permutation, cut into batches, the remainder left out.
 
-    The union of all ranks' batch k depends on seed, k and the total batch size only, not on the number of
-    ranks.
+    The union of all ranks' batch k depends on seed, k and the total batch size only, not on the number of ranks.
 
     With ``repeats`` R > 1 (repeated augmentation; Hoffer et al., CVPR 2020, in the form of DeiT) each record of
     the permutation stands there R times in a row, and the ranks take turns sample by sample, so that different
@@ -150,6 +149,32 @@ class EpochBatches(Sampler[list[SampleKey]]):
         if self.repeats > 1:
             return places[self.rank :: self.world_size]
         return places[self.rank * self.batch_size : (self.rank + 1) * self.batch_size]
+
+
+def drawn(length: int, draw: Mapping[str, int] | None) -> list[int]:
+    """Indices of the drawn records, ascending.
+
+    Draws of one seed are nested: the smaller one is part of the larger one.
+
+    Args:
+        length: how many records there are.
+        draw: ``count`` (how many of them, without repetition) and ``seed`` (non-negative, 0 by default); None: all.
+
+    Raises:
+        ConfigError: other keys, a count outside 1…length, or a negative seed.
+    """
+    if draw is None:
+        return list(range(length))
+    if not {"count"} <= set(draw) <= {"count", "seed"}:
+        raise ConfigError(
+            f"draw={dict(draw)}: must have count and may have seed, e.g. draw={{count: 100, seed: 0}}"
+        )
+    count, seed = draw["count"], draw.get("seed", 0)
+    if not 1 <= count <= length:
+        raise ConfigError(f"draw.count={count}: must be 1 to {length}, the number of training images")
+    if seed < 0:
+        raise ConfigError(f"draw.seed={seed}: must be 0 or more")
+    return sorted(np.random.default_rng([_DRAW_STREAM, seed]).permutation(length)[:count].tolist())
 
 
 def sample_rng(seed: int, position: int) -> AbstractContextManager[None]:

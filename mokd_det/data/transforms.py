@@ -1,5 +1,4 @@
-"""DETR's augmentation as ViDT uses it (reference: ViDT's released training code), as Detectron2
-augmentations.
+"""DETR's augmentation as ViDT uses it (reference: ViDT's released training code), as Detectron2 augmentations.
 
 All randomness comes from numpy's global generator, as everywhere in Detectron2; the training loader seeds it
 per sample.

@@ -29,10 +29,9 @@ class Truth:
         image_names: image id → file name.
         class_names: category id (the file's) → name, by ascending id.
         image_ids: (N,) of the boxes; int64, or objects where a loader of its own names images otherwise.
-        category_ids: (N,) int64.
+        category_ids, crowd: (N,) int64 and bool.
         boxes: (N, 4) float64, [x, y, width, height] in pixels, inside their images.
         areas: (N,) float64, square pixels, above 0: of the mask where it is known, else of the box.
-        crowd: (N,) bool.
         annotated: False for a data set of images only, by which nothing can be judged.
     """
 
@@ -50,14 +49,11 @@ class Truth:
         """The part of it that lies in these images."""
         wanted = set(image_ids)
         kept = np.array([image in wanted for image in self.image_ids.tolist()], dtype=bool)
+        columns = ("image_ids", "category_ids", "boxes", "areas", "crowd")
         return replace(
             self,
             image_names={image: name for image, name in self.image_names.items() if image in wanted},
-            image_ids=self.image_ids[kept],
-            category_ids=self.category_ids[kept],
-            boxes=self.boxes[kept],
-            areas=self.areas[kept],
-            crowd=self.crowd[kept],
+            **{name: getattr(self, name)[kept] for name in columns},
         )
 
 

@@ -59,8 +59,7 @@ class CocoDetectionEvaluator(DatasetEvaluator):
         Args:
             dataset_name: a registered data set.
             output_dir: where the predictions are written; None: nowhere.
-            distributed: gather the predictions of all processes; the main process returns the metrics, the
-                others an empty dict.
+            distributed: gather the predictions of all processes.
             max_dets_per_image: limit in AP; None: COCO's 100.
             predicts_dataset_ids: ``pred_classes`` are the file's category ids instead of contiguous indices,
                 as from the 91 rows of an official ViDT head. Predictions of ids that the file does not use,
@@ -88,12 +87,8 @@ class CocoDetectionEvaluator(DatasetEvaluator):
         self._predictions: list[dict[str, Any]] = []
 
     def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> None:
-        """Collect the predictions of a batch.
-
-        Args:
-            inputs: each with ``image_id``.
-            outputs: each with ``instances``: ``pred_boxes`` (absolute xyxy in the original image),
-                ``scores``, ``pred_classes``.
+        """Collect the predictions of a batch: of inputs with ``image_id`` outputs with ``instances``, whose
+        ``pred_boxes`` are absolute xyxy in the original image.
 
         Raises:
             ConfigError: a class that the data set does not have, or an output without ``instances``.
@@ -117,10 +112,7 @@ class CocoDetectionEvaluator(DatasetEvaluator):
             )
 
     def evaluate(self, img_ids: Sequence[int] | None = None) -> dict[str, dict[str, float]]:
-        """Metrics of everything collected since :meth:`reset`.
-
-        Args:
-            img_ids: evaluate on these images only; None: on all images of the file.
+        """Metrics of everything collected since :meth:`reset`, on all images of the file or on these only.
 
         Returns:
             ``{"bbox": {"AP": …, "AP50": …, "AP75": …, "APs": …, "APm": …, "APl": …, "AP-<class>": …}}``,
@@ -137,7 +129,12 @@ class CocoDetectionEvaluator(DatasetEvaluator):
             PathManager.mkdirs(self._output_dir)
             with PathManager.open(os.path.join(self._output_dir, "instances_predictions.pth"), "wb") as file:
                 torch.save(predictions, file)
-        boxes = self._boxes(predictions)
+        id_of_class = {index: id_ for id_, index in self._class_of_id.items()}
+        boxes = [
+            {**box, "category_id": id_of_class[box["category_id"]]}
+            for image in predictions
+            for box in image["instances"]
+        ]
         if self._output_dir:
             with PathManager.open(os.path.join(self._output_dir, "coco_instances_results.json"), "w") as file:
                 json.dump(boxes, file)
@@ -157,15 +154,6 @@ class CocoDetectionEvaluator(DatasetEvaluator):
             ", ".join(f"{name} {value:.2f}" for name, value in recalls if value >= 0),
         )
         return {"bbox": self._metrics(evaluation)}
-
-    def _boxes(self, predictions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """All predictions in COCO's result format, with the file's category ids."""
-        id_of_class = {index: id_ for id_, index in self._class_of_id.items()}
-        return [
-            {**box, "category_id": id_of_class[box["category_id"]]}
-            for image in predictions
-            for box in image["instances"]
-        ]
 
     def _metrics(self, evaluation: BoxEvaluation) -> dict[str, float]:
         """Percent, by name; NaN where there is no truth. A single class has no metric of its own: it would be AP."""

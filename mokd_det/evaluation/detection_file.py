@@ -1,20 +1,25 @@
-"""Detections in COCO's result format beside the truth they are judged by: read, checked, matched by ids."""
+"""Detections in COCO's result format: written as they come; read, checked and matched by ids with the truth."""
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
+from mokd_det.checkpoint.atomic_file import atomic_write
 from mokd_det.data.checked_rows import CheckedRows, shorten
 from mokd_det.data.coco_columns import read_json
 from mokd_det.data.findings import RaiseFirst
 from mokd_det.data.truth import Truth
 from mokd_det.errors import ConfigError, DatasetError
 
-__all__ = ["Detections", "match_ids", "read_detections"]
+__all__ = ["Detections", "ResultWriter", "match_ids", "read_detections", "result_file"]
 
 
 @dataclass(frozen=True)
@@ -23,8 +28,7 @@ class Detections:
 
     Attributes:
         name: the detector, for people.
-        image_ids: (N,) int64.
-        category_ids: (N,) int64, of the data set's file.
+        image_ids, category_ids: (N,) int64, as in the data set's file.
         boxes: (N, 4) float64, [x, y, width, height] in pixels.
         scores: (N,) float64.
     """
@@ -74,15 +78,8 @@ def read_detections(path: str | os.PathLike[str], name: str | None = None) -> De
 
 
 def match_ids(detections: Detections, truth: Truth, *, drop_unknown: bool = False) -> tuple[Detections, int]:
-    """Compare the ids of detections with those of the truth.
-
-    Args:
-        detections: of one detector.
-        truth: what they are judged by.
-        drop_unknown: leave out detections of images and categories that the truth does not have.
-
-    Returns:
-        The detections that can be judged; how many were left out.
+    """The detections that can be judged by the truth; how many were left out for images or categories that it does not
+    have.
 
     Raises:
         ConfigError: an id that the truth does not have, unless it may be dropped.
@@ -104,11 +101,39 @@ def match_ids(detections: Detections, truth: Truth, *, drop_unknown: bool = Fals
                 "the detections belong to, or drop these detections with --drop-unknown"
             )
         known &= ~rows
-    kept = replace(
-        detections,
-        image_ids=detections.image_ids[known],
-        category_ids=detections.category_ids[known],
-        boxes=detections.boxes[known],
-        scores=detections.scores[known],
-    )
-    return kept, int((~known).sum())
+    columns = {
+        name: getattr(detections, name)[known] for name in ("image_ids", "category_ids", "boxes", "scores")
+    }
+    return replace(detections, **columns), int((~known).sum())
+
+
+class ResultWriter:
+    """Adds detections to an open file; see :func:`result_file`.
+
+    Attributes:
+        count: detections written.
+    """
+
+    def __init__(self, file: IO[str]) -> None:
+        self._file = file
+        self.count = 0
+
+    def add(self, image_id: int, category_id: int, box: Sequence[float], score: float) -> None:
+        """Write one detection, its box xyxy in pixels of the original image."""
+        x0, y0, x1, y1 = box
+        xywh = [x0, y0, x1 - x0, y1 - y0]
+        entry = {"image_id": image_id, "category_id": category_id, "bbox": xywh, "score": score}
+        self._file.write((",\n" if self.count else "\n") + json.dumps(entry, allow_nan=False))
+        self.count += 1
+
+
+@contextmanager
+def result_file(path: str | os.PathLike[str]) -> Iterator[ResultWriter]:
+    """A file in COCO's result format, ``[{"image_id", "category_id", "bbox": [x, y, width, height], "score"}, …]``.
+
+    It appears under its name, complete, when the block ends well; nothing is kept in memory.
+    """
+    with atomic_write(path, "w") as file:
+        file.write("[")
+        yield ResultWriter(file)
+        file.write("\n]\n")

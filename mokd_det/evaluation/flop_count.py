@@ -41,11 +41,7 @@ def count_flops(model: nn.Module, inputs: tuple[Any, ...]) -> FlopCount:
     """Count the multiply-adds of ``model(*inputs)``.
 
     Matrix products, convolutions, attention, normalisations (4 or 5 per element), interpolation and bilinear sampling
-    are counted; what is not is listed.
-
-    Args:
-        model: in the mode that is to be counted.
-        inputs: positional arguments, of any nested structure that holds tensors.
+    are counted; what is not is listed. The inputs may have any nested structure that holds tensors.
     """
     with warnings.catch_warnings(), torch.no_grad():
         # A trace at this size is what is wanted: its sizes may be constants.

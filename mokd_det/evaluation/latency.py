@@ -22,12 +22,7 @@ PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Latency:
-    """Wall-clock seconds of repeated forward passes.
-
-    Attributes:
-        seconds: of each measured pass, in order.
-        batch_size: images per pass.
-    """
+    """Wall-clock seconds of each measured forward pass, of ``batch_size`` images."""
 
     seconds: tuple[float, ...]
     batch_size: int
@@ -72,10 +67,8 @@ def measure_latency(
     """Time ``model(*inputs)`` without gradients, from the input as given to the output, the GPU's work included.
 
     Args:
-        model: in eval mode.
-        inputs: positional arguments.
-        batch_size: images in them.
-        device: where the model is.
+        model: in eval mode, on ``device``.
+        batch_size: images in ``inputs``.
         precision: of :data:`PRECISIONS`.
         warmup: passes before the first that counts.
         repeats: passes that count.

@@ -58,13 +58,7 @@ class RunResult:
 
 @dataclass(frozen=True)
 class MethodRuns:
-    """All replicates of one method.
-
-    Attributes:
-        name: short and unique.
-        label: for people.
-        runs: replicate → result.
-    """
+    """All replicates of one method, replicate → result; its name is short and unique, its label for people."""
 
     name: str
     label: str
@@ -121,10 +115,8 @@ class ComparisonRow:
         if self.together is None:
             return "baseline"
         said = self.together.verdict()
-        return said if all(half.verdict() == said for half in self._compared_halves()) else "unresolved"
-
-    def _compared_halves(self) -> list[Estimate]:
-        return list(self.halves.values()) if len(self.halves) > 1 else []
+        halves = list(self.halves.values()) if len(self.halves) > 1 else []
+        return said if all(half.verdict() == said for half in halves) else "unresolved"
 
 
 def compare(
@@ -163,23 +155,26 @@ def compare(
     for method in methods:
         found = differences.get(method.name, {})
         reached = [iterations_to_reach(run.iterations, run.curve, target) for run in method.runs.values()]
-        interval = together.get(method.name)
+        interval, detectable = together.get(method.name), None
+        if interval is not None and interval.count > 1:
+            detectable = detectable_difference(interval, statistics.stdev(found.values()))
+        halves: dict[str, list[float]] = {}
+        for key, value in found.items():
+            halves.setdefault(method.runs[key].half, []).append(value)
         rows.append(
             ComparisonRow(
                 method.name,
                 method.label,
-                estimate(list(method.finals().values())),
-                estimate(list(found.values())) if found else None,
-                interval,
-                sum(value > 0 for value in found.values()),
-                median_to_reach(reached),
-                sum(value is not None for value in reached),
-                method.seconds_per_iteration(),
-                _by_half(found, method),
-                None
-                if interval is None or interval.count == 1
-                else detectable_difference(interval, statistics.stdev(found.values())),
-                _at_equal_seconds(method, base) if found else None,
+                final=estimate(list(method.finals().values())),
+                difference=estimate(list(found.values())) if found else None,
+                together=interval,
+                better=sum(value > 0 for value in found.values()),
+                to_reference=median_to_reach(reached),
+                reached=sum(value is not None for value in reached),
+                seconds_per_iteration=method.seconds_per_iteration(),
+                halves={half: estimate(values) for half, values in sorted(halves.items())},
+                detectable=detectable,
+                equal_seconds=_at_equal_seconds(method, base) if found else None,
             )
         )
     return rows
@@ -190,25 +185,18 @@ def reference_value(baseline: MethodRuns, reference: float | None) -> float:
     return statistics.fmean(baseline.last_of_curves()) if reference is None else reference
 
 
-def _by_half(differences: Mapping[int, float], method: MethodRuns) -> dict[str, Estimate]:
-    halves: dict[str, list[float]] = {}
-    for key, value in differences.items():
-        halves.setdefault(method.runs[key].half, []).append(value)
-    return {half: estimate(values) for half, values in sorted(halves.items())}
-
-
 def _at_equal_seconds(method: MethodRuns, base: MethodRuns) -> Estimate | None:
     """Validation value, linear between evaluations, where the baseline's median time is used up, minus the baseline's
     last value. Before the first evaluation nothing is known: its value is taken for 0."""
     slower = method.seconds_per_iteration() / base.seconds_per_iteration()
     if not np.isfinite(slower):
         return None
-    values = {}
-    for key in set(method.runs) & set(base.runs):
+    values = []
+    for key in sorted(set(method.runs) & set(base.runs)):
         run, other = method.runs[key], base.runs[key]
         allowed = other.iterations[-1] / max(slower, 1e-12)
-        values[key] = float(np.interp(allowed, [0, *run.iterations], [0.0, *run.curve])) - other.curve[-1]
-    return estimate([values[key] for key in sorted(values)])
+        values.append(float(np.interp(allowed, [0, *run.iterations], [0.0, *run.curve])) - other.curve[-1])
+    return estimate(values)
 
 
 def table_cells(rows: Sequence[ComparisonRow], metric: str, reference: float) -> list[list[str]]:
@@ -243,9 +231,7 @@ def comparison_markdown(rows: Sequence[ComparisonRow], metric: str, reference: f
 
 
 def comparison_csv(students: Mapping[str, Sequence[ComparisonRow]], metric: str) -> str:
-    """The tables of all students for programs: one line per student and method, empty where there is
-    nothing."""
-    text = io.StringIO()
+    """The tables of all students for programs: one line per student and method, empty where there is nothing."""
     lines = []
     for student, rows in students.items():
         for row in rows:
@@ -268,13 +254,11 @@ def comparison_csv(students: Mapping[str, Sequence[ComparisonRow]], metric: str)
                     "iterations_to_reference": row.to_reference,
                     "replicates_reaching_reference": row.reached,
                     "seconds_per_iteration": row.seconds_per_iteration,
-                    **{
-                        f"difference_{half}": found.mean
-                        for half, found in row.halves.items()
-                        if len(row.halves) > 1
-                    },
                 }
             )
+            if len(row.halves) > 1:
+                lines[-1].update((f"difference_{half}", found.mean) for half, found in row.halves.items())
+    text = io.StringIO()
     keys = list(dict.fromkeys(key for line in lines for key in line))
     writer = csv.DictWriter(text, keys, lineterminator="\n")
     writer.writeheader()

@@ -41,15 +41,8 @@ _WARM_UP, _REPEATS, _LONG_SECONDS = 3, 20, 0.5
 
 @dataclass(frozen=True)
 class Sample:
-    """One image with what is there and what a detector found.
-
-    Attributes:
-        file_name: without its folders.
-        pixels: uint8 (H, W, 3) RGB.
-        truth: its boxes.
-        found: all predictions, best first.
-        attention: where the DET tokens look; None: not asked for, or there are none.
-    """
+    """One image, uint8 (H, W, 3) RGB, by its file without folders, with its true boxes and all predictions of a
+    detector, best first, and where its DET tokens look, if there are any and it was asked for."""
 
     file_name: str
     pixels: np.ndarray
@@ -60,15 +53,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class ClassifiedImage:
-    """One image and what a classifier takes it for.
-
-    Attributes:
-        name: of the image.
-        pixels: uint8 (H, W, 3) RGB.
-        truth: its class.
-        found: the predicted class.
-        probability: of that class.
-    """
+    """One image, uint8 (H, W, 3) RGB, its class, the one that a classifier found and that one's probability."""
 
     name: str
     pixels: np.ndarray
@@ -82,12 +67,8 @@ class ModelFindings:
     """What is known of one model; what could not be found out is said in ``problems``.
 
     Attributes:
-        parameters: number of them.
         latency: of one image at a time.
-        device: it ran on.
-        dataset: the images' data set.
-        images: how many were looked at.
-        of_images: how many there are.
+        images: how many were looked at, of how many there are.
         class_names: by contiguous index.
         samples: the first images of a detector.
         classified: the first images of a classifier.
@@ -126,8 +107,7 @@ def examine(
         directory: the run's, with ``student_final.pth`` and ``config.yaml``.
         label: the run's, in messages.
         dataset: registered name, for detectors; None: the configuration's.
-        max_images: to look at, in the data set's order.
-        pictures: how many of them are kept.
+        max_images: to look at, in the data set's order; the first ``pictures`` of them are kept.
         thresholds: of TIDE.
     """
     findings = ModelFindings()
@@ -197,19 +177,16 @@ def _look_at_boxes(
     truth = dataset_truth(name, warn=False).of_images(seen.image_ids)
     findings.tide = run_tide(truth, detections, thresholds=thresholds)
     records = {record["image_id"]: record for record in load_dataset_dicts(name)} if seen.first else {}
+    classes = metadata.thing_dataset_id_to_contiguous_id
     for number, item in enumerate(seen.first):
         record = records[item["image_id"]]
-        classes = metadata.thing_dataset_id_to_contiguous_id
-        attention = None
-        if number < ATTENTION_PICTURES:
-            attention = _attention(model, item, classes)
         findings.samples.append(
             Sample(
                 Path(record["file_name"]).name,
                 read_image_of(record),
                 BoxSet.from_annotations(record["annotations"]),
                 _boxes_of(item["image_id"], detections, classes),
-                attention,
+                _attention(model, item, classes) if number < ATTENTION_PICTURES else None,
             )
         )
 

@@ -29,12 +29,7 @@ _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 @dataclass(frozen=True)
 class PeakMemory:
-    """Memory of a forward pass.
-
-    Attributes:
-        megabytes: the peak over what was in use before the pass, 10⁶ bytes.
-        method: how it was found.
-    """
+    """Memory of a forward pass: the peak over what was in use before it, in 10⁶ bytes, and how it was found."""
 
     megabytes: float
     method: str
@@ -43,14 +38,8 @@ class PeakMemory:
 def cuda_peak_memory(
     model: nn.Module, inputs: tuple[Any, ...], device: torch.device, precision: str = "fp32"
 ) -> PeakMemory:
-    """Peak of the tensors that the allocator hands out during one pass, the model's own not counted.
-
-    Args:
-        model: in eval mode, on ``device``.
-        inputs: positional arguments.
-        device: a GPU.
-        precision: see :func:`mokd_det.evaluation.latency.autocast_to`.
-    """
+    """Peak of the tensors that the allocator hands out during one pass ``model(*inputs)`` on a GPU, the model's own not
+    counted; ``precision`` as of :func:`mokd_det.evaluation.latency.autocast_to`."""
     with torch.inference_mode(), autocast_to(precision, device):
         model(*inputs)
         torch.cuda.synchronize(device)
@@ -68,10 +57,6 @@ def cpu_peak_memory(build: Build, precision: str = "fp32") -> PeakMemory:
     The fresh process builds the model, runs a small pass (which loads libraries and their caches), returns free memory
     to the system, resets the kernel's high-water mark and runs the pass that counts. Where the mark cannot be reset,
     the one since the process began is used, which is an underestimate if building took more; ``method`` says which.
-
-    Args:
-        build: makes model and inputs.
-        precision: see :func:`mokd_det.evaluation.latency.autocast_to`.
 
     Raises:
         ConfigError: the process ended without a result, for want of memory for instance.
@@ -102,40 +87,28 @@ def _measure(build: Build, precision: str, threads: int, sender: Connection) -> 
         model, small, inputs = build()
         with torch.inference_mode(), autocast_to(precision, torch.device("cpu")):
             model(*small)
-            _return_free_memory()
-            before = _resident()
+            # Give the system back what the C library keeps for later, if it is glibc.
+            trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+            if trim is not None:
+                trim(0)
+            before = _memory("VmRSS")
             method = "resident set of a fresh process"
             try:
                 _RESET.write_text("5")
             except OSError:
                 method += ", high-water mark since its start"
             model(*inputs)
-        peak = _high_water_mark()
+        peak = _memory("VmHWM")
     except MoKDError as error:
         sender.send(error)
         return
     sender.send(PeakMemory(max(peak - before, 0) / 1e6, method))
 
 
-def _return_free_memory() -> None:
-    """Give the system back what the C library keeps for later, if it is glibc."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
-
-
-def _resident() -> int:
-    return _status("VmRSS") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _high_water_mark() -> int:
-    return _status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _status(name: str) -> int:
-    """Bytes of an entry of the process's status; 0 if there is none."""
+def _memory(entry: str) -> int:
+    """Bytes of an entry of the process's status; where there is none, the most that it has had."""
     if _STATUS.exists():
         for line in _STATUS.read_text().splitlines():
-            if line.startswith(f"{name}:"):
+            if line.startswith(f"{entry}:"):
                 return int(line.split()[1]) * 1024
-    return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

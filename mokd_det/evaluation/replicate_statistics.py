@@ -28,13 +28,8 @@ _DRAWS = 10_000
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over replicates and its confidence interval.
-
-    Attributes:
-        mean: of the values.
-        half_width: of the interval; None with a single value, which tells nothing about its spread.
-        count: how many values.
-    """
+    """A mean over ``count`` replicates and half of its confidence interval; None with a single value, which tells
+    nothing about its spread."""
 
     mean: float
     half_width: float | None
@@ -42,12 +37,10 @@ class Estimate:
 
     @property
     def low(self) -> float | None:
-        """Lower end of the interval."""
         return None if self.half_width is None else self.mean - self.half_width
 
     @property
     def high(self) -> float | None:
-        """Upper end of the interval."""
         return None if self.half_width is None else self.mean + self.half_width
 
     def text(self, form: str = ".1f") -> str:
@@ -100,7 +93,7 @@ def simultaneous(
     Args:
         differences: of each comparison, replicate → difference.
         level: of all intervals together.
-        seed: of the drawing; the same numbers give the same interval.
+        seed: of the drawing.
 
     Raises:
         ValueError: a comparison without finite values.
@@ -113,16 +106,14 @@ def simultaneous(
     if len(each) > 1 and len(keys[0]) > 1 and all(other == keys[0] for other in keys):
         table = np.array([[values[key] for values in differences] for key in keys[0]])
         limit = _max_t_quantile(table, level, seed)
-    return [
-        Estimate(
-            one.mean,
-            None
-            if one.count == 1
-            else min(critical, limit) * statistics.stdev(values.values()) / math.sqrt(one.count),
-            one.count,
-        )
-        for one, critical, values in zip(each, bonferroni, differences, strict=True)
-    ]
+
+    def widened(one: Estimate, critical: float, values: Mapping[int, float]) -> Estimate:
+        if one.count == 1:
+            return one
+        half = min(critical, limit) * statistics.stdev(values.values()) / math.sqrt(one.count)
+        return Estimate(one.mean, half, one.count)
+
+    return list(map(widened, each, bonferroni, differences))
 
 
 def _max_t_quantile(table: np.ndarray, level: float, seed: int) -> float:

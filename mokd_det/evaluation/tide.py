@@ -131,14 +131,11 @@ class TideReport:
                 f"({self.most_detections}); a limit of the detector makes some of its misses unavoidable."
             )
         if self.classes_without_truth:
-            names = ", ".join(self.classes_without_truth[:5]) + (
-                " …" if len(self.classes_without_truth) > 5 else ""
-            )
-            aps = ", ".join(
-                f"{errors.ap_of_true_classes:.1f} at {errors.threshold:g}" for errors in self.errors
-            )
+            count = len(self.classes_without_truth)
+            names = ", ".join(self.classes_without_truth[:5]) + " …" * (count > 5)
+            aps = ", ".join(f"{one.ap_of_true_classes:.1f} at {one.threshold:g}" for one in self.errors)
             said.append(
-                f"{self.name}: {len(self.classes_without_truth)} classes have detections but no true box ({names}). "
+                f"{self.name}: {count} classes have detections but no true box ({names}). "
                 f"TIDE counts them as AP 0; without them, as COCO reckons, AP is {aps}."
             )
         return said
@@ -159,8 +156,7 @@ def run_tide(
 
     Args:
         truth: annotations.
-        detections: their ids must occur in the truth, see
-            :func:`mokd_det.evaluation.detection_file.match_ids`.
+        detections: their ids occur in the truth (:func:`mokd_det.evaluation.detection_file.match_ids`).
         thresholds: IoUs in (0, 1), each above ``background``.
         background: IoU in [0, 1).
         limit: detections per image that count, the best ones, of all classes together; None: all.
@@ -185,15 +181,16 @@ def run_tide(
     crowded = sum(count > TIDECV_LIMIT for count in per_image.values())
     objects = Counter(truth.image_ids[~truth.crowd].tolist())
     kept = max(most, 1) if limit is None else limit
-    errors, limited = [], []
-    # tidecv writes into what it is given, so each run gets its own.
-    for threshold in thresholds:
-        errors.append(_errors(TIDERun(*to_tidecv(truth, detections), threshold, background, TIDE.BOX, kept)))
-        if crowded and limit is None:
-            run = TIDERun(
-                *to_tidecv(truth, detections), threshold, background, TIDE.BOX, TIDECV_LIMIT, run_errors=False
-            )
-            limited.append(float(run.ap))
+
+    def run(threshold: float, limit: int, run_errors: bool = True) -> TIDERun:
+        # tidecv writes into what it is given, so each run gets its own.
+        data = to_tidecv(truth, detections)
+        return TIDERun(*data, threshold, background, TIDE.BOX, limit, run_errors=run_errors)
+
+    errors = [_errors(run(threshold, kept)) for threshold in thresholds]
+    limited: list[float] = []
+    if crowded and limit is None:
+        limited = [float(run(threshold, TIDECV_LIMIT, run_errors=False).ap) for threshold in thresholds]
     true_classes = set(truth.category_ids[~truth.crowd].tolist())
     without = sorted(set(detections.category_ids.tolist()) - true_classes)
     return TideReport(
@@ -242,11 +239,8 @@ def _errors(run: TIDERun) -> TideErrors:
     except ZeroDivisionError:
         special = {"FalsePos": 0.0, "FalseNeg": lost}
     # A detection in a crowd region that is no hit counts for nothing; tidecv lists it among the errors all the same.
-    counts = Counter(
-        error.short_name
-        for error in run.errors
-        if not hasattr(error, "pred") or error.pred["used"] is not None
-    )
+    real = [error for error in run.errors if not hasattr(error, "pred") or error.pred["used"] is not None]
+    counts = Counter(error.short_name for error in real)
     with_truth = [obj.get_ap() for obj in run.ap_data.objs.values() if obj.num_gt_positives > 0]
     return TideErrors(
         run.pos_thresh,

@@ -12,6 +12,7 @@ from mokd_det.export.agreement import (
     torchscript_runner,
 )
 from mokd_det.export.description import describe, plain_config
+from mokd_det.export.files import DEFAULT_OPSET, DESCRIPTION_FILE, OPSETS, onnx_bytes, torchscript_bytes
 from mokd_det.export.graph import (
     CHECK_SIZES,
     INPUTS,
@@ -21,8 +22,6 @@ from mokd_det.export.graph import (
     TransformersGraph,
     inference_graph,
 )
-from mokd_det.export.onnx_file import DEFAULT_OPSET, OPSETS, onnx_bytes
-from mokd_det.export.torchscript_file import DESCRIPTION_FILE, torchscript_bytes
 
 __all__ = [
     "CHECK_SIZES",

@@ -66,15 +66,8 @@ def photographs(sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
 
 
 def pad_batch(images: Sequence[Tensor], filling: float = 0.0) -> tuple[Tensor, Tensor]:
-    """Images (3, H, W) of any sizes as the inputs of an exported graph.
-
-    Args:
-        images: RGB in 0..255.
-        filling: value of the padding; graphs ignore it.
-
-    Returns:
-        images (B, 3, H_max, W_max) float32 and image_sizes (B, 2) int64.
-    """
+    """Images (3, H, W) of any sizes, RGB in 0..255, as the inputs of an exported graph: images (B, 3, H_max, W_max)
+    float32, padded with a value that graphs ignore, and image_sizes (B, 2) int64."""
     sizes = torch.tensor([image.shape[-2:] for image in images])
     height, width = sizes.amax(0).tolist()
     batch = torch.full((len(images), 3, height, width), filling)
@@ -90,7 +83,6 @@ def compare_detections(ours: Detections, theirs: Detections, longer_sides: Tenso
     another one of the same score: so a box is compared with the nearest one of its class whose score is nearly equal.
 
     Args:
-        ours, theirs: to be compared.
         longer_sides: (B,) in pixels.
         tie: scores that differ by no more are nearly equal.
     """
@@ -112,10 +104,7 @@ def compare_detections(ours: Detections, theirs: Detections, longer_sides: Tenso
 
 
 def measure_agreement(
-    model: nn.Module,
-    run: Runner,
-    batches: Sequence[Sequence[Tensor]],
-    tolerance: float = 1e-4,
+    model: nn.Module, run: Runner, batches: Sequence[Sequence[Tensor]], tolerance: float = 1e-4
 ) -> Agreement:
     """The largest differences between a model, asked in Detectron2's way, and an exported graph.
 
@@ -142,9 +131,9 @@ def measure_agreement(
         try:
             theirs = run(padded, sizes)
         except Exception as error:
-            reason = first_line(error)
+            shape = tuple(padded.shape)
             raise ExportError(
-                f"the exported graph fails on images of shape {tuple(padded.shape)}: {reason}"
+                f"the exported graph fails on images of shape {shape}: {first_line(error)}"
             ) from error
         found.append(compare_detections(ours, theirs, sizes.amax(1), tolerance))
     return Agreement(
@@ -167,11 +156,7 @@ def torchscript_runner(content: bytes) -> Runner:
 
 
 def onnx_runner(content: bytes, threads: int | None = None) -> Runner:
-    """An ONNX file's graph in ONNX Runtime on the CPU.
-
-    Args:
-        content: of the file.
-        threads: of one operator; None: as many as PyTorch uses.
+    """An ONNX file's graph in ONNX Runtime on the CPU, by default with as many threads per operator as PyTorch uses.
 
     Raises:
         ExportError: the package onnxruntime is missing.

@@ -34,7 +34,6 @@ def describe(
         class_names: by class index; None: not known, and then not said.
         resize: what is done to an image file before the model gets it.
         graph: whether the file holds a graph, and not only weights.
-        more: further entries.
 
     Returns:
         ``producer``, ``model``, ``parameters``, ``class_names``, ``resize``, ``model_config``, ``more``, and of a graph

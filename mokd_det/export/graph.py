@@ -78,11 +78,7 @@ OUTPUTS: Mapping[str, TensorSpec] = {
 
 
 class DetectorGraph(nn.Module):
-    """A :class:`ViDT` with :data:`INPUTS` and :data:`OUTPUTS`.
-
-    Args:
-        model: in eval mode; it is used, not copied.
-    """
+    """A :class:`ViDT` in eval mode, used and not copied, with :data:`INPUTS` and :data:`OUTPUTS`."""
 
     def __init__(self, model: ViDT) -> None:
         super().__init__()
@@ -100,21 +96,12 @@ class DetectorGraph(nn.Module):
         return images, torch.tensor([[67, 80], [51, 93]])
 
     def forward(self, images: Tensor, image_sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Detect.
-
-        Args:
-            images: (B, 3, H, W) float32.
-            image_sizes: (B, 2) int64.
-
-        Returns:
-            boxes (B, K, 4), scores (B, K) and labels (B, K).
-        """
+        """boxes (B, K, 4), scores (B, K) and labels (B, K) of images (B, 3, H, W) with image_sizes (B, 2)."""
         padding = _padding(images, image_sizes)
         pixels = (images - self.model.pixel_mean) / self.model.pixel_std
         output = self.model.forward_tensors(pixels.masked_fill(padding[:, None], 0.0), padding)
-        scores, labels, boxes = top_predictions(
-            output.logits[-1], output.boxes[-1], image_sizes, self.model.topk
-        )
+        best = top_predictions(output.logits[-1], output.boxes[-1], image_sizes, self.model.topk)
+        scores, labels, boxes = best
         return boxes, scores, labels
 
 

@@ -28,12 +28,9 @@ def is_small(pixels: np.ndarray) -> bool:
 
 
 def image_data(pixels: np.ndarray) -> str:
-    """An image as the address of itself, so that the page needs no other file.
+    """An image, uint8 (H, W, 3) RGB, as the address of itself, so that the page needs no other file.
 
     Small ones are kept exactly, large ones reduced and compressed.
-
-    Args:
-        pixels: uint8 (H, W, 3) RGB.
     """
     image = Image.fromarray(pixels)
     buffer = io.BytesIO()
@@ -53,15 +50,8 @@ def data_address(content: bytes, kind: str) -> str:
 def boxes_picture(
     pixels: np.ndarray, found: BoxSet, truth: BoxSet, class_names: Sequence[str], described: str
 ) -> str:
-    """An image with its boxes, see :func:`~mokd_det.visualization.predictions.draw_boxes`.
-
-    Args:
-        pixels: uint8 (H, W, 3) RGB, to whose size the boxes refer.
-        found: what is drawn, best score first; the truth itself has no scores.
-        truth: what it is compared with.
-        class_names: by contiguous index.
-        described: the picture in words.
-    """
+    """An image, uint8 (H, W, 3) RGB, with boxes in its pixels (:func:`~mokd_det.visualization.predictions.draw_boxes`);
+    ``described`` says in words what it shows."""
     height, width = pixels.shape[:2]
     with figure_style():
         figure = new_figure(_WIDTH, _WIDTH * height / width)

@@ -22,7 +22,6 @@ class ComparisonRecord:
     """One comparison.
 
     Attributes:
-        directory: its output directory.
         metric: that the methods are compared by.
         final_on: name of the data of the final values.
         tables: student → rows, one per method.
@@ -67,19 +66,12 @@ def read_comparison(directory: Path) -> ComparisonRecord:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path} is not what a comparison writes: {error!r}") from None
     tables = {student: compare(found, baseline, references[student]) for student, found in methods.items()}
+    said = {student: verdicts(rows, metric) for student, rows in tables.items()}
     runs = []
     for entry, place in places:
         label = _label(entry) if len(students) == 1 else f"{entry['student']}: {_label(entry)}"
         runs.append(read_record(place, label))
-    return ComparisonRecord(
-        directory,
-        metric,
-        final_on,
-        tables,
-        {student: verdicts(rows, metric) for student, rows in tables.items()},
-        references,
-        runs,
-    )
+    return ComparisonRecord(directory, metric, final_on, tables, said, references, runs)
 
 
 def _label(entry: dict[str, Any]) -> str:
@@ -87,24 +79,16 @@ def _label(entry: dict[str, Any]) -> str:
 
 
 def _methods(entries: Sequence[dict[str, Any]]) -> list[MethodRuns]:
-    labels = {entry["method"]: _label(entry) for entry in entries}
-    return [
-        MethodRuns(
-            method,
-            label,
-            {
-                int(entry["replicate"]): RunResult(
-                    float(entry["final"]),
-                    entry["iterations"],
-                    entry["validation"],
-                    float(
-                        "nan" if entry["seconds_per_iteration"] is None else entry["seconds_per_iteration"]
-                    ),
-                    str(entry["half"]),
-                )
-                for entry in entries
-                if entry["method"] == method
-            },
+    labels: dict[str, str] = {}
+    runs: dict[str, dict[int, RunResult]] = {}
+    for entry in entries:
+        labels[entry["method"]] = _label(entry)
+        seconds = entry["seconds_per_iteration"]
+        runs.setdefault(entry["method"], {})[int(entry["replicate"])] = RunResult(
+            float(entry["final"]),
+            entry["iterations"],
+            entry["validation"],
+            float("nan" if seconds is None else seconds),
+            str(entry["half"]),
         )
-        for method, label in labels.items()
-    ]
+    return [MethodRuns(method, labels[method], found) for method, found in runs.items()]

@@ -11,14 +11,16 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 import mokd_det
 from mokd_det.evaluation.model_findings import ModelFindings
 from mokd_det.report.comparison_record import ComparisonRecord
-from mokd_det.report.comparison_section import comparison_section
-from mokd_det.report.configuration_section import configuration_section
 from mokd_det.report.curve_sections import conflict_section, losses_section, results_section, weights_section
 from mokd_det.report.error_sections import errors_section, per_class_section
-from mokd_det.report.overview_section import overview_section
 from mokd_det.report.picture_sections import attention_section, predictions_section
 from mokd_det.report.run_record import RunGroup
-from mokd_det.report.speed_section import speed_section
+from mokd_det.report.table_sections import (
+    comparison_section,
+    configuration_section,
+    overview_section,
+    speed_section,
+)
 from mokd_det.visualization.inline_svg import chart_svg
 
 __all__ = ["page_templates", "report_page"]
@@ -48,12 +50,9 @@ def report_page(
     findings: Mapping[str, ModelFindings] | None = None,
     min_score: float = 0.5,
 ) -> str:
-    """The page.
+    """The page of the runs and the comparisons that they belong to.
 
     Args:
-        title: its heading.
-        groups: the runs.
-        comparisons: that they belong to.
         findings: label → what its trained model does; a run without them has only what it logged.
         min_score: of the predictions in the pictures.
     """

@@ -102,16 +102,16 @@ class PaperRuns:
     """
 
     def __init__(
-        self,
-        runs: Sequence[RunRecord],
-        frames_per_second: Callable[[DictConfig], float] | None = None,
+        self, runs: Sequence[RunRecord], frames_per_second: Callable[[DictConfig], float] | None = None
     ) -> None:
-        usable = [run for run in runs if run.weights is not None and run.config]
-        self.unfinished = [run for run in runs if run.weights is None or not run.config]
+        self.unfinished: list[RunRecord] = []
         self._fps = frames_per_second
         self._of: dict[Setting, list[RunRecord]] = {}
-        for run in usable:
-            self._of.setdefault(setting_of(OmegaConf.create(dict(run.config))), []).append(run)
+        for run in runs:
+            if run.weights is None or not run.config:
+                self.unfinished.append(run)
+            else:
+                self._of.setdefault(setting_of(OmegaConf.create(dict(run.config))), []).append(run)
         self._sizes: dict[str, float] = {}
         self.used: set[str] = set()
 
@@ -147,13 +147,10 @@ class PaperRuns:
 
 def final_value(run: RunRecord, metric: str) -> float | None:
     """The last value of a metric ("AP", "top1"): of the evaluation after the training, else of the last one in it."""
-    for name in (f"bbox/{metric}", f"classification/{metric}"):
-        if name in run.test_results:
-            return run.test_results[name]
-        value = run.last(name)
-        if value is not None:
-            return value
-    return None
+    found = (
+        run.test_results.get(name, run.last(name)) for name in (f"bbox/{metric}", f"classification/{metric}")
+    )
+    return next((value for value in found if value is not None), None)
 
 
 def setting_of(cfg: DictConfig) -> Setting:
@@ -163,22 +160,15 @@ def setting_of(cfg: DictConfig) -> Setting:
         ConfigError: it has no model or refers to something that is not in it.
     """
     try:
-        model = _plain(cfg, "model")
-        balancer = _plain(cfg, "balancer")
+        model, balancer = _plain(cfg, "model"), _plain(cfg, "balancer")
     except (OmegaConfBaseException, AttributeError, TypeError) as error:
         raise ConfigError(f"a run's config.yaml has no usable model and balancer: {error}") from None
-    if "student" not in model:
-        return Setting(_network(model), "", "", "")
-    method = model["method"]
-    if str(method["_target_"]).endswith("NoDistillation"):
-        return Setting(_network(model["student"]), "", "", "")
+    student = _network(model.get("student", model))
+    if "student" not in model or str(model["method"]["_target_"]).endswith("NoDistillation"):
+        return Setting(student, "", "", "")
     teacher = _network(model["teacher"]) if model.get("teacher") else ""
-    return Setting(
-        _network(model["student"]),
-        teacher,
-        json.dumps(method, sort_keys=True),
-        json.dumps(balancer, sort_keys=True),
-    )
+    method = json.dumps(model["method"], sort_keys=True)
+    return Setting(student, teacher, method, json.dumps(balancer, sort_keys=True))
 
 
 def _student(cfg: DictConfig) -> DictConfig:
@@ -209,20 +199,14 @@ def _plain(cfg: DictConfig, section: str) -> dict[str, Any]:
 
 def _with_defaults(call: dict[str, Any]) -> dict[str, Any]:
     """A call with the defaults of what it calls: given or not, an argument of this value is the same."""
+    if "_target_" not in call:
+        return call
     try:
-        signature = inspect.signature(locate(call["_target_"])) if "_target_" in call else None
+        parameters = inspect.signature(locate(call["_target_"])).parameters
     except (ImportError, ValueError, TypeError):
-        signature = None
-    defaults = (
-        {}
-        if signature is None
-        else {
-            name: parameter.default
-            for name, parameter in signature.parameters.items()
-            if isinstance(parameter.default, (bool, int, float, str, type(None)))
-        }
-    )
-    return {**defaults, **call}
+        return call
+    plain = (bool, int, float, str, type(None))
+    return {**{name: p.default for name, p in parameters.items() if isinstance(p.default, plain)}, **call}
 
 
 @cache
@@ -256,14 +240,12 @@ def _parameters(section: DictConfig) -> int:
 def paper_tables() -> Iterator[PaperTable]:
     """The paper's tables, cell by cell."""
     table = PaperTable("Table 1: COCO, teacher ViDT-base", [*AP_COLUMNS, "#Params", "FPS"])
-    for size in ("base", "small", "tiny", "nano"):
-        names = {f"COCO/vidt_{size}": "ViDT-{} alone" if size != "base" else "teacher ViDT-{}"}
-        if size != "base":
-            names |= {
-                f"COCO/{key}_vidt_{size}": f"ViDT-{{}}, {label}" for key, label in DETECTION_METHODS.items()
-            }
-        for name, label in names.items():
-            table.rows.append((label.format(size), [Cell(name, column) for column in table.columns]))
+    names = {"COCO/vidt_base": "teacher ViDT-base"}
+    for size in ("small", "tiny", "nano"):
+        names[f"COCO/vidt_{size}"] = f"ViDT-{size} alone"
+        for key, label in DETECTION_METHODS.items():
+            names[f"COCO/{key}_vidt_{size}"] = f"ViDT-{size}, {label}"
+    table.rows = [(label, [Cell(name, column) for column in table.columns]) for name, label in names.items()]
     yield table
     table = PaperTable("Table 2: ImageNet-1k, 300 epochs", ["top1", "#Params"])
     for size in ("tiny", "small"):
@@ -286,13 +268,9 @@ def paper_tables() -> Iterator[PaperTable]:
     for size in ("nano", "tiny"):
         alone += [None, Cell(f"COCO/vidt_{size}", "AP")]
     table.rows.append(("alone", alone))
+    students = [f"{size}{suffix}" for size in ("nano", "tiny") for suffix in ("_from_small", "")]
     for key, label in DETECTION_METHODS.items():
-        cells = [
-            Cell(f"COCO/{key}_vidt_{size}{suffix}", "AP")
-            for size in ("nano", "tiny")
-            for suffix in ("_from_small", "")
-        ]
-        table.rows.append((label, cells))
+        table.rows.append((label, [Cell(f"COCO/{key}_vidt_{name}", "AP") for name in students]))
     yield table
     table = PaperTable("Table C.1: CIFAR-100, top-1 (last epoch)", [pair.replace("_", " ") for pair in PAIRS])
     pairs = LazyConfig.load(get_config_file("common/cifar_pairs.py")).pairs
@@ -307,12 +285,8 @@ def paper_tables() -> Iterator[PaperTable]:
 
 def table_markdown(table: PaperTable, runs: PaperRuns) -> str:
     """A table with what its runs say, the mean and, of several seeds, their standard deviation and number."""
-    lines = [
-        f"## {table.title}",
-        "",
-        f"| | {' | '.join(table.columns)} |",
-        "| --- " * (len(table.columns) + 1) + "|",
-    ]
+    lines = [f"## {table.title}", "", f"| | {' | '.join(table.columns)} |"]
+    lines.append("| --- " * (len(table.columns) + 1) + "|")
     for label, cells in table.rows:
         shown = ["" if cell is None else _shown(cell, runs.values(cell)) for cell in cells]
         lines.append(f"| {label} | {' | '.join(shown)} |")

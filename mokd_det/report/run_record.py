@@ -32,7 +32,6 @@ class RunRecord:
 
     Attributes:
         label: its name for people.
-        directory: its output directory.
         metrics: what it has logged.
         config: its resolved configuration; empty if it left none.
         config_text: the same as written.
@@ -85,19 +84,11 @@ class RunRecord:
     def per_class(self, metric: str) -> dict[str, float]:
         """Class → its last value of a metric, from the test results if they have it; NaN: no object of it."""
         prefix = f"{metric}-"
-        tested = {
-            name.removeprefix(prefix): value
-            for name, value in self.test_results.items()
-            if name.startswith(prefix)
-        }
-        if tested:
-            return tested
-        values = {}
-        for name in self.metrics.names():
-            if name.startswith(prefix):
-                last = self.metrics.series(name)[1]
-                values[name.removeprefix(prefix)] = float(last[-1]) if len(last) else float("nan")
-        return values
+        values = {name: value for name, value in self.test_results.items() if name.startswith(prefix)}
+        if not values:
+            logged = {n: self.metrics.series(n)[1] for n in self.metrics.names() if n.startswith(prefix)}
+            values = {name: float(y[-1]) if len(y) else float("nan") for name, y in logged.items()}
+        return {name.removeprefix(prefix): value for name, value in values.items()}
 
     def iterations(self) -> tuple[int, int | None]:
         """How many are done, and how many there are to be, if the configuration says so."""
@@ -131,13 +122,7 @@ def _results(names: Iterable[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class RunGroup:
-    """Runs that differ only in their seed, or a single one.
-
-    Attributes:
-        label: their common name.
-        number: of the group on the page.
-        runs: the first one stands for all where a picture needs one model.
-    """
+    """Runs of one label that differ only in their seed, or a single one, and the group's number on the page."""
 
     label: str
     number: int
@@ -155,16 +140,12 @@ class RunGroup:
 
     @property
     def first(self) -> RunRecord:
-        """The run whose model is shown."""
+        """The run that stands for all where a picture needs one model."""
         return self.runs[0]
 
 
 def read_record(directory: str | os.PathLike[str], label: str | None = None) -> RunRecord:
-    """Read a run's output directory, finished or still running.
-
-    Args:
-        directory: of a training.
-        label: its name; None: the directory's.
+    """Read a run's output directory, finished or still running; its label is by default the directory's name.
 
     Raises:
         ConfigError: it is no run's directory, or a file in it is not what a run writes.
@@ -172,27 +153,18 @@ def read_record(directory: str | os.PathLike[str], label: str | None = None) -> 
     directory = Path(directory)
     metrics = read_run(directory, label)
     config, text = read_run_config(directory / "config.yaml")
-    results: dict[str, float] = {}
-    for file in (directory / "results.json", directory / "test" / "results.json"):
-        results.update(_read_results(file))
-    return RunRecord(
-        metrics.label,
-        directory,
-        metrics,
-        config,
-        text,
-        results,
-        _read_environment(directory / "environment.txt"),
-    )
+    results = {
+        **_read_results(directory / "results.json"),
+        **_read_results(directory / "test" / "results.json"),
+    }
+    environment = _read_environment(directory / "environment.txt")
+    return RunRecord(metrics.label, directory, metrics, config, text, results, environment)
 
 
 def group_runs(runs: Sequence[RunRecord]) -> list[RunGroup]:
     """Runs with equal labels together, in the order of appearance."""
-    labels = list(dict.fromkeys(run.label for run in runs))
-    return [
-        RunGroup(label, number, [run for run in runs if run.label == label])
-        for number, label in enumerate(labels)
-    ]
+    labels = dict.fromkeys(run.label for run in runs)
+    return [RunGroup(label, i, [run for run in runs if run.label == label]) for i, label in enumerate(labels)]
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -25,9 +25,8 @@ from mokd_det.engine.measured_model import build_for_memory, build_measured, exa
 from mokd_det.engine.setup import pick_device, processor_name
 from mokd_det.evaluation.flop_count import FlopCount, count_flops
 from mokd_det.evaluation.latency import Latency, measure_latency
-from mokd_det.evaluation.parameter_count import ParameterCount, count_parameters
+from mokd_det.evaluation.parameter_count import TABLE_1, ParameterCount, count_parameters, size_remark
 from mokd_det.evaluation.peak_memory import PeakMemory, cpu_peak_memory, cuda_peak_memory
-from mokd_det.evaluation.published_sizes import TABLE_1, size_remark
 from mokd_det.model_zoo import CONFIGS
 from mokd_det.progress import progress
 from mokd_det.tools import command, writing

@@ -29,7 +29,7 @@ from mokd_det.data.image_file import read_image
 from mokd_det.data.input_files import InputFile, find_input_files
 from mokd_det.engine.inference_model import InferenceModel, load_inference_model
 from mokd_det.errors import ConfigError, DatasetError
-from mokd_det.evaluation.result_writer import ResultWriter, result_file
+from mokd_det.evaluation.detection_file import ResultWriter, result_file
 from mokd_det.folder_lock import locked_folder
 from mokd_det.progress import progress
 from mokd_det.tools import command, writing

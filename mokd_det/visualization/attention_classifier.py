@@ -4,11 +4,12 @@ afterwards."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from timm.layers import to_2tuple
 from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 
@@ -54,13 +55,8 @@ class ClassifierAttention:
 def attention_rollout(blocks: Sequence[Tensor]) -> Tensor:
     """How much each token of the input reaches each token of the output (Abnar & Zuidema, ACL 2020, section 3).
 
-    The residual connection counts as half of every block: the product of (mean over heads + I) / 2, last block first.
-
-    Args:
-        blocks: per block (B, heads, T, T), rows adding up to 1.
-
-    Returns:
-        (B, T, T), rows adding up to 1.
+    The residual connection counts as half of every block: the product of (mean over heads + I) / 2, last block first,
+    of blocks (B, heads, T, T) is (B, T, T), rows adding up to 1.
     """
     total = None
     for weights in blocks:
@@ -96,7 +92,7 @@ def record_classifier_attention(network: nn.Module, run: Callable[[], Any]) -> C
             f"the network was called {len(records.sizes)} times; its attention is that of one call"
         )
     height, width = records.sizes[0]
-    patch_h, patch_w = _pair(network.patch_embed.patch_size)
+    patch_h, patch_w = to_2tuple(network.patch_embed.patch_size)
     # rounded up: some of timm's networks pad the image to whole patches
     grid = (-(-height // patch_h), -(-width // patch_w))
     tokens = records.weights[0].shape[-1]
@@ -124,16 +120,12 @@ def _recording(network: nn.Module) -> Iterator[_Records]:
     def keep_weights(module: Attention, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
         records.weights.append(_weights(module, *args, **kwargs))
 
-    handles = []
-    try:
+    with ExitStack() as hooks:
         # timm's networks may be entered by forward_features, but every image passes here
-        handles.append(network.patch_embed.register_forward_pre_hook(keep_size))
+        hooks.enter_context(network.patch_embed.register_forward_pre_hook(keep_size))
         for block in network.blocks:
-            handles.append(block.attn.register_forward_pre_hook(keep_weights, with_kwargs=True))
+            hooks.enter_context(block.attn.register_forward_pre_hook(keep_weights, with_kwargs=True))
         yield records
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _weights(
@@ -171,7 +163,3 @@ def _check(network: nn.Module) -> None:
             f"{name} has global_pool={network.global_pool!r}: its head does not read the class token, whose attention "
             "says nothing then; global_pool='token' is needed"
         )
-
-
-def _pair(size: int | Sequence[int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (size[0], size[1])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,8 +95,7 @@ def record_detector_attention(
 ) -> list[DetectorAttention]:
     """Run a detector in inference and keep the attention of its DET tokens.
 
-    The model computes what it always does; the weights are computed beside it, from the inputs of its attention
-    layers.
+    The model computes what it always does; the weights are computed beside it, from the inputs of its attention layers.
 
     Args:
         model: a :class:`mokd_det.modeling.ViDT` in eval mode whose backbone is a
@@ -136,8 +135,7 @@ class _Records:
 @contextmanager
 def _recording(model: ViDT) -> Iterator[_Records]:
     records = _Records(strides=tuple(model.neck.strides))
-    handles = []
-    try:
+    with ExitStack() as hooks:
         for module, stride in _cross_attentions(model.backbone):
             read = _read_ram if isinstance(module, ReconfiguredAttention) else _read_det_block
 
@@ -148,37 +146,29 @@ def _recording(model: ViDT) -> Iterator[_Records]:
                 if found is not None:
                     records.cross.append((*found, stride))
 
-            handles.append(module.register_forward_pre_hook(keep, with_kwargs=True))
+            hooks.enter_context(module.register_forward_pre_hook(keep, with_kwargs=True))
         for layer in model.transformer.decoder.layers:
-            handles.append(
+            hooks.enter_context(
                 layer.cross_attn.register_forward_pre_hook(
                     lambda module, args: records.sampling.append(_read_sampling(module, *args))
                 )
             )
         for name in ("logits", "boxes"):
-            handles.append(
+            hooks.enter_context(
                 model.taps[name].register_forward_hook(
                     lambda module, args, output, name=name: setattr(records, name, output.float().cpu())
                 )
             )
         yield records
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _cross_attentions(backbone: nn.Module) -> list[tuple[nn.Module, int]]:
     """The modules in which DET tokens may see the image, with the stride of what they see."""
     if isinstance(backbone, SwinRAM):
-        return [
-            (block.attn, _STEM_STRIDE * 2**i)
-            for i, stage in enumerate(backbone.layers)
-            for block in stage.blocks
-        ]
+        stages = enumerate(backbone.layers)
+        return [(block.attn, _STEM_STRIDE * 2**i) for i, stage in stages for block in stage.blocks]
     if isinstance(backbone, TimmRAM):
-        return [
-            (block, stride) for stage, stride in zip(backbone.stages, HOST_STRIDES) for block in stage.blocks
-        ]
+        return [(block, s) for stage, s in zip(backbone.stages, HOST_STRIDES) for block in stage.blocks]
     raise ConfigError(
         f"the attention of the backbone {type(backbone).__name__} cannot be drawn; SwinRAM's and TimmRAM's can"
     )
@@ -223,8 +213,7 @@ def _of_image(
 ) -> DetectorAttention:
     """The image number ``index`` of the batch; sizes are (height, width)."""
     scale = np.array([original_size[1] / input_size[1], original_size[0] / input_size[0]])  # x, y
-    probabilities = records.logits[index].sigmoid()
-    scores, classes = probabilities.max(-1)
+    scores, classes = records.logits[index].sigmoid().max(-1)
     boxes = cxcywh_to_xyxy(records.boxes[index]).numpy().astype(np.float64)
     # Where a backbone lets the tokens see the image in several stages, the last one is drawn.
     last = records.cross[-1][2] if records.cross else None
@@ -237,9 +226,7 @@ def _of_image(
     for locations, weights, shapes in records.sampling:
         pixels = [(width * s, height * s) for (height, width), s in zip(shapes, records.strides, strict=True)]
         points = locations[index].numpy().astype(np.float64) * np.array(pixels)[:, None, :] * scale
-        sampling.append(
-            SamplingPoints(points, weights[index].numpy().astype(np.float64), tuple(records.strides))
-        )
+        sampling.append(SamplingPoints(points, weights[index].numpy().astype(np.float64), records.strides))
     return DetectorAttention(
         boxes * np.array([original_size[1], original_size[0]] * 2),
         classes.numpy(),

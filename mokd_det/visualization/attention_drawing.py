@@ -26,16 +26,11 @@ _LARGEST_DOT = 60.0
 def enlarge_map(
     weights: np.ndarray, cell: tuple[float, float], size: tuple[int, int], smooth: bool = True
 ) -> np.ndarray:
-    """A map of cells as a picture.
+    """A map of cells (H, W) as a picture of the size (height, width): the weight of the cell under each pixel.
 
     Args:
-        weights: (H, W).
         cell: width and height of a cell in pixels of the picture; cells beyond its edge are cut.
-        size: (height, width) of the picture.
         smooth: interpolate linearly between the centres of the cells; the outermost half cells are constant.
-
-    Returns:
-        (height, width): the weight of the cell under each pixel.
     """
     rows = (np.arange(size[0]) + 0.5) / cell[1] - 0.5
     columns = (np.arange(size[1]) + 0.5) / cell[0] - 0.5
@@ -55,7 +50,7 @@ def draw_heat(
     """Show a picture with attention over it, from dark (none) to bright (``largest``).
 
     Args:
-        axes: where; data coordinates are pixels of the image.
+        axes: data coordinates become pixels of the image.
         image: uint8 (H, W, 3).
         weights: (h, w).
         cell: width and height of a cell in pixels of the image.
@@ -77,8 +72,7 @@ def draw_heat(
     mixed = (1 - opacity) * picture[..., None] + opacity * colours
     show_image(axes, np.clip(mixed * 255, 0, 255).astype(np.uint8))
     axes.images[-1].set_extent((0, size[1], size[0], 0))
-    axes.set_xlim(0, size[1])
-    axes.set_ylim(size[0], 0)
+    axes.set(xlim=(0, size[1]), ylim=(size[0], 0))
 
 
 def draw_points(axes: Axes, image: np.ndarray, sampling: SamplingPoints, token: int) -> None:
@@ -94,19 +88,11 @@ def draw_points(axes: Axes, image: np.ndarray, sampling: SamplingPoints, token: 
     # The coarse levels' dots, often the larger ones, lie below.
     for rank in reversed(range(len(order))):
         level = int(order[rank])
-        axes.scatter(
-            points[:, level, :, 0].ravel(),
-            points[:, level, :, 1].ravel(),
-            s=_LARGEST_DOT * weights[:, level].ravel() / largest,
-            color=LEVEL_COLOURS[rank % len(LEVEL_COLOURS)],
-            alpha=0.85,
-            linewidths=0.4,
-            edgecolors="#00000099",
-            clip_on=True,
-            zorder=3,
-        )
-    axes.set_xlim(0, image.shape[1])
-    axes.set_ylim(image.shape[0], 0)
+        colour = LEVEL_COLOURS[rank % len(LEVEL_COLOURS)]
+        areas = _LARGEST_DOT * weights[:, level].ravel() / largest
+        style = {"alpha": 0.85, "linewidths": 0.4, "edgecolors": "#00000099", "clip_on": True, "zorder": 3}
+        axes.scatter(*points[:, level].reshape(-1, 2).T, s=areas, color=colour, **style)
+    axes.set(xlim=(0, image.shape[1]), ylim=(image.shape[0], 0))
 
 
 def _grey(image: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -37,12 +38,8 @@ class _Panel:
 
 @dataclass(frozen=True)
 class ClassMaps:
-    """What one classifier attends to in one image.
-
-    Attributes:
-        caption: what it predicts.
-        maps: (H, W) each, in the order of the figure's columns; None: it has no such.
-    """
+    """What one classifier attends to in one image: what it predicts, and the maps (H, W), in the order of the figure's
+    columns; None: it has no such."""
 
     caption: str
     maps: Sequence[np.ndarray | None]
@@ -68,16 +65,14 @@ def object_attention_figure(
         threshold: DET tokens below this score are not drawn.
         max_objects: rows, at most.
         smooth: see :func:`mokd_det.visualization.attention_drawing.draw_heat`.
-        title: above everything.
 
     Raises:
         ValueError: no detectors.
     """
-    objects = _objects(detectors, threshold)
-    shown = objects[:max_objects]
+    objects, note = _objects(detectors, threshold, max_objects)
     groups = [("image", [""])] + [(name, _kinds(attention)) for name, attention in detectors]
     rows = []
-    for found in _rows(shown):
+    for found in objects:
         row = [_Panel("", partial(_plain, image=image, found=found))]
         for number, (_, attention) in enumerate(detectors):
             token = None if found is None else found.tokens[number]
@@ -92,15 +87,8 @@ def object_attention_figure(
             if attention.sampling:
                 row.append(_points_panel(image, attention, attention.sampling[-1], token, number_said))
         rows.append(row)
-    return _assemble(
-        image,
-        groups,
-        rows,
-        [str(i + 1) for i in range(len(rows))],
-        title,
-        _strides(detectors),
-        _hidden(len(objects) - len(shown)),
-    )
+    names = [str(i + 1) for i in range(len(rows))]
+    return _assemble(image, groups, rows, names, title, _strides(detectors), note)
 
 
 def layer_attention_figure(
@@ -115,15 +103,12 @@ def layer_attention_figure(
 ) -> Figure:
     """For every object one row per detector: all blocks of the backbone's last stage, then all layers of the decoder.
 
-    Args:
-        image, detectors, class_names, threshold, smooth, title: see :func:`object_attention_figure`.
-        max_objects: objects, at most.
+    The arguments are those of :func:`object_attention_figure`.
 
     Raises:
         ValueError: no detectors.
     """
-    objects = _objects(detectors, threshold)
-    shown = objects[:max_objects]
+    objects, note = _objects(detectors, threshold, max_objects)
     blocks = max(len(attention.cross) for _, attention in detectors)
     layers = max(len(attention.sampling) for _, attention in detectors)
     groups = [
@@ -133,7 +118,7 @@ def layer_attention_figure(
     ]
     groups = [group for group in groups if group[1]]
     rows, names = [], []
-    for found in _rows(shown):
+    for found in objects:
         for number, (name, attention) in enumerate(detectors):
             token = None if found is None else found.tokens[number]
             names.append(name)
@@ -146,9 +131,7 @@ def layer_attention_figure(
             row += [_Panel("no such block")] * (blocks - len(attention.cross))
             row += [_points_panel(image, attention, points, token, "") for points in attention.sampling]
             rows.append(row + [_Panel("no such layer")] * (layers - len(attention.sampling)))
-    return _assemble(
-        image, groups, rows, names, title, _strides(detectors), _hidden(len(objects) - len(shown))
-    )
+    return _assemble(image, groups, rows, names, title, _strides(detectors), note)
 
 
 def class_attention_figure(
@@ -167,8 +150,7 @@ def class_attention_figure(
         classifiers: (name, per image).
         columns: what the maps are.
         row_names: text left of each row; empty: none.
-        smooth: see :func:`mokd_det.visualization.attention_drawing.draw_heat`.
-        title: above everything.
+        smooth: see :func:`object_attention_figure`.
 
     Raises:
         ValueError: no images, or lists of different lengths.
@@ -183,7 +165,7 @@ def class_attention_figure(
             for j, weights in enumerate(found[i].maps):
                 row.append(_map_panel(image, weights, found[i].caption if j == 0 else "", smooth))
         rows.append(row)
-    return _assemble(images[0], groups, rows, list(row_names) or [""] * len(rows), title, (), "")
+    return _assemble(images[0], groups, rows, list(row_names) or [""] * len(rows), title)
 
 
 # --- panels ----------------------------------------------------------------------------------------------------
@@ -234,15 +216,16 @@ def _said(attention: DetectorAttention, token: int, class_names: Sequence[str]) 
     return f"{name} {attention.scores[token]:.2f}"
 
 
-def _rows(objects: Sequence[ObjectTokens]) -> Sequence[ObjectTokens | None]:
-    """The objects, or one empty row."""
-    return objects or [None]
-
-
-def _objects(detectors: Sequence[tuple[str, DetectorAttention]], threshold: float) -> list[ObjectTokens]:
+def _objects(
+    detectors: Sequence[tuple[str, DetectorAttention]], threshold: float, most: int
+) -> tuple[Sequence[ObjectTokens | None], str]:
+    """The objects that are drawn, or one empty row without any, and how many are not drawn."""
     if not detectors:
         raise ValueError("a figure of attention needs a detector")
-    return group_tokens([attention for _, attention in detectors], threshold)
+    objects = group_tokens([attention for _, attention in detectors], threshold)
+    hidden = len(objects) - most
+    note = f"{hidden} more object{'s' * (hidden != 1)} not drawn" if hidden > 0 else ""
+    return objects[:most] or [None], note
 
 
 def _strides(detectors: Sequence[tuple[str, DetectorAttention]]) -> tuple[int, ...]:
@@ -262,10 +245,6 @@ def _cross_heading(detectors: Sequence[tuple[str, DetectorAttention]]) -> str:
     return "RAM attention, last stage" if names == {"RAM attention"} else "attention to the image"
 
 
-def _hidden(count: int) -> str:
-    return f"{count} more object{'s' * (count != 1)} not drawn" if count > 0 else ""
-
-
 # --- layout ----------------------------------------------------------------------------------------------------
 
 
@@ -275,8 +254,8 @@ def _assemble(
     rows: Sequence[Sequence[_Panel]],
     row_names: Sequence[str],
     title: str,
-    strides: Sequence[int],
-    note: str,
+    strides: Sequence[int] = (),
+    note: str = "",
 ) -> Figure:
     """A grid whose columns stand in named groups, and the key below it."""
     with figure_style():
@@ -325,20 +304,13 @@ def _assemble(
                     panel.draw(axes)
                     write(x + _CELL / 2, y - 0.03, panel.caption, 8, color=INK, ha="center", va="top")
             y -= _CAPTION
-        _draw_key(figure, strides, left, width, height, note, raised)
+        _draw_key(figure, strides, left, note, raised)
     return figure
 
 
-def _draw_key(
-    figure: Figure,
-    strides: Sequence[int],
-    left: float,
-    width: float,
-    height: float,
-    note: str,
-    raised: float,
-) -> None:
+def _draw_key(figure: Figure, strides: Sequence[int], left: float, note: str, raised: float) -> None:
     """The scale of the maps, the colours of the levels, beside it or some inches above it, and what is not shown."""
+    width, height = figure.get_size_inches()
     bar = figure.add_axes((left / width, 0.1 / height, 1.1 / width, 0.12 / height))
     bar.imshow(np.linspace(0, 1, 256)[None], aspect="auto", cmap=HEAT, vmin=-0.087, vmax=1)
     bar.set_axis_off()
@@ -347,19 +319,12 @@ def _draw_key(
     )
     if strides:
         beside = left if raised else left + 2.75
+        dot: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 6, "markeredgewidth": 0.5}
         handles = [
             Line2D(
-                [],
-                [],
-                linestyle="none",
-                marker="o",
-                markersize=6,
-                markerfacecolor=LEVEL_COLOURS[i % len(LEVEL_COLOURS)],
-                markeredgecolor="#00000099",
-                markeredgewidth=0.5,
-                label=f"stride {stride}",
+                [], [], **dot, markerfacecolor=colour, markeredgecolor="#00000099", label=f"stride {stride}"
             )
-            for i, stride in enumerate(strides)
+            for colour, stride in zip(cycle(LEVEL_COLOURS), strides)
         ]
         place = beside / width, (0.08 + raised) / height
         draw_key(figure, handles, place, columnspacing=1.2, handletextpad=0.1)

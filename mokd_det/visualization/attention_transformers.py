@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -34,8 +34,7 @@ def record_transformers_attention(
         batched_inputs: Detectron2's batch: ``image``, and ``height`` and ``width`` of the original image.
 
     Returns:
-        One :class:`DetectorAttention` per image. Of families that sample, ``cross`` is empty, of the others
-        ``sampling``.
+        Of families that sample, ``cross`` is empty, of the others ``sampling``.
 
     Raises:
         ConfigError: a decoder whose points are rounded to cells (``decoder_method="discrete"``).
@@ -57,10 +56,8 @@ def record_transformers_attention(
             seen = model.inspect(batched_inputs)
     found = []
     for index, (item, (height, width)) in enumerate(zip(batched_inputs, seen.sizes, strict=True)):
-        original = (
-            int(item.get("height", item["image"].shape[-2])),
-            int(item.get("width", item["image"].shape[-1])),
-        )
+        given = item["image"].shape
+        original = int(item.get("height", given[-2])), int(item.get("width", given[-1]))
         scale = np.array([original[1] / width, original[0] / height])  # (x, y)
         canvas = np.array([seen.canvas[1], seen.canvas[0]]) * scale
         scores, classes = seen.logits[index].float().sigmoid().cpu().max(-1)
@@ -112,9 +109,8 @@ def _points(
     points = np.zeros((weights.shape[1], heads, len(grids), max(counts), 2))
     kept = np.zeros(points.shape[:-1])
     for level, (grid, share, count) in enumerate(zip(grids, shares, counts, strict=True)):
-        located = _array(
-            grid.unflatten(0, (-1, heads))[index].transpose(0, 1)
-        )  # (N, heads, points, 2) in -1..1
+        # (N, heads, points, 2) in -1..1
+        located = _array(grid.unflatten(0, (-1, heads))[index].transpose(0, 1))
         points[:, :, level] = located[:, :, :1]
         points[:, :, level, :count] = located
         kept[:, :, level, :count] = _array(share[index])
@@ -137,7 +133,7 @@ class _Grids(TorchFunctionMode):
 @contextmanager
 def _sampled(decoder: nn.Module, records: list[tuple[list[Tensor], Tensor]]) -> Iterator[None]:
     """Appends the grids of all levels and the weights (B, N, heads, …) of each layer's attention to the image."""
-    mode, handles = _Grids(), []
+    mode = _Grids()
 
     def begin(module: nn.Module, inputs: Any) -> None:
         mode.grids = []  # without the encoder's
@@ -145,15 +141,12 @@ def _sampled(decoder: nn.Module, records: list[tuple[list[Tensor], Tensor]]) -> 
     def keep(module: nn.Module, inputs: Any, output: tuple[Tensor, Tensor]) -> None:
         records.append((mode.grids, output[1]))
 
-    for module in decoder.modules():
-        if type(module).__name__.endswith("MultiscaleDeformableAttention"):
-            handles += [module.register_forward_pre_hook(begin), module.register_forward_hook(keep)]
-    try:
-        with mode:
-            yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks, mode:
+        for module in decoder.modules():
+            if type(module).__name__.endswith("MultiscaleDeformableAttention"):
+                hooks.enter_context(module.register_forward_pre_hook(begin))
+                hooks.enter_context(module.register_forward_hook(keep))
+        yield
 
 
 @contextmanager

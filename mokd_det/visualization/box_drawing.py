@@ -20,18 +20,13 @@ def show_image(axes: Axes, image: np.ndarray) -> None:
     """Fill axes with a picture; data coordinates are its pixels. Small ones are enlarged without smoothing."""
     height, width = image.shape[:2]
     axes.imshow(image, interpolation="nearest", extent=(0, width, height, 0), aspect="equal")
-    axes.set_xlim(0, width)
-    axes.set_ylim(height, 0)
-    axes.set_xticks([])
-    axes.set_yticks([])
+    axes.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
 
 
 def empty_frame(axes: Axes, text: str) -> None:
     """Axes without a picture, and why."""
-    axes.set_facecolor("#f1f1f1")
-    axes.set_xticks([])
-    axes.set_yticks([])
+    axes.set(facecolor="#f1f1f1", xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
     place = {"ha": "center", "va": "center", "transform": axes.transAxes, "wrap": True}
     axes.text(0.5, 0.5, text, fontsize=8, color=MUTED, **place)
@@ -73,15 +68,8 @@ def place_label(
         (x0, y0, "left", "top"),
         (x0, y1, "left", "bottom"),
     ]
-    label = axes.text(
-        x0,
-        y0,
-        text,
-        fontsize=7,
-        fontweight="bold",
-        color=ink,
-        bbox={"facecolor": fill, "edgecolor": "none", "pad": 1.0},
-    )
+    patch = {"facecolor": fill, "edgecolor": "none", "pad": 1.0}
+    label = axes.text(x0, y0, text, fontsize=7, fontweight="bold", color=ink, bbox=patch)
     view = axes.get_window_extent(renderer)
     best: tuple[float, tuple[float, float, str, str], Bbox] | None = None
     to_data = axes.transData.inverted()

@@ -20,17 +20,12 @@ MARK_SIZE = 3.5
 
 @dataclass(frozen=True)
 class Curve:
-    """One line.
+    """One line: whose it is, and Matplotlib's colour, line style and marker.
 
     Attributes:
-        label: whose it is.
-        colour: of Matplotlib.
         x: (N,) ascending.
         y: (N,); the line has a gap where it is not finite.
-        low: (N,) lower edge of a band around it; None: no band.
-        high: (N,) upper edge.
-        style: Matplotlib's line style.
-        mark: Matplotlib's marker.
+        low, high: (N,) edges of a band around it; None: no band.
     """
 
     label: str
@@ -48,8 +43,6 @@ class Chart:
     """Curves in the same axes.
 
     Attributes:
-        title: what they show.
-        curves: any number.
         unit: of the vertical axis.
         limits: of the vertical axis; None: :meth:`span`.
         scale: of the vertical axis; values without a logarithm are left out of "log".
@@ -91,11 +84,9 @@ class Chart:
 
 
 def draw_chart(axes: Axes, chart: Chart, *, end: float | None = None) -> list[Line2D]:
-    """Draw bands, curves and the reference; the title and a legend are the caller's.
+    """Draw bands, curves and the reference into empty axes; the title and a legend are the caller's.
 
     Args:
-        axes: empty ones.
-        chart: what to draw.
         end: of the horizontal axis; None: that of the longest curve.
 
     Returns:

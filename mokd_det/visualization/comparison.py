@@ -46,7 +46,6 @@ def comparison_figure(
         references: student → the value that the methods' speed is measured by.
         baseline: name of the method whose final mean is drawn through the right axes.
         final_on: the data of the final values, for the title.
-        title: above everything.
     """
     labels = list(dict.fromkeys(method.label for methods in students.values() for method in methods))
     colours = dict(zip(labels, cycle(LINE_COLOURS)))
@@ -78,26 +77,11 @@ def _draw_curves(
         # Runs of equal length are evaluated at equal iterations; another machine's records may be denser.
         common = sorted(set.intersection(*(set(run.iterations) for run in runs)))
         values = np.array([[run.curve[list(run.iterations).index(i)] for i in common] for run in runs])
-        curves.append(
-            Curve(
-                method.label,
-                colours[method.label],
-                np.asarray(common),
-                values.mean(axis=0),
-                values.min(axis=0),
-                values.max(axis=0),
-            )
-        )
+        spread = values.mean(axis=0), values.min(axis=0), values.max(axis=0)
+        curves.append(Curve(method.label, colours[method.label], np.asarray(common), *spread))
     draw_chart(axes, Chart("", curves, from_zero=True, reference=reference, marks=10**9))
-    axes.annotate(
-        f"reference {reference:.1f}",
-        (0.01, reference),
-        xycoords=("axes fraction", "data"),
-        xytext=(0, 3),
-        textcoords="offset points",
-        color=MUTED,
-        fontsize=8,
-    )
+    place = {"xycoords": ("axes fraction", "data"), "xytext": (0, 3), "textcoords": "offset points"}
+    axes.annotate(f"reference {reference:.1f}", (0.01, reference), color=MUTED, fontsize=8, **place)
 
 
 def _draw_finals(
@@ -108,21 +92,12 @@ def _draw_finals(
         mean = estimate(values)
         colour = colours[method.label]
         if mean.half_width is not None:
-            axes.errorbar(
-                mean.mean, row, xerr=mean.half_width, color=colour, capsize=4, linewidth=1.6, capthick=1.6
-            )
+            width = {"capsize": 4, "linewidth": 1.6, "capthick": 1.6}
+            axes.errorbar(mean.mean, row, xerr=mean.half_width, color=colour, **width)
         axes.plot([mean.mean], [row], marker="D", color=colour, markersize=6.5, linestyle="")
         # Above the interval, so that neither hides the other.
-        axes.plot(
-            values,
-            [row - 0.24] * len(values),
-            marker="o",
-            color=colour,
-            alpha=0.75,
-            markersize=4.5,
-            markeredgewidth=0,
-            linestyle="",
-        )
+        dot = {"marker": "o", "alpha": 0.75, "markersize": 4.5, "markeredgewidth": 0, "linestyle": ""}
+        axes.plot(values, [row - 0.24] * len(values), color=colour, **dot)
         if method.name == baseline:
             axes.axvline(mean.mean, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)), zorder=0)
     plain_axes(axes)

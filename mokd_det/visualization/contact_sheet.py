@@ -34,14 +34,7 @@ def contact_sheet(
     """A grid of images in equal cells, each with its boxes and the names of their classes.
 
     Of an image with many boxes the twelve largest are labelled, all are framed; crowds are dashed. The label,
-    not the colour alone, tells the class.
-
-    Args:
-        images: in the order of the grid, by rows.
-        class_names: by contiguous index.
-        title: above everything.
-        subtitle: below the title.
-        columns: cells per row.
+    not the colour alone, tells the class. The images come by rows, in so many columns.
 
     Raises:
         ValueError: no images.

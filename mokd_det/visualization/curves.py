@@ -37,8 +37,6 @@ def curves_figure(runs: Sequence[RunMetrics], *, title: str = "", results: str =
     labels (seeds) share a colour.
 
     Args:
-        runs: from :func:`~mokd_det.visualization.run_metrics.read_run`.
-        title: above everything.
         results: task whose evaluation results are drawn, "bbox" or "classification".
 
     Raises:
@@ -78,17 +76,11 @@ def _rows(runs: Sequence[RunMetrics], results: str, colours: dict[str, str]) -> 
         return [Curve(label, colours[run.label], x, y, style=style) for run, x, y in found if len(x)]
 
     names = {name for run in runs for name in run.names()}
-    first = [
-        Chart(
-            f"{metric} on the validation data",
-            curves(scalar(f"{results}/{metric}")),
-            "percent",
-            from_zero=True,
-            marks=10**9,
-        )
-        for metric in _RESULTS[results]
-        if f"{results}/{metric}" in names
-    ]
+    first = []
+    for metric in _RESULTS[results]:
+        if f"{results}/{metric}" in names:
+            title, lines = f"{metric} on the validation data", curves(scalar(f"{results}/{metric}"))
+            first.append(Chart(title, lines, "percent", from_zero=True, marks=10**9))
     weighted = [
         curve
         for (name, read), style in zip(weights(runs).items(), cycle(LINE_STYLES))

@@ -24,12 +24,8 @@ class DetectionDrawer:
     """
 
     def __init__(self, class_names: Sequence[str], scale: int | None = None) -> None:
-        """
-        Args:
-            class_names: by class index.
-            scale: whole factor by which pictures are enlarged; None: what brings a small one to 480 pixels, so
-                that its labels can be read.
-        """
+        """``scale`` is the whole factor by which pictures are enlarged; None: what brings a small one to 480 pixels, so
+        that its labels can be read."""
         colours = [[int(value[i : i + 2], 16) for i in (1, 3, 5)] for value in LIGHT_COLOURS]
         self._metadata = Metadata()
         self._metadata.set(
@@ -39,15 +35,7 @@ class DetectionDrawer:
         self._scale = scale
 
     def draw(self, image: np.ndarray, instances: Instances) -> np.ndarray:
-        """A picture with its detections.
-
-        Args:
-            image: uint8 (H, W, 3) RGB.
-            instances: on the CPU: ``pred_boxes``, ``scores``, ``pred_classes``.
-
-        Returns:
-            uint8 (f·H, f·W, 3) RGB with the whole factor f.
-        """
+        """A picture, uint8 (H, W, 3) RGB, with detections on the CPU, enlarged by a whole factor f to (f·H, f·W, 3)."""
         factor = self._scale or max(1, -(-_READABLE_SIDE // max(image.shape[:2])))
         if factor > 1:
             # Not by the visualizer's own scale, which would make its lines and letters as many times thicker.

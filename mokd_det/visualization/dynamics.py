@@ -35,10 +35,6 @@ def dynamics_figure(runs: Sequence[RunMetrics], *, title: str = "") -> Figure:
     parameter group that is logged. A row that no run has logged is left out; the axes of a run that lacks one say so.
     With ``train.conflict_period=1`` and ``train.log_period=1`` the lines have a point per iteration.
 
-    Args:
-        runs: from :func:`~mokd_det.visualization.run_metrics.read_run`.
-        title: above everything.
-
     Raises:
         ValueError: no runs, or none with anything to draw.
     """

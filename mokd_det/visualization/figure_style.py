@@ -39,32 +39,16 @@ MUTED = "#6b6b6b"
 GRID = "#e4e4e4"
 
 LINE_COLOURS = (
-    "#3a3a3a",
-    "#E69F00",
-    "#0072B2",
-    "#009E73",
-    "#CC79A7",
-    "#D55E00",
-    "#56B4E9",
-    "#7B3FA0",
-    "#A6761D",
-    "#9A9A9A",
+    *("#3a3a3a", "#E69F00", "#0072B2", "#009E73", "#CC79A7"),
+    *("#D55E00", "#56B4E9", "#7B3FA0", "#A6761D", "#9A9A9A"),
 )
 """For lines on white: Okabe and Ito's palette, ordered so that the first ones also differ in brightness."""
 
 LINE_STYLES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
 
 LIGHT_COLOURS = (
-    "#FFFFFF",
-    "#EE8866",
-    "#77AADD",
-    "#EEDD88",
-    "#FFAABB",
-    "#44BB99",
-    "#99DDFF",
-    "#BBCC33",
-    "#C9B2F5",
-    "#AAAA00",
+    *("#FFFFFF", "#EE8866", "#77AADD", "#EEDD88", "#FFAABB"),
+    *("#44BB99", "#99DDFF", "#BBCC33", "#C9B2F5", "#AAAA00"),
 )
 """For marks on photographs, under black text: Tol's light palette, with white and lilac."""
 
@@ -137,29 +121,13 @@ def draw_legend(
 
 def draw_key(figure: Figure, handles: Sequence[Line2D], place: tuple[float, float], **settings: Any) -> None:
     """What the marks of a figure mean, in one line whose lower left corner is at ``place``."""
-    no_room = {"borderaxespad": 0.0, "borderpad": 0.0}
-    figure.legend(
-        handles=handles,
-        loc="lower left",
-        bbox_to_anchor=place,
-        ncols=len(handles),
-        fontsize=8.5,
-        **no_room,
-        **settings,
-    )
+    settings |= {"ncols": len(handles), "fontsize": 8.5, "borderaxespad": 0.0, "borderpad": 0.0}
+    figure.legend(handles=handles, loc="lower left", bbox_to_anchor=place, **settings)
 
 
 def draw_header(figure: Figure, title: str, entries: Sequence[tuple[str, str]]) -> float:
-    """Title and one legend of all runs at the top, on as many lines as the figure's width demands.
-
-    Args:
-        figure: the figure.
-        title: left-aligned; "": none.
-        entries: (label, colour) of each run.
-
-    Returns:
-        The share of the figure's height that is left below.
-    """
+    """Title ("": none) and one legend of all runs, (label, colour), at the top, on as many lines as the figure's width
+    demands; returns the share of the figure's height that is left below."""
     inches = figure.get_figheight()
     top = 1.0 - 0.1 / inches
     if title:

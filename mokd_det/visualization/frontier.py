@@ -23,13 +23,7 @@ __all__ = ["FrontierPoint", "frontier_figure"]
 
 @dataclass(frozen=True)
 class FrontierPoint:
-    """One run.
-
-    Attributes:
-        label: its name.
-        x, y: the two objectives.
-        weight: of y's objective over x's, of a run of a sweep of fixed weights; None: no run of the sweep.
-    """
+    """The two objectives of one run, and the weight of y's over x's if it is of a sweep of fixed weights, else None."""
 
     label: str
     x: float
@@ -49,10 +43,8 @@ def frontier_figure(
 
     Args:
         panels: method → runs, two or more of the sweep or none.
-        x_name: the objective to the right.
-        y_name: the objective upwards.
+        x_name, y_name: the objectives.
         x_alone: the first objective of a run without the second, drawn as a line.
-        title: above everything.
     """
     others = list(dict.fromkeys(p.label for points in panels.values() for p in points if p.weight is None))
     colours = {label: LINE_COLOURS[1 + n % (len(LINE_COLOURS) - 1)] for n, label in enumerate(others)}
@@ -69,14 +61,8 @@ def frontier_figure(
             axes.set_ylabel(f"{y_name}, validation images")
             if x_alone is not None:
                 axes.axvline(x_alone, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
-                axes.annotate(
-                    " alone",
-                    (x_alone, 0.99),
-                    xycoords=("data", "axes fraction"),
-                    va="top",
-                    color=MUTED,
-                    fontsize=8,
-                )
+                place = {"xycoords": ("data", "axes fraction"), "va": "top"}
+                axes.annotate(" alone", (x_alone, 0.99), color=MUTED, fontsize=8, **place)
         figure.set_layout_engine("constrained", rect=(0, 0, 1, top), w_pad=0.1, h_pad=0.08)
     return figure
 

@@ -130,8 +130,7 @@ def _thinned(curve: Curve, limits: tuple[float, float] | None) -> Curve:
     def mean(values: np.ndarray | None) -> np.ndarray | None:
         if values is None or len(values) == 0:
             return values
-        values = np.array([values[block].mean() for block in blocks])
-        return values
+        return np.array([values[block].mean() for block in blocks])
 
     x, y = mean(curve.x), mean(curve.y)
     assert x is not None and y is not None

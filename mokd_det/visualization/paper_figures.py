@@ -17,13 +17,7 @@ _MARKERS = "osD^vP*X"
 
 
 def size_figure(points: Mapping[str, Sequence[tuple[float, float]]], metric: str, title: str) -> Figure:
-    """A method's students as points, joined in the order of their size.
-
-    Args:
-        points: method → (millions of parameters, value).
-        metric: name of the value.
-        title: above the axes.
-    """
+    """Each method's students, (millions of parameters, value), as points joined in the order of their size."""
     curves = []
     for number, (method, values) in enumerate(points.items()):
         sizes, found = np.array(sorted(values), dtype=np.float64).T
@@ -32,13 +26,7 @@ def size_figure(points: Mapping[str, Sequence[tuple[float, float]]], metric: str
 
 
 def epochs_figure(curves: Mapping[str, Sequence[Series]], metric: str, title: str) -> Figure:
-    """A line per run over epochs; seeds of a method share its colour and one entry of the legend.
-
-    Args:
-        curves: method → (epochs, values) of each of its runs.
-        metric: name of the value.
-        title: above the axes.
-    """
+    """A line per run, (epochs, values); seeds of a method share its colour and one entry of the legend."""
     lines = [
         Curve(method, _colour(number), *series, mark=".")
         for number, (method, runs) in enumerate(curves.items())

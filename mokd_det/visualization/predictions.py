@@ -26,13 +26,8 @@ _RIGHT, _WRONG, _MISSED = "-", (0, (3, 1.6)), (0, (1, 1.6))
 
 @dataclass(frozen=True)
 class BoxSet:
-    """Boxes of one image.
-
-    Attributes:
-        boxes: (N, 4) absolute xyxy in pixels of the original image.
-        classes: (N,) contiguous class indices.
-        scores: (N,) in [0, 1], or None for the truth.
-    """
+    """Boxes (N, 4) of one image, absolute xyxy in its pixels, with contiguous class indices (N,) and scores (N,) in
+    [0, 1]; the truth has none."""
 
     boxes: np.ndarray
     classes: np.ndarray
@@ -89,7 +84,6 @@ def predictions_figure(
         predictions: (model's name, per image).
         class_names: by contiguous index.
         min_score: predictions below it are not drawn.
-        title: above everything.
         row_names: text left of each row; empty: none.
 
     Raises:
@@ -143,9 +137,7 @@ def draw_boxes(
         class_names: by contiguous index.
         max_labels: how many of the best are named; None: all.
     """
-    right, missed = (
-        _match(found, truth) if found.scores is not None else (np.ones(len(found.boxes), bool), [])
-    )
+    right, missed = _match(found, truth)
     frames = [draw_frame(axes, truth.boxes[i], "#FFFFFF", _MISSED) for i in missed]
     frames += [
         draw_frame(axes, box, class_colour(label), _RIGHT if good else _WRONG)
@@ -163,8 +155,10 @@ def draw_boxes(
 
 
 def _match(found: BoxSet, truth: BoxSet) -> tuple[np.ndarray, list[int]]:
-    """Which predictions (best first) hit a true box of their class, and which true boxes none hits."""
-    assert found.scores is not None
+    """Which predictions (best first) hit a true box of their class, and which true boxes none hits. The truth itself is
+    right."""
+    if found.scores is None:
+        return np.ones(len(found.boxes), dtype=bool), []
     overlap = box_overlaps(found.boxes, truth.boxes)
     overlap[found.classes[:, None] != truth.classes[None, :]] = 0.0
     right = np.zeros(len(found.boxes), dtype=bool)
@@ -187,20 +181,14 @@ def box_overlaps(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _draw_key(figure: Figure, min_score: float, x: float, y: float) -> None:
-    entries: list[tuple[Any, str]] = [
-        (_RIGHT, "right: class and place (IoU ≥ 0.5)"),
-        (_WRONG, "wrong, or found twice (dark label)"),
-        (_MISSED, "missed"),
-    ]
+    entries: dict[str, Any] = {
+        "right: class and place (IoU ≥ 0.5)": _RIGHT,
+        "wrong, or found twice (dark label)": _WRONG,
+        "missed": _MISSED,
+    }
     handles = [
-        Line2D([], [], color=INK, linestyle=style, linewidth=1.5, label=label) for style, label in entries
+        Line2D([], [], color=INK, linestyle=s, linewidth=1.5, label=label) for label, s in entries.items()
     ]
-    figure.text(
-        1 - 0.06 / figure.get_figwidth(),
-        y,
-        f"drawn: score ≥ {min_score:.2g}",
-        fontsize=8.5,
-        ha="right",
-        va="bottom",
-    )
+    right = 1 - 0.06 / figure.get_figwidth()
+    figure.text(right, y, f"drawn: score ≥ {min_score:.2g}", fontsize=8.5, ha="right", va="bottom")
     draw_key(figure, handles, (x, y), columnspacing=1.6, handlelength=2.6)

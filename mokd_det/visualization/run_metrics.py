@@ -85,17 +85,13 @@ class RunMetrics:
 
 
 def read_run(directory: str | os.PathLike[str], label: str | None = None) -> RunMetrics:
-    """Read the metrics of a run, finished or still running.
+    """Read the metrics of a run, finished or still running, and its objectives if there is a ``config.yaml``.
 
-    Losses and weights in them are Detectron2's medians over the last 20 iterations.
-
-    Args:
-        directory: a run's output directory, with ``metrics.json`` and, for the objectives, ``config.yaml``.
-        label: name in legends; None: the directory's name.
+    Losses and weights in them are Detectron2's medians over the last 20 iterations. The label is by default the
+    directory's name.
 
     Raises:
-        ConfigError: there is no ``metrics.json``, nothing is logged in it yet, or it is not what a
-            run writes.
+        ConfigError: there is no ``metrics.json``, nothing is logged in it yet, or it is not what a run writes.
     """
     directory = Path(directory)
     path = directory / "metrics.json"
@@ -118,12 +114,7 @@ def read_run(directory: str | os.PathLike[str], label: str | None = None) -> Run
     records = [merged[iteration] for iteration in sorted(merged)]
     name = label if label is not None else directory.resolve().name
     groups = _read_objectives(directory / "config.yaml")
-    return RunMetrics(
-        name,
-        records,
-        {objective: list(patterns) for objective, patterns in groups.items()},
-        groups,
-    )
+    return RunMetrics(name, records, {name: list(patterns) for name, patterns in groups.items()}, groups)
 
 
 def read_run_config(path: Path) -> tuple[dict[str, Any], str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import permutations
 from typing import Any
 
@@ -24,7 +25,6 @@ class Quantity:
     Attributes:
         title: what kind it is.
         of: whose: an objective, a pair of them, a term.
-        unit: of its values.
         read: its values in a run; none where the run has not logged it.
         part: group of parameters; "": not of a group.
         axis: settings of the vertical axis, see :class:`~mokd_det.visualization.chart.Chart`.
@@ -74,7 +74,7 @@ def losses(runs: Sequence[RunMetrics]) -> list[tuple[str | None, Read, dict[str,
         names = dict.fromkeys(term for run in runs for term in run.terms(objective))
         if names:
             terms = {name: _term(objective, name) for name in names}
-            found.append((objective, _objective(objective), terms))
+            found.append((objective, partial(RunMetrics.objective, objective=objective), terms))
     return found
 
 
@@ -99,10 +99,6 @@ def gradient_quantities(runs: Sequence[RunMetrics]) -> list[Quantity]:
                 of_kind.append(Quantity(title, pairs.get(pair, pair), unit, scalar(name), part, axis))
         found += sorted(of_kind, key=lambda quantity: ("", ALL, quantity.part).index(quantity.part))
     return found
-
-
-def _objective(objective: str | None) -> Read:
-    return lambda run: run.objective(objective)
 
 
 def _term(objective: str | None, term: str) -> Read:

@@ -34,10 +34,6 @@ def tide_figure(reports: Sequence[TideReport], *, title: str = "") -> Figure:
     Left: AP points lost to each of the six error types, one bar per detector. Middle: to false positives and false
     negatives. Right: how the loss to class and place divides (the paper's Fig. 5).
 
-    Args:
-        reports: of different detectors, at the same thresholds.
-        title: above everything.
-
     Raises:
         ValueError: no reports, or thresholds that differ.
     """
@@ -105,15 +101,8 @@ def _draw_split(axes: Axes, reports: Sequence[TideReport], row: int, highest: fl
         axes.barh(y, loc, 0.55, left=cls, color=_LOCALISATION, label="localisation" if y == 0 else None)
         share = errors.classification_share
         text = "nothing lost" if share is None else f"{share:.0%} : {1 - share:.0%}"
-        axes.annotate(
-            text,
-            (cls + loc, y),
-            xytext=(4, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=8,
-            color=INK,
-        )
+        place = {"xytext": (4, 0), "textcoords": "offset points", "va": "center"}
+        axes.annotate(text, (cls + loc, y), fontsize=8, color=INK, **place)
     axes.set_yticks(range(len(reports)), [report.name for report in reports])
     axes.tick_params(axis="y", length=0)
     # Room above for the legend, as no bar may lie under it; a single bar is not to fill the axes.

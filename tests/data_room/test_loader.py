@@ -25,8 +25,7 @@ from mokd_det.data import (
     detr_train_augmentation,
     register_coco_format,
 )
-from mokd_det.data.draw import drawn
-from mokd_det.data.sampling import EpochBatches, sample_rng
+from mokd_det.data.sampling import EpochBatches, drawn, sample_rng
 from mokd_det.data.stream import build_share_loader
 from mokd_det.errors import ConfigError, DatasetError
 

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from mokd_det.errors import ConfigError, DatasetError
 from mokd_det.evaluation.flop_count import count_flops
 from mokd_det.evaluation.latency import Latency, measure_latency
-from mokd_det.evaluation.parameter_count import count_parameters
+from mokd_det.evaluation.parameter_count import TABLE_1, count_parameters, size_remark
 from mokd_det.evaluation.peak_memory import cpu_peak_memory, cuda_peak_memory
-from mokd_det.evaluation.published_sizes import TABLE_1, size_remark
 from mokd_det.layers import MultiScaleDeformableAttention, ReconfiguredAttention
 from mokd_det.tools import analyze_model as analyze_model_tool
 from tests.evaluation.memory_probe import Allocation, build_a_mistake, build_allocation

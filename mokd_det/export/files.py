@@ -1,23 +1,29 @@
-"""ONNX: a graph in standard operators, with free batch and image size."""
+"""The files that graphs are exported to: ONNX, in standard operators, and TorchScript, which libtorch runs without
+Python or this package."""
 
 from __future__ import annotations
 
 import inspect
 import io
-from collections.abc import Mapping
+import json
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 
 from mokd_det.errors import ExportError, first_line
 from mokd_det.export.graph import INPUTS, OUTPUTS, DetectorGraph, TransformersGraph
-from mokd_det.export.tracing import quiet_tracing
 
-__all__ = ["DEFAULT_OPSET", "OPSETS", "onnx_bytes"]
+__all__ = ["DEFAULT_OPSET", "DESCRIPTION_FILE", "OPSETS", "onnx_bytes", "torchscript_bytes"]
 
 OPSETS = range(16, 21)
 """From the first with GridSample to the last that every supported PyTorch writes."""
 
 DEFAULT_OPSET = 17
+
+DESCRIPTION_FILE = "description.json"
+"""Name under which the description lies in the archive (``_extra_files`` of ``torch.jit.load``)."""
 
 
 def onnx_bytes(
@@ -49,7 +55,7 @@ def onnx_bytes(
     if "dynamo" in inspect.signature(torch.onnx.export).parameters:
         options["dynamo"] = False
     buffer = io.BytesIO()
-    with quiet_tracing():
+    with _quiet_tracing():
         inputs = graph.example_inputs()
         graph(*inputs)  # as for TorchScript
         try:
@@ -71,3 +77,32 @@ def onnx_bytes(
     onnx.helper.set_model_props(model, dict(description))
     onnx.checker.check_model(model)
     return model.SerializeToString()
+
+
+def torchscript_bytes(graph: DetectorGraph | TransformersGraph, description: Mapping[str, str]) -> bytes:
+    """The content of a TorchScript file.
+
+    Args:
+        graph: from :func:`mokd_det.export.inference_graph`.
+        description: stored beside it, see :func:`mokd_det.export.describe`.
+    """
+    with _quiet_tracing():
+        inputs = graph.example_inputs()
+        graph(*inputs)  # once outside the trace: what a model checks on its first call is no part of it
+        traced = torch.jit.trace(graph, inputs, check_trace=False)
+        buffer = io.BytesIO()
+        extra = {DESCRIPTION_FILE: json.dumps(dict(description), indent=2, ensure_ascii=False)}
+        torch.jit.save(traced, buffer, _extra_files=extra)
+    return buffer.getvalue()
+
+
+@contextmanager
+def _quiet_tracing() -> Iterator[None]:
+    """No gradients, and no warnings: what a trace would warn of is checked afterwards, on sizes that it has not seen.
+
+    The tracer warns wherever Python code asks for a size. The models here do so only for what no input changes
+    (channels, numbers of queries) or in a way that a trace records.
+    """
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
