@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from mokd_det.checkpoint.atomic_file import atomic_write
-from mokd_det.checkpoint.coco_rows import contiguous_rows, has_class_rows
 from mokd_det.checkpoint.identity import identify
-from mokd_det.checkpoint.official_vidt import from_official, to_official
+from mokd_det.checkpoint.official_vidt import contiguous_rows, from_official, has_class_rows, to_official
 from mokd_det.checkpoint.swin import microsoft_names
 from mokd_det.errors import CheckpointError, first_line
 

@@ -16,14 +16,8 @@ _KEYS_IN_SUMMARY = 3
 
 @dataclass(frozen=True)
 class KeyReport:
-    """The differences between a checkpoint's tensors and a model's.
-
-    Attributes:
-        missing: keys of the model that the checkpoint lacks.
-        unexpected: keys of the checkpoint that the model lacks.
-        mismatched: (key, shape in the checkpoint, shape in the model).
-        matched: number of keys with equal shapes.
-    """
+    """The differences between a checkpoint's tensors and a model's: keys that the checkpoint lacks, those that the
+    model lacks, those of another shape (in the checkpoint, in the model), and how many fit."""
 
     missing: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()

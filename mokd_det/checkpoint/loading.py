@@ -11,10 +11,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from mokd_det.checkpoint.coco_rows import CATEGORY_ROWS, CONTIGUOUS_ROWS, has_class_rows
 from mokd_det.checkpoint.identity import Identity, identify
 from mokd_det.checkpoint.key_report import KeyReport, compare_keys
-from mokd_det.checkpoint.official_vidt import from_official
+from mokd_det.checkpoint.official_vidt import CATEGORY_ROWS, CONTIGUOUS_ROWS, from_official, has_class_rows
 from mokd_det.checkpoint.reading import load_file
 from mokd_det.checkpoint.swin import NOT_IN_CLASSIFIERS, backbone_weights
 from mokd_det.errors import CheckpointError, ConfigError

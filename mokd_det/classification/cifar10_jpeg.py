@@ -33,7 +33,6 @@ class Cifar10Jpeg(Subset):
     def __init__(self, split: str, root: str | os.PathLike[str] | None = None, size: int = _SIDE) -> None:
         """
         Args:
-            split: "train", "val" (for choices) or "test" (for reports).
             size: pixels of a side, 1 to 32; below 32 the means of the pixels that become one.
             root: folder of ``train`` and ``test``; None: ``cifar10_jpeg`` below
                 :func:`~mokd_det.data.datasets_root`.

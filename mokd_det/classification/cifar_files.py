@@ -21,10 +21,7 @@ class Cifar10(ArrayDataset):
     """50,000 images to train on and 10,000 to test on, 32 × 32, 10 classes."""
 
     def __init__(self, split: str, root: str | os.PathLike[str] | None = None) -> None:
-        """
-        Args:
-            split: "train" or "test".
-            root: folder that holds ``cifar-10-batches-py``; None: :func:`~mokd_det.data.datasets_root`.
+        """The ``root`` holds ``cifar-10-batches-py``; None: :func:`~mokd_det.data.datasets_root`.
 
         Raises:
             DatasetError: a file is missing or not the published one (with what to do).

@@ -141,7 +141,7 @@ class ImageClassifier(TrainingTask):
         return batch.to(self.device)
 
     def forward(self, batch: ClassificationBatch | Tensor) -> dict[str, Tensor] | Tensor:
-        """Losses in training, logits in evaluation; see the class.
+        """Losses in training, logits in evaluation.
 
         Raises:
             DatasetError: targets of other classes, or of another number than the images.

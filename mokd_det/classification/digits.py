@@ -20,13 +20,11 @@ _BRIGHTEST = 16
 
 
 class DigitImages(ArrayDataset):
-    """The digits enlarged, in three disjoint parts of the same class shares: train 898, val 300, test 599."""
+    """The digits enlarged, in three disjoint parts of the same class shares: "train" 898, "val" (for choices) 300,
+    "test" (for reports) 599."""
 
     def __init__(self, split: str, size: int = 32) -> None:
-        """
-        Args:
-            split: "train", "val" (for choices) or "test" (for reports).
-            size: pixels of both sides, after a bicubic enlargement.
+        """``size`` are the pixels of both sides, after a bicubic enlargement.
 
         Raises:
             ConfigError: an unknown split, or a size below the original 8.

@@ -22,10 +22,7 @@ class ImageFolder(ImageDataset):
     """``root/<class>/…/<image>``: every sub-folder is a class, numbered in the order of their names."""
 
     def __init__(self, root: str | os.PathLike[str], class_names: Sequence[str] | None = None) -> None:
-        """
-        Args:
-            root: the folder with one sub-folder per class.
-            class_names: the sub-folders to use, in the order of the classes' numbers; None: all, sorted.
+        """``class_names`` are the sub-folders to use, in the order of the classes' numbers; None: all, sorted.
 
         Raises:
             DatasetError: a folder that is missing or has another layout, a class without images.

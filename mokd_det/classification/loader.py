@@ -156,12 +156,8 @@ def build_classification_test_loader(
 ) -> DataLoader[ClassificationBatch]:
     """Loader of one evaluating process: its contiguous share of the images, in order, each exactly once.
 
-    Args:
-        dataset, transform, num_workers: see :func:`build_classification_train_loader`.
-        batch_size: images per batch of this process; the last one may be smaller.
-
-    Returns:
-        A loader of :class:`ClassificationBatch` whose targets are the labels, with a length.
+    The batches have their labels for targets; the last one may be smaller. For the arguments see
+    :func:`build_classification_train_loader`.
 
     Raises:
         DatasetError: while iterating, images that cannot be used, from workers too.

@@ -91,11 +91,7 @@ def has_boxes(record: dict[str, Any]) -> bool:
 
 
 def check_dataset_dicts(records: Sequence[dict[str, Any]], name: str) -> None:
-    """Check standard dicts that another loader made.
-
-    Args:
-        records: Detectron2's standard dicts; boxes may be absolute xyxy or xywh.
-        name: the data set, for the messages and for the number of its classes.
+    """Check Detectron2's standard dicts that another loader made of a data set; boxes may be absolute xyxy or xywh.
 
     Raises:
         DatasetError: a missing key, an unknown class, or a box that is not finite or has no area inside its

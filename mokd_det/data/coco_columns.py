@@ -40,8 +40,7 @@ class CocoColumns:
     """The usable entries of a file.
 
     Attributes:
-        category_ids: (C,) int64, ascending.
-        category_names: of the same.
+        category_ids, category_names: (C,), ascending by id.
         image_ids: (N,) int64, ascending.
         file_names: of the images, below the image root (as the file writes them without one).
         sizes_wh: (N, 2) int64, width and height in pixels.
@@ -115,14 +114,8 @@ def _read_annotations(
     known_image_ids: np.ndarray,
     source: CocoFormatSource,
 ) -> dict[str, Any]:
-    """The columns of the annotations whose image and category are usable.
-
-    Args:
-        annotations: the file's list.
-        columns: of categories and usable images.
-        known_image_ids: ascending; of all images, also those with a problem of their own.
-        source: says what is forgiven.
-    """
+    """The columns of the annotations whose image and category are usable. ``columns`` are those of categories and
+    usable images, ``known_image_ids``, ascending, of all images, also those with a problem of their own."""
     image_ids, category_ids = columns["image_ids"], columns["category_ids"]
     ids = annotations.unique_ints("id") if source.unique_annotation_ids else annotations.ints("id")
     owners = annotations.ints("image_id")

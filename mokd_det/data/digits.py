@@ -88,15 +88,8 @@ class SceneStyle:
 
 @dataclass(frozen=True)
 class Scene:
-    """An image and its objects.
-
-    Attributes:
-        image: (H, W, 3) uint8, RGB.
-        boxes: (N, 4) int64, absolute xywh, tight around the visible pixels.
-        labels: (N,) digits 0–9.
-        sources: (N,) indices of scikit-learn's digits.
-        background: where the background comes from.
-    """
+    """An image, (H, W, 3) uint8 RGB, where its background comes from, and its objects: boxes (N, 4), absolute xywh,
+    tight around the visible pixels, digits (N,) 0–9, and which of scikit-learn's digits they are, (N,)."""
 
     image: np.ndarray
     boxes: np.ndarray
@@ -127,7 +120,6 @@ def generate(
 
     Args:
         kind: one of :data:`KINDS`.
-        root: folder of all data sets.
         counts: images per split; None: :data:`DEFAULT_COUNTS`.
 
     Returns:
@@ -181,13 +173,8 @@ def source_digits(seed: int) -> dict[str, list[np.ndarray]]:
 def compose_scene(
     style: SceneStyle, digits: np.ndarray, sources: list[np.ndarray], split: str, rng: np.random.Generator
 ) -> Scene:
-    """Draw one scene.
-
-    Args:
-        digits: scikit-learn's digits, (1797, 8, 8), values 0–16.
-        sources: indices allowed for each class.
-        split: decides which part of the photographs may be used.
-    """
+    """Draw one scene of scikit-learn's digits, (1797, 8, 8), values 0–16, of those whose indices ``sources`` allow for
+    each class; the split decides which part of the photographs may be used."""
     size = style.image_size
     canvas, description = style.background(rng, size, split)
     owner = np.full((size, size), -1)

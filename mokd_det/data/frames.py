@@ -24,10 +24,9 @@ _USUAL_RATE = 25.0
 
 @dataclass
 class FrameSource:
-    """An opened video or camera.
+    """An opened video or camera, by its file or what it was called.
 
     Attributes:
-        path: the file, or what the camera was called.
         size: (width, height) in pixels.
         rate: frames per second.
         announced: frames that the file says it has; None: unknown.
@@ -74,10 +73,7 @@ def open_video(path: str | os.PathLike[str]) -> FrameSource:
 
 
 def open_camera(camera: str) -> FrameSource:
-    """Open a camera or a stream.
-
-    Args:
-        camera: number of a camera of this machine, or what OpenCV opens by name (a device file, a URL).
+    """Open a camera of this machine by its number, or what OpenCV opens by name (a device file, a URL).
 
     Raises:
         ConfigError: it cannot be opened.
@@ -115,13 +111,8 @@ class VideoWriter:
     def __init__(
         self, path: Path, rate: float, *, live: bool = False, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """
-        Args:
-            path: its suffix, one of :data:`VIDEO_CODECS`, decides on codec and container.
-            rate: frames per second.
-            live: see the class.
-            clock: seconds, from any origin.
-        """
+        """The path's suffix, one of :data:`VIDEO_CODECS`, decides on codec and container; ``rate`` are frames per
+        second, ``clock`` tells seconds, from any origin."""
         self.path, self.rate, self.live = path, rate, live
         self._clock = clock
         # OpenCV goes by the suffix, so it must stay the last part of the name.

@@ -122,15 +122,8 @@ def build_train_loader(
 def build_test_loader(
     dataset: Records, mapper: Mapper, batch_size: int = 1, num_workers: int = 0
 ) -> DataLoader[list[Record]]:
-    """Loader of one evaluating process: its contiguous share of the data, in order, each record exactly once.
-
-    Args:
-        dataset, mapper, num_workers: see :func:`build_train_loader`.
-        batch_size: images per batch of this process.
-
-    Returns:
-        A loader of lists of model inputs, with a length, as ``detectron2.evaluation.inference_on_dataset``
-        needs it.
+    """Loader of one evaluating process: its contiguous share of the data, in order, each record exactly once, in lists
+    of model inputs; with a length, as ``detectron2.evaluation.inference_on_dataset`` needs it.
 
     Raises:
         DatasetError: data that cannot be used; while iterating also errors of the mapper, from workers too.

@@ -84,9 +84,7 @@ class OwnData:
     unlabeled: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, section in (("train", self.train), ("val", self.val)):
-            if section is None and name == "val":
-                continue
+        for name, section in (("train", self.train), ("val", {} if self.val is None else self.val)):
             if not isinstance(section, Mapping) or not set(section) <= {"json", "images"}:
                 raise ConfigError(f"data.{name} is {section!r}; it must have the keys json and images")
             for key, value in section.items():

@@ -29,20 +29,11 @@ __all__ = [
 def resized_shape(
     height: int, width: int, short_side: int, max_long_side: int | None = None, divisor: int = 16
 ) -> tuple[int, int]:
-    """Size of an image after ViDT's resize.
+    """(height, width) of an image after ViDT's resize, all in pixels.
 
     The short side becomes ``short_side``; if the long one would exceed ``max_long_side``, the short side is
-    ``round(max_long_side * short / long)`` instead. Then **both** sides are floored to multiples of
-    ``divisor`` (at least one), so the aspect ratio changes slightly.
-
-    Args:
-        height, width, short_side: pixels.
-        max_long_side: limit in pixels of the longer side before flooring; None: no limit. (The rounding of
-            the short side can exceed it by a few pixels.)
-        divisor: 1 turns the flooring off.
-
-    Returns:
-        (height, width) in pixels.
+    ``round(max_long_side * short / long)`` instead, whose rounding can exceed the limit by a few pixels. Then **both**
+    sides are floored to multiples of ``divisor`` (at least one; 1 turns it off), so the aspect ratio changes slightly.
     """
     short, long = sorted((height, width))
     if max_long_side is not None and long / short * short_side > max_long_side:

@@ -23,8 +23,6 @@ class FlopCount:
     """Multiply-adds of one forward pass (one of them counts once, as in fvcore and in most papers' tables).
 
     Attributes:
-        total: all that are counted.
-        by_operator: of each kind of operator.
         by_part: of each direct child of the model that is called as a module.
         not_counted: operators without a count, and how often each runs: element-wise ones and reductions mostly.
         not_called: modules with parameters that are not called in the pass: unused, or read by their parent directly.

@@ -43,8 +43,7 @@ class RunResult:
 
     Attributes:
         final: the reported metric, in percent.
-        iterations: of the evaluations during the training, ascending.
-        curve: the metric at these, on the validation data.
+        iterations, curve: of the evaluations during the training, ascending, and the metric on the validation data.
         seconds_per_iteration: median of the training steps.
         half: which half of the replicates it belongs to (the instruction set it ran with).
     """
@@ -125,8 +124,7 @@ def compare(
     """The table's rows, in the methods' order.
 
     Args:
-        methods: with the same replicates as far as they are finished.
-        baseline: name of the one the others are compared with.
+        baseline: name of the one the others are compared with, in the replicates that both have.
         reference: value of the metric on the validation data whose first reaching is timed; None: the
             baseline's mean at its end.
 

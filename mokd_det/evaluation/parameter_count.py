@@ -12,10 +12,9 @@ __all__ = ["TABLE_1", "ParameterCount", "PublishedSize", "count_parameters", "si
 
 @dataclass(frozen=True)
 class ParameterCount:
-    """Numbers of a model; a tensor that occurs twice counts once.
+    """Numbers of a model's parameters; a tensor that occurs twice counts once.
 
     Attributes:
-        total: of its parameters.
         trainable: of those that are trained. The rest, in a ViDT, are tensors of the published checkpoints that never
             reach the output.
         by_part: of each direct child, and of the model's own parameters under "".

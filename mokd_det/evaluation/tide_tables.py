@@ -8,7 +8,7 @@ from typing import Any
 import tidecv
 from tabulate import tabulate
 
-from mokd_det.evaluation.tide import ERROR_TYPES, SPECIAL_TYPES, TideErrors, TideReport
+from mokd_det.evaluation.tide import ERROR_TYPES, SPECIAL_TYPES, TideReport
 
 __all__ = ["tide_json", "tide_markdown"]
 
@@ -31,30 +31,19 @@ def tide_markdown(reports: Sequence[TideReport]) -> str:
 def _dap_table(reports: Sequence[TideReport], row: int) -> str:
     names = [*ERROR_TYPES, *SPECIAL_TYPES]
     head = ["detector", "AP", *(_HEAD.get(name, name) for name in names)]
-    body = [
-        [report.name, _points(report.errors[row].ap), *(_points(report.errors[row].dap[n]) for n in names)]
-        for report in reports
-    ]
-    return _table(head, body)
+    found = [(report.name, report.errors[row]) for report in reports]
+    return _table(head, [[name, _points(e.ap), *(_points(e.dap[n]) for n in names)] for name, e in found])
 
 
 def _split_table(reports: Sequence[TideReport], row: int) -> str:
     head = ["detector", "classification", "localisation", "sum", "share of classification", "Cls", "Loc"]
     body = []
     for report in reports:
-        errors: TideErrors = report.errors[row]
+        errors = report.errors[row]
         cls, loc, share = errors.dap["Cls"], errors.dap["Loc"], errors.classification_share
-        body.append(
-            [
-                report.name,
-                _points(cls),
-                _points(loc),
-                _points(cls + loc),
-                "–" if share is None else f"{share:.0%}",
-                f"{errors.counts['Cls']} detections",
-                f"{errors.counts['Loc']} detections",
-            ]
-        )
+        shown = "–" if share is None else f"{share:.0%}"
+        counts = [f"{errors.counts[name]} detections" for name in ("Cls", "Loc")]
+        body.append([report.name, _points(cls), _points(loc), _points(cls + loc), shown, *counts])
     return _table(head, body)
 
 
@@ -70,12 +59,7 @@ def _points(value: float) -> str:
 
 
 def tide_json(reports: Sequence[TideReport], truth: str) -> dict[str, Any]:
-    """Everything, unrounded.
-
-    Args:
-        reports: of the detectors.
-        truth: what they were judged by.
-    """
+    """Everything, unrounded, and what the detectors were judged by."""
     return {
         "truth": truth,
         "tidecv": tidecv.__version__,
@@ -93,14 +77,14 @@ def tide_json(reports: Sequence[TideReport], truth: str) -> dict[str, Any]:
                         "background": errors.background,
                         "ap": errors.ap,
                         "ap_of_classes_with_truth": errors.ap_of_true_classes,
-                        "ap_with_tidecv_limit": report.ap_with_tidecv_limit[i]
-                        if report.ap_with_tidecv_limit
-                        else errors.ap,
+                        "ap_with_tidecv_limit": limited,
                         "dap": dict(errors.dap),
                         "counts": dict(errors.counts),
                         "classification_share": errors.classification_share,
                     }
-                    for i, errors in enumerate(report.errors)
+                    for errors, limited in zip(
+                        report.errors, report.ap_with_tidecv_limit or [errors.ap for errors in report.errors]
+                    )
                 ],
                 "notes": report.notes(),
             }

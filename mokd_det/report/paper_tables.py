@@ -93,13 +93,9 @@ class PaperTable:
 
 
 class PaperRuns:
-    """Finished runs by the config that they are runs of.
-
-    Args:
-        runs: run directories as read; unfinished ones (no student_final.pth) and those without a configuration are left
-            out and named.
-        frames_per_second: measures a student's model; None: the column stays empty.
-    """
+    """Finished runs by the config that they are runs of; unfinished ones (no student_final.pth) and those without a
+    configuration are left out and named. Without ``frames_per_second``, which measures a student's model, that column
+    stays empty."""
 
     def __init__(
         self, runs: Sequence[RunRecord], frames_per_second: Callable[[DictConfig], float] | None = None

@@ -11,15 +11,8 @@ __all__ = ["Section", "absent_section", "metric_titles"]
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page.
-
-    Attributes:
-        id: of its anchor.
-        short: its name in the navigation.
-        title: its heading.
-        template: in ``templates``, without ".html".
-        data: what the template shows.
-    """
+    """A part of the page: its anchor, name in the navigation and heading; the template in ``templates``, without
+    ".html", and what it shows."""
 
     id: str
     short: str

@@ -30,12 +30,10 @@ def page_colour(number: int) -> str:
 
 
 def chart_svg(chart: Chart) -> str:
-    """A chart: sharp at every size, readable in light and dark, and told what the pointer rests on.
+    """A chart, its curves' colours from :func:`page_colour`: sharp at every size, readable in light and dark, and told
+    what the pointer rests on.
 
     Of long curves every point is the mean of its neighbours; what lies outside given limits ends at the edge.
-
-    Args:
-        chart: its curves' colours from :func:`page_colour`.
     """
     chart = replace(chart, curves=[_thinned(curve, chart.limits) for curve in chart.curves], marks=_MAX_MARKS)
     with figure_style(), matplotlib.rc_context({"xtick.labelsize": 12.5, "ytick.labelsize": 12.5}):

@@ -127,14 +127,11 @@ def draw_boxes(
     class_names: Sequence[str],
     max_labels: int | None = None,
 ) -> None:
-    """Frames and labels as :func:`predictions_figure` explains them.
+    """Frames and labels as :func:`predictions_figure` explains them, on axes whose data coordinates are pixels.
 
     Args:
-        axes: their data coordinates are pixels.
-        renderer: of their figure.
         found: what is drawn, best score first; the truth itself has no scores.
         truth: what it is compared with.
-        class_names: by contiguous index.
         max_labels: how many of the best are named; None: all.
     """
     right, missed = _match(found, truth)

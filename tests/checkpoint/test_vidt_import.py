@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mokd_det.checkpoint import load_into, load_state
-from mokd_det.checkpoint.coco_rows import has_class_rows
+from mokd_det.checkpoint.official_vidt import has_class_rows
 from mokd_det.errors import CheckpointError, ConfigError
 from mokd_det.modeling.vidt import ViDTOutput
 from tests.checkpoint.published import NANO, NANO_PLUS, detector, official_state, shapes

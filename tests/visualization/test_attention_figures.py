@@ -13,10 +13,11 @@ from mokd_det.visualization.attention_drawing import LEVEL_COLOURS, draw_heat, e
 from mokd_det.visualization.attention_figure import (
     ClassMaps,
     class_attention_figure,
+    confident_tokens,
+    group_tokens,
     layer_attention_figure,
     object_attention_figure,
 )
-from mokd_det.visualization.attention_objects import confident_tokens, group_tokens
 from mokd_det.visualization.figure_style import new_figure
 
 NAMES = ("cat", "dog", "price in $x$")
