@@ -34,7 +34,6 @@ class LoadReport:
 
     Attributes:
         source: the file, as messages name it.
-        identity: what the file looks like.
         loaded: tensors of the model that have the file's values.
         rows_picked: those of them that took 80 of 91 class rows.
         skipped: tensors of the file, under its names, that the model has no place for.

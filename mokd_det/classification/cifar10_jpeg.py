@@ -21,7 +21,6 @@ SPLITS = ("train", "val", "test")
 _SIDE = 32
 # The published training images have no validation part: one in five of each class becomes it.
 _SHARES = {"train": 0.8, "val": 0.2}
-_SPLIT_SEED = 0
 
 
 class Cifar10Jpeg(Subset):
@@ -54,7 +53,7 @@ class Cifar10Jpeg(Subset):
         images = _folder(folder / ("test" if split == "test" else "train"))
         positions = np.arange(len(images))
         if split != "test":
-            positions = split_by_class(images.labels, _SHARES, _SPLIT_SEED)[split]
+            positions = split_by_class(images.labels, _SHARES)[split]
         super().__init__(f"CIFAR-10 (JPEG, {split})", images, positions)
 
     def read(self, index: int) -> Image.Image:

@@ -15,7 +15,6 @@ __all__ = ["DigitImages"]
 # The test part is the largest that leaves enough to train on: with 600 images the standard error of an accuracy of
 # 90 % is 1.2 points.
 _SHARES = {"train": 1 / 2, "val": 1 / 6, "test": 1 / 3}
-_SPLIT_SEED = 0
 _BRIGHTEST = 16
 
 
@@ -34,7 +33,7 @@ class DigitImages(ArrayDataset):
         if size < 8:
             raise ConfigError(f"{name}: size={size}: must be 8 or more")
         bunch = load_digits()
-        chosen = split_by_class(bunch.target, _SHARES, _SPLIT_SEED)[split]
+        chosen = split_by_class(bunch.target, _SHARES)[split]
         images = np.rint(bunch.images[chosen] * (255 / _BRIGHTEST)).astype(np.uint8)
         enlarged = [Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC) for image in images]
         super().__init__(

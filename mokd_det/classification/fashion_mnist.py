@@ -26,7 +26,6 @@ DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 
 # The published training set has no validation part: one image in twelve of each class becomes it.
 _SHARES = {"train": 11 / 12, "val": 1 / 12}
-_SPLIT_SEED = 0
 _SIDE = 28
 
 
@@ -59,7 +58,7 @@ class FashionMNIST(ArrayDataset):
             wrong = int(np.flatnonzero(labels >= len(FASHION_CLASSES))[0])
             raise DatasetError(f"{label_file}: label {wrong} is {labels[wrong]}, not 0 to 9")
         if split != "test":
-            chosen = split_by_class(labels, _SHARES, _SPLIT_SEED)[split]
+            chosen = split_by_class(labels, _SHARES)[split]
             images, labels = images[chosen], labels[chosen]
         super().__init__(f"Fashion-MNIST ({split})", FASHION_CLASSES, labels, images)
 

@@ -49,16 +49,7 @@ class ClassificationTrainLoader(EndlessLoader[ClassificationBatch]):
         num_workers: int = 0,
         keep_views: bool = False,
     ) -> None:
-        """
-        Args:
-            dataset, transform, num_workers, keep_views: see :func:`build_classification_train_loader`.
-            batches: which images a batch holds.
-            mixer: makes the targets, and mixes.
-            negatives: draws images of other classes; None: none are.
-
-        Raises:
-            ConfigError: a negative number of workers.
-        """
+        """See :func:`build_classification_train_loader`; the mixer makes the targets, and mixes."""
         samples = _TrainSamples(dataset, transform, negatives, batches.seed, {} if keep_views else None)
         super().__init__(samples, batches, num_workers, partial(_collate_train, batches, mixer))
         self.dataset = dataset

@@ -15,13 +15,8 @@ __all__ = ["ClassTable", "dataset_classes", "file_classes"]
 
 @dataclass(frozen=True)
 class ClassTable:
-    """The classes of a data set, by contiguous index.
-
-    Attributes:
-        names: of the classes.
-        category_ids: their ids in the data set's file, ascending.
-        source: where they are from, for messages.
-    """
+    """The classes of a data set, by contiguous index: names, ids in the data set's file, ascending, and where they are
+    from, for messages."""
 
     names: tuple[str, ...]
     category_ids: tuple[int, ...]

@@ -40,15 +40,8 @@ class TrainLoader(EndlessLoader[list[Record]]):
         batches: EpochBatches | MixedBatches,
         num_workers: int = 0,
     ) -> None:
-        """
-        Args:
-            records: Detectron2's standard dicts; kept in one serialised buffer that the workers share.
-            mapper: makes a model input from a record.
-            batches, num_workers: see there.
-
-        Raises:
-            ConfigError: a negative number of workers.
-        """
+        """The records, Detectron2's standard dicts, are kept in one serialised buffer that the workers share; the
+        mapper makes a model input of each."""
         mapped = _MappedRecords(records, mapper)
         self._records = mapped.records
         super().__init__(_TrainSamples(mapped, batches.seed), batches, num_workers)

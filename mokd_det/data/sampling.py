@@ -8,10 +8,10 @@ workers, and sees exactly what an uninterrupted run would have seen.
 
 from __future__ import annotations
 
-import copy
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -45,6 +45,7 @@ class SampleKey(NamedTuple):
     view: int | None = None
 
 
+@dataclass(eq=False)
 class EpochBatches(Sampler[list[SampleKey]]):
     """Endless batches of one rank: every epoch is a fresh permutation, cut into batches, the remainder left out.
 
@@ -56,68 +57,56 @@ class EpochBatches(Sampler[list[SampleKey]]):
 
     With ``views`` V a record is only ever augmented in V ways, which take turns: epoch e shows view e mod V (with
     repeats: copy c of epoch e shows view (e R + c) mod V).
+
+    Args:
+        size: records of the data set.
+        total_batch_size: samples per batch, summed over ranks.
+        start: first batch of the iteration.
+        repeats: R.
+        views: V; None: no two augmentations of a record are alike.
+
+    Raises:
+        ConfigError: a batch size that is not a positive multiple of ``world_size``, a negative seed or
+            start, or fewer than 1 repeats or views.
+        DatasetError: fewer records than one batch needs.
     """
 
-    def __init__(
-        self,
-        size: int,
-        total_batch_size: int,
-        *,
-        seed: int,
-        rank: int = 0,
-        world_size: int = 1,
-        start: int = 0,
-        repeats: int = 1,
-        views: int | None = None,
-    ) -> None:
-        """
-        Args:
-            size: records of the data set.
-            total_batch_size: samples per batch, summed over ranks.
-            start: first batch of the iteration.
-            repeats: R.
-            views: V; None: no two augmentations of a record are alike.
+    size: int
+    total_batch_size: int
+    _: KW_ONLY
+    seed: int
+    rank: int = 0
+    world_size: int = 1
+    start: int = 0
+    repeats: int = 1
+    views: int | None = None
 
-        Raises:
-            ConfigError: a batch size that is not a positive multiple of ``world_size``, a negative seed or
-                start, or fewer than 1 repeats or views.
-            DatasetError: fewer records than one batch needs.
-        """
-        if total_batch_size < 1 or total_batch_size % world_size:
+    def __post_init__(self) -> None:
+        if self.total_batch_size < 1 or self.total_batch_size % self.world_size:
             raise ConfigError(
-                f"total_batch_size={total_batch_size}: must be a positive multiple of the number of "
-                f"processes ({world_size})"
+                f"total_batch_size={self.total_batch_size}: must be a positive multiple of the number of "
+                f"processes ({self.world_size})"
             )
-        if seed < 0:
-            raise ConfigError(f"seed={seed}: must not be negative")
-        if start < 0:
-            raise ConfigError(f"the first batch is {start}: must not be negative")
-        if repeats < 1:
-            raise ConfigError(f"repeats={repeats}: must be 1 or more")
-        if views is not None and views < 1:
+        if self.seed < 0:
+            raise ConfigError(f"seed={self.seed}: must not be negative")
+        if self.start < 0:
+            raise ConfigError(f"the first batch is {self.start}: must not be negative")
+        if self.repeats < 1:
+            raise ConfigError(f"repeats={self.repeats}: must be 1 or more")
+        if self.views is not None and self.views < 1:
             raise ConfigError(
-                f"views={views}: must be 1 or more, or None for new augmentations in every epoch"
+                f"views={self.views}: must be 1 or more, or None for new augmentations in every epoch"
             )
-        if size < total_batch_size:
+        if self.size < self.total_batch_size:
             raise DatasetError(
-                f"the data set has {size} images, fewer than one batch (total_batch_size={total_batch_size})"
+                f"the data set has {self.size} images, fewer than one batch (total_batch_size={self.total_batch_size})"
             )
-        self.size = size
-        self.total_batch_size = total_batch_size
-        self.batch_size = total_batch_size // world_size
-        self.batches_per_epoch = size // total_batch_size
-        self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
-        self.start = start
-        self.repeats = repeats
-        self.views = views
+        self.batch_size = self.total_batch_size // self.world_size
+        self.batches_per_epoch = self.size // self.total_batch_size
 
     def starting_at(self, batch: int) -> EpochBatches:
         """The same stream from another batch on."""
-        moved = copy.copy(self)
-        moved.start = batch
-        return moved
+        return replace(self, start=batch)
 
     def epoch_at(self, position: int) -> float:
         """Epochs before the batch that the sample at a position is in, as a fraction."""

@@ -34,13 +34,8 @@ Runner = Callable[[Tensor, Tensor], Detections]
 
 @dataclass(frozen=True)
 class Agreement:
-    """The largest differences between two sets of detections.
-
-    Attributes:
-        score: of scores, rank by rank.
-        box: of a box to the nearest one of the same class and score, in units of the image's longer side.
-        images: how many were compared.
-    """
+    """The largest differences between two sets of detections of so many images: of scores, rank by rank, and of a box
+    to the nearest one of the same class and score, in units of the image's longer side."""
 
     score: float
     box: float
@@ -106,13 +101,8 @@ def compare_detections(ours: Detections, theirs: Detections, longer_sides: Tenso
 def measure_agreement(
     model: nn.Module, run: Runner, batches: Sequence[Sequence[Tensor]], tolerance: float = 1e-4
 ) -> Agreement:
-    """The largest differences between a model, asked in Detectron2's way, and an exported graph.
-
-    Args:
-        model: the student, in eval mode on the CPU.
-        run: the exported graph.
-        batches: of images (3, H, W), RGB in 0..255.
-        tolerance: see ``tie`` of :func:`compare_detections`.
+    """The largest differences between a model in eval mode on the CPU, asked in Detectron2's way, and an exported
+    graph, on batches of images (3, H, W), RGB in 0..255; the tolerance is the ``tie`` of :func:`compare_detections`.
 
     Raises:
         ExportError: the graph cannot be run on one of the batches.

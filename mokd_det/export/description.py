@@ -26,18 +26,13 @@ def describe(
     graph: bool = True,
     **more: str,
 ) -> dict[str, str]:
-    """Names and texts; what is not plain text is JSON.
+    """``producer``, ``model``, ``parameters``, ``class_names``, ``resize``, ``model_config``, ``more``, and of a file
+    with a graph ``inputs`` and ``outputs``; what is not plain text is JSON.
 
     Args:
-        model: the student.
-        config: its section of the configuration.
+        model, config: the student and its section of the configuration.
         class_names: by class index; None: not known, and then not said.
         resize: what is done to an image file before the model gets it.
-        graph: whether the file holds a graph, and not only weights.
-
-    Returns:
-        ``producer``, ``model``, ``parameters``, ``class_names``, ``resize``, ``model_config``, ``more``, and of a graph
-        ``inputs`` and ``outputs``.
     """
     description = {
         "producer": f"mokd_det {mokd_det.__version__}",

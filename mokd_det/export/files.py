@@ -71,8 +71,8 @@ def onnx_bytes(
             )
         # torch.onnx reports what it cannot translate by several exception classes.
         except Exception as error:
-            reason = first_line(error)
-            raise ExportError(f"the model cannot be written as ONNX with opset {opset}: {reason}") from error
+            problem = f"the model cannot be written as ONNX with opset {opset}"
+            raise ExportError(f"{problem}: {first_line(error)}") from error
     model = onnx.load_from_string(buffer.getvalue())
     onnx.helper.set_model_props(model, dict(description))
     onnx.checker.check_model(model)
@@ -80,12 +80,7 @@ def onnx_bytes(
 
 
 def torchscript_bytes(graph: DetectorGraph | TransformersGraph, description: Mapping[str, str]) -> bytes:
-    """The content of a TorchScript file.
-
-    Args:
-        graph: from :func:`mokd_det.export.inference_graph`.
-        description: stored beside it, see :func:`mokd_det.export.describe`.
-    """
+    """The content of a TorchScript file; for the arguments see :func:`onnx_bytes`."""
     with _quiet_tracing():
         inputs = graph.example_inputs()
         graph(*inputs)  # once outside the trace: what a model checks on its first call is no part of it

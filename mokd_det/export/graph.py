@@ -36,13 +36,8 @@ EXPORTED_KERNELS = ("gather", "grid_sample")
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """An input or output of an exported graph.
-
-    Attributes:
-        dtype: "float32" or "int64".
-        shape: sizes, and names of those that are free.
-        meaning: in words, units included.
-    """
+    """An input or output of an exported graph: "float32" or "int64", its sizes, with names for those that are free, and
+    its meaning in words, units included."""
 
     dtype: str
     shape: tuple[str | int, ...]
@@ -181,10 +176,8 @@ def inference_graph(
 ) -> DetectorGraph | TransformersGraph:
     """A copy of a detector in the form that is exported: on the CPU, in float32, in eval mode.
 
-    Args:
-        model: a student; it is not changed.
-        deformable_attention: the kernel of a ViDT's deformable attention: "grid_sample" (transformers' own), or
-            "gather" for runtimes that compute ``GridSample`` wrongly.
+    A ViDT's deformable attention has the kernel "grid_sample" (transformers' own), or "gather" for runtimes that
+    compute ``GridSample`` wrongly.
 
     Raises:
         ExportError: a model that has no such form.

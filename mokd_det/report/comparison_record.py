@@ -22,7 +22,6 @@ class ComparisonRecord:
     """One comparison.
 
     Attributes:
-        metric: that the methods are compared by.
         final_on: name of the data of the final values.
         tables: student → rows, one per method.
         verdicts: student → a sentence per method.

@@ -35,12 +35,9 @@ class ClassifierAttention:
     output: Any
 
     def class_token(self, block: int = -1) -> Tensor:
-        """The class token's attention to the patches in one block, mean over its heads.
-
-        The final block's is what the head reads the class from (MoKD, Fig. D.5).
-
-        Returns:
-            (B, H, W); what is missing to a sum of 1 goes to the tokens before the patches.
+        """The class token's attention to the patches in one block, (B, H, W), mean over its heads; what is missing to a
+        sum of 1 goes to the tokens before the patches. The head reads the class from the final block's (MoKD, Fig.
+        D.5).
         """
         return self._patches(self.blocks[block].mean(1)[:, 0])
 

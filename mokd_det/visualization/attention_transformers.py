@@ -29,12 +29,7 @@ def record_transformers_attention(
     of transformers (``output_attentions``, plain attention for this one run). All others sample points: those that
     their decoder's attention reads (``grid_sample``), with the weights that it returns.
 
-    Args:
-        model: in eval mode.
-        batched_inputs: Detectron2's batch: ``image``, and ``height`` and ``width`` of the original image.
-
-    Returns:
-        Of families that sample, ``cross`` is empty, of the others ``sampling``.
+    The inputs are Detectron2's batch. Of families that sample, ``cross`` is empty, of the others ``sampling``.
 
     Raises:
         ConfigError: a decoder whose points are rounded to cells (``decoder_method="discrete"``).
