@@ -30,7 +30,8 @@ import numpy as np
 from PIL import Image
 
 from mokd_det.checkpoint.atomic_file import atomic_write
-from mokd_det.errors import ConfigError, MoKDError
+from mokd_det.errors import ConfigError
+from mokd_det.exit_status import exit_status
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs" / "tools"
@@ -46,8 +47,6 @@ DEMO_FILES = (
     "curves.png",
     *(f"runs/{run}/student_final.pth" for run in ("teacher", "student_seed0", "mokd_seed0")),
 )
-
-
 PHOTOGRAPH_FILES = (
     "runs/teacher_r0/student_final.pth",
     *(f"runs/few_labels/{method}_r0/student_final.pth" for method in ("none", "mokd", "mokd_unlabeled")),
@@ -127,31 +126,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument(
-        "--demo",
-        type=Path,
-        default=Path("output/demo"),
-        metavar="DIR",
-        help="output of make demo (%(default)s)",
-    )
-    parser.add_argument(
-        "--bccd",
-        type=Path,
-        default=Path("output/few_labels"),
-        metavar="DIR",
-        help="output of the comparison on BCCD (%(default)s)",
-    )
+    folders = ("demo", "output/demo", "make demo"), ("bccd", "output/few_labels", "the comparison on BCCD")
+    for name, folder, of in folders:
+        text = f"output of {of} (%(default)s)"
+        parser.add_argument(f"--{name}", type=Path, default=Path(folder), metavar="DIR", help=text)
     chosen = parser.add_mutually_exclusive_group()
     chosen.add_argument("--only", nargs="+", choices=PICTURES, default=[*PICTURES], help="make these")
     chosen.add_argument("--without", nargs="+", choices=PICTURES, default=[], help="leave these as they are")
     options = parser.parse_args(arguments)
     names = [name for name in options.only if name not in options.without]
-    try:
-        make_pictures(names, options.demo, options.bccd)
-    except MoKDError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_status(lambda: make_pictures(names, options.demo, options.bccd))
 
 
 def make_pictures(names: Sequence[str], demo: Path, bccd: Path) -> None:

@@ -2,19 +2,16 @@
 
 from detectron2.config import LazyCall as L
 
-from mokd_det.distillation import Combined, Distiller, LogitDistillation, MoKD
+from mokd_det.distillation import Distiller, MoKD
 
-from ..common.classification import mokd
+from ..common.classification import mokd, with_logits
 from .common import dataloader, lr_multiplier, optimizer, student, teacher, train
 
 model = L(Distiller)(
     student=student,
     teacher=teacher,
     teacher_checkpoint="output/fashion_mnist/teacher/student_final.pth",
-    method=L(Combined)(
-        parts=dict(kd=L(MoKD)(task="classification"), kl=L(LogitDistillation)()),
-        taps=dict(kd=["pooled"], kl=["logits"]),
-    ),
+    method=with_logits(L(MoKD)(task="classification")),
     taps=dict(pooled="pooled", logits="logits"),
 )
 objectives, balancer = mokd.objectives, mokd.balancer

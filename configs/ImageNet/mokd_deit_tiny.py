@@ -2,9 +2,9 @@
 
 from detectron2.config import LazyCall as L
 
-from mokd_det.distillation import Combined, Distiller, LogitDistillation, MoKD
+from mokd_det.distillation import Distiller, MoKD
 
-from ..common.classification import mokd, token_and_features
+from ..common.classification import mokd, token_and_features, with_logits
 from ..common.imagenet import dataloader
 from ..common.schedule_deit import lr_multiplier, optimizer, train
 from ..common.timm_classifiers import regnety_160 as teacher
@@ -15,10 +15,7 @@ model = L(Distiller)(
     student=student,
     teacher=teacher,
     teacher_checkpoint=regnety_160_checkpoint,
-    method=L(Combined)(
-        parts=dict(kd=L(MoKD)(task="classification"), kl=L(LogitDistillation)(temperature=1.0)),
-        taps=dict(kd=["pooled"], kl=["logits"]),
-    ),
+    method=with_logits(L(MoKD)(task="classification"), temperature=1.0),
     taps=token_and_features,
 )
 objectives, balancer = mokd.objectives, mokd.balancer

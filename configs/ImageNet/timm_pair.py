@@ -6,9 +6,9 @@ student takes ``separate_heads=False``, or the taps of mokd_deit_tiny.py.
 
 from detectron2.config import LazyCall as L
 
-from mokd_det.distillation import Combined, Distiller, LogitDistillation, MoKD
+from mokd_det.distillation import Distiller, MoKD
 
-from ..common.classification import mokd
+from ..common.classification import mokd, with_logits
 from ..common.imagenet import dataloader
 from ..common.schedule_deit import lr_multiplier, optimizer, train
 from ..common.timm_classifiers import timm_classifier
@@ -16,10 +16,7 @@ from ..common.timm_classifiers import timm_classifier
 model = L(Distiller)(
     student=timm_classifier("mobilenetv4_conv_small", drop_path_rate=0.1),
     teacher=timm_classifier("resnet50.a1_in1k", download=True),
-    method=L(Combined)(
-        parts=dict(kd=L(MoKD)(task="classification"), kl=L(LogitDistillation)(temperature=1.0)),
-        taps=dict(kd=["pooled"], kl=["logits"]),
-    ),
+    method=with_logits(L(MoKD)(task="classification"), temperature=1.0),
     taps=dict(logits="logits", pooled="pooled"),
 )
 objectives, balancer = mokd.objectives, mokd.balancer

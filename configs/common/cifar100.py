@@ -27,45 +27,28 @@ from mokd_det.engine import get_timm_param_groups
 TRAIN_IMAGES, EPOCHS = 50000, 240
 
 
-def schedule(
-    batch_size: int,
-    rate: float,
-    mobile_rate: float,
-    nesterov: bool,
-    decay_epochs: tuple[int, ...],
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-) -> dict[str, Any]:
+def schedule(batch_size: int, decay_epochs: tuple[int, ...], **more: Any) -> dict[str, Any]:
     """A schedule; the incomplete last batch of an epoch is left out."""
     per_epoch = TRAIN_IMAGES // batch_size
-    return dict(
-        batch_size=batch_size,
-        rate=dict(resnet=rate, mobile=mobile_rate),
-        nesterov=nesterov,
-        iterations_per_epoch=per_epoch,
-        max_iter=EPOCHS * per_epoch,
-        milestones=[epoch * per_epoch for epoch in decay_epochs],
-        mean=mean,
-        std=std,
-    )
+    milestones = [epoch * per_epoch for epoch in decay_epochs]
+    lengths = dict(iterations_per_epoch=per_epoch, max_iter=EPOCHS * per_epoch, milestones=milestones)
+    return dict(batch_size=batch_size, **lengths, **more)
 
 
 recipes = dict(
     RepDistiller=schedule(
         batch_size=64,
-        rate=0.05,
-        mobile_rate=0.01,
-        nesterov=False,
         decay_epochs=(150, 180, 210),
+        rate=dict(resnet=0.05, mobile=0.01),
+        nesterov=False,
         mean=(0.5071, 0.4867, 0.4408),
         std=(0.2675, 0.2565, 0.2761),
     ),
     ReviewKD=schedule(
         batch_size=128,
-        rate=0.1,
-        mobile_rate=0.02,
-        nesterov=True,
         decay_epochs=(151, 181, 211),  # its code looks at the epoch's number after the epoch
+        rate=dict(resnet=0.1, mobile=0.02),
+        nesterov=True,
         mean=(125.3 / 255, 123.0 / 255, 113.9 / 255),
         std=(63.0 / 255, 62.1 / 255, 66.7 / 255),
     ),

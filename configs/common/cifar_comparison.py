@@ -15,12 +15,8 @@ warmup_epochs: Any = dict(value="\\${warmup_epochs.value}")
 
 def row(name: str, label: str, balancer: Any) -> dict[str, Any]:
     """One method of the comparison."""
-    return dict(
-        label=label,
-        method=entries[name].method,
-        balancer=balancer,
-        settings={"choice.method": name},
-    )
+    settings = {"choice.method": name}
+    return dict(label=label, method=entries[name].method, balancer=balancer, settings=settings)
 
 
 methods = {name: row(name, entry.label, entry.balancer) for name, entry in entries.items()}

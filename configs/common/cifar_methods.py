@@ -27,6 +27,7 @@ from mokd_det.distillation import (
 )
 
 from .classification import mokd, plain_sum
+from .classification import with_logits as beside_logits
 
 # The recipes are SGD's, which feels the length of a step: weights that add up to 2, as those of the plain sum do.
 amortized = {**mokd.balancer, "total": 2.0}
@@ -73,12 +74,9 @@ def entry(
     )
 
 
-def with_logits(method: Any, temperature: float = 4.0) -> Any:
+def with_logits(method: Any) -> Any:
     """A method on pooled features beside KL on the logits, at the temperature of the CIFAR literature."""
-    return L(Combined)(
-        parts=dict(kd=method, kl=L(LogitDistillation)(temperature=temperature)),
-        taps=dict(kd=["pooled"], kl=["logits"]),
-    )
+    return beside_logits(method, temperature=4.0)
 
 
 def with_norm_direction(method: Any, taps: list[str]) -> Any:
@@ -88,6 +86,9 @@ def with_norm_direction(method: Any, taps: list[str]) -> Any:
         taps=dict(kd=taps, nd=["pooled"]),
     )
 
+
+both = ["pooled", "logits"]
+subspaces = with_logits(L(MoKD)(task="classification"))
 
 methods: Any = dict(
     none=entry("student alone", L(NoDistillation)(), [], {}, needs_teacher=False),
@@ -126,13 +127,8 @@ methods: Any = dict(
         dict(crd=0.8),
         negatives="${pair.negatives}",
     ),
-    srd=entry("SRD", with_logits(L(SRD)()), ["pooled", "logits"], dict(kd_srd=1.0, kl_kl=1.0)),
-    vkd=entry(
-        "VkD",
-        with_logits(L(VkD)(task="classification")),
-        ["pooled", "logits"],
-        dict(kd_pooled=1.0, kl_kl=1.0),
-    ),
+    srd=entry("SRD", with_logits(L(SRD)()), both, dict(kd_srd=1.0, kl_kl=1.0)),
+    vkd=entry("VkD", with_logits(L(VkD)(task="classification")), both, dict(kd_pooled=1.0, kl_kl=1.0)),
     # with class centres
     kd_pp=entry(
         "KD++",
@@ -153,17 +149,6 @@ methods: Any = dict(
         dict(kd_review="${pair.review_pp.kd}", nd_nd="${pair.review_pp.nd}"),
     ),
     # MoKD: subspaces and logits against the task
-    mokd=entry(
-        "MoKD",
-        with_logits(L(MoKD)(task="classification")),
-        ["pooled", "logits"],
-        dict(kd_pooled=1.0, kl_kl=1.0),
-        balancer=amortized,
-    ),
-    mokd_fixed=entry(
-        "MoKD, fixed weights",
-        with_logits(L(MoKD)(task="classification")),
-        ["pooled", "logits"],
-        dict(kd_pooled=1.0, kl_kl=1.0),
-    ),
+    mokd=entry("MoKD", subspaces, both, dict(kd_pooled=1.0, kl_kl=1.0), balancer=amortized),
+    mokd_fixed=entry("MoKD, fixed weights", subspaces, both, dict(kd_pooled=1.0, kl_kl=1.0)),
 )

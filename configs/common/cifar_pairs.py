@@ -4,30 +4,21 @@ from typing import Any
 
 
 def pair(
-    student: str,
-    teacher: str,
-    *,
-    dkd_beta: float,
-    review: float,
-    review_pp: tuple[float, float],
-    kd_pp: tuple[float, float],
-    dkd_pp: tuple[float, float, float],
-    student_pre: str = "pre",
-    middle_stride: int = 2,
+    student: str, teacher: str, *, student_pre: str = "pre", middle_stride: int = 2, **weights: Any
 ) -> dict[str, Any]:
     """One pair.
 
     Args:
         student: name in cifar_networks.py.
         teacher: name there, and of its published checkpoint.
-        dkd_beta: weight of DKD's second term.
-        review: weight of ReviewKD.
-        review_pp: weights of ReviewKD++: its own, and ND's.
-        kd_pp: weights of KD++, likewise.
-        dkd_pp: weights of DKD++: alpha, beta, and ND's.
         student_pre: the student's maps that OFD compares; "maps" where nothing is activated after them.
         middle_stride: of USKD's weak head.
+        weights: ``dkd_beta`` of DKD's second term, ``review`` of ReviewKD; ``review_pp`` and ``kd_pp`` of ReviewKD++
+            and KD++, their own and ND's; ``dkd_pp`` of DKD++, alpha, beta, and ND's.
     """
+    for key in ("review_pp", "kd_pp", "dkd_pp"):
+        parts = ("alpha", "beta", "nd") if key == "dkd_pp" else ("kd", "nd")
+        weights[key] = dict(zip(parts, weights[key]))
     return dict(
         student=student,
         teacher=teacher,
@@ -35,13 +26,9 @@ def pair(
         num_classes=100,
         train_images=50000,
         negatives=16384,  # of CRD
-        dkd_beta=dkd_beta,
-        review=review,
-        review_pp=dict(zip(("kd", "nd"), review_pp)),
-        kd_pp=dict(zip(("kd", "nd"), kd_pp)),
-        dkd_pp=dict(zip(("alpha", "beta", "nd"), dkd_pp)),
         student_pre=student_pre,
         middle_stride=middle_stride,
+        **weights,
     )
 
 

@@ -4,10 +4,12 @@ from typing import Any
 
 from detectron2.config import LazyCall as L
 
-from mokd_det.balancing import Amortized, FixedWeights
+from mokd_det.balancing import FixedWeights
+from mokd_det.distillation import Combined, LogitDistillation
+
+from .objectives import amortized
 
 two = dict(distill=["loss_distill_*"], task=["loss_cls"])
-amortized = L(Amortized)(pi_optimizer="adamw", lr=0.025, weight_decay=0.01, update_every=1)
 
 # a model that is trained alone has one objective, and its weight is 1
 alone: Any = dict(objectives=dict(task=["loss_cls"]), balancer=L(FixedWeights)())
@@ -27,3 +29,10 @@ mean: Any = dict(objectives=two, balancer=L(FixedWeights)(weights=dict(distill=0
 # the teacher's logits teach the student's distillation token; features are compared after pooling
 dist_token = dict(student="dist_logits", teacher="logits")
 token_and_features = dict(logits=dist_token, pooled="pooled")
+
+
+def with_logits(method: Any, **options: Any) -> Any:
+    """A method on pooled features beside the divergence of the class probabilities (``options``: its temperature)."""
+    return L(Combined)(
+        parts=dict(kd=method, kl=L(LogitDistillation)(**options)), taps=dict(kd=["pooled"], kl=["logits"])
+    )

@@ -7,12 +7,12 @@ from typing import Any
 
 from detectron2.config import LazyCall as L
 
-from mokd_det.balancing import FixedWeights
-from mokd_det.distillation import Combined, LogitDistillation, MoKD, NoDistillation, ProjectorMatching, VkD
+from mokd_det.distillation import LogitDistillation, MoKD, NoDistillation, ProjectorMatching, VkD
 
-from .classification import alone, mokd, mokd_three_objectives
+from .classification import alone, mokd, mokd_three_objectives, with_logits
+from .objectives import fixed as weighted
 
-fixed, amortized = L(FixedWeights)(weights=dict(distill=1.0, task=1.0)), mokd.balancer
+fixed, amortized = weighted(1), mokd.balancer
 on_logits = {"model.taps": dict(logits="logits")}
 on_both = {"model.taps": dict(pooled="pooled", logits="logits")}
 # the comparison knows the distillation losses as "distill": here those of the features
@@ -22,19 +22,8 @@ three = {
     "task": mokd_three_objectives.objectives.cls,
 }
 
-
-def with_logits(method: Any) -> Any:
-    """A method on pooled features beside the divergence of the class probabilities."""
-    return L(Combined)(
-        parts=dict(kd=method, kl=L(LogitDistillation)()), taps=dict(kd=["pooled"], kl=["logits"])
-    )
-
-
-kd, vkd, subspaces = (
-    L(LogitDistillation)(),
-    with_logits(L(VkD)(task="classification")),
-    with_logits(L(MoKD)(task="classification")),
-)
+kd, vkd = L(LogitDistillation)(), with_logits(L(VkD)(task="classification"))
+subspaces = with_logits(L(MoKD)(task="classification"))
 
 methods: Any = dict(
     none=dict(label="student alone", method=L(NoDistillation)(), balancer=alone.balancer),

@@ -9,13 +9,12 @@ from typing import Any
 
 from detectron2.config import LazyCall as L
 
-from mokd_det.balancing import FixedWeights
 from mokd_det.distillation import FGD, KDDETR, LD, MGD, PKD, CrossKD, DETRDistill, FoundationFeatures
 
 from .methods import methods as basic
-from .objectives import mokd
+from .objectives import fixed
 
-plain_sum, amortized = L(FixedWeights)(weights=dict(distill=1.0, task=1.0)), mokd.balancer
+plain_sum = fixed(1)
 
 
 def entry(

@@ -8,16 +8,11 @@ from typing import Any
 
 from detectron2.config import LazyCall as L
 
-from mokd_det.balancing import ClosedForm, FixedWeights, MeanOf, Replay, SumNorm
+from mokd_det.balancing import ClosedForm, MeanOf, Replay, SumNorm
 from mokd_det.distillation import MoKD, NoDistillation, TokenMatching, VkD
 
 from .detector_methods import methods as detectors
-from .objectives import alone, mokd
-
-
-def _fixed(weight: float) -> Any:
-    return L(FixedWeights)(weights=dict(distill=float(weight), task=1.0))
-
+from .objectives import alone, fixed, mokd
 
 similarity = L(MoKD)(loss="similarity")
 standardized = L(MoKD)(loss="similarity", norm="standardize", student_norm="before")
@@ -35,7 +30,7 @@ for name, label, method, weight in (
     ("layer_norm", "MoKD regression, layer norm", layer_norm, 1 / 4),
 ):
     for kind, said, balancer in (
-        ("fixed", f"fixed {weight:g}", _fixed(weight)),
+        ("fixed", f"fixed {weight:g}", fixed(weight)),
         ("amortized", "amortised", mokd["balancer"]),
         ("closed_form", "closed form", L(ClosedForm)()),
     ):
@@ -53,7 +48,7 @@ for name, said, balancer in controls:
 # times the weights in detector_methods.py
 for name, weight in dict(pkd=1 / 4, mgd=100, fgd=4, detr_distill=1, kd_detr=1 / 4, foundation=1).items():
     label = f"{detectors[name]['label']}, {weight:g} × published"
-    methods[f"{name}_fixed"] = {**detectors[name], "label": label, "balancer": _fixed(weight)}
+    methods[f"{name}_fixed"] = {**detectors[name], "label": label, "balancer": fixed(weight)}
 methods["detr_distill_amortized"] = {
     **detectors["detr_distill"],
     "label": "DETRDistill, amortised",

@@ -12,14 +12,17 @@ amortized = L(Amortized)(pi_optimizer="adamw", lr=0.025, weight_decay=0.01, upda
 # a model that is trained alone has one objective, and its weight is 1
 alone: Any = dict(objectives=dict(task=task), balancer=L(FixedWeights)())
 
+
+def fixed(distill: float) -> Any:
+    """A plain sum with a constant weight for the distillation."""
+    return L(FixedWeights)(weights=dict(distill=float(distill), task=1.0))
+
+
 # MoKD: two objectives, their weights learned beside the model (amortised, updated every iteration)
 mokd: Any = dict(objectives=dict(distill=distillation, task=task), balancer=amortized)
 
 # token matching and VkD as published: the plain sum with distillation's coefficient 4
-published: Any = dict(
-    objectives=dict(distill=distillation, task=task),
-    balancer=L(FixedWeights)(weights=dict(distill=4.0, task=1.0)),
-)
+published: Any = dict(objectives=dict(distill=distillation, task=task), balancer=fixed(4))
 
 # MoKD for Hugging Face's detectors: classes (focal, varifocal, matchability-aware), boxes and their distributions
 mokd_transformers: Any = dict(

@@ -9,12 +9,12 @@ from typing import Any
 
 from detectron2.config import LazyCall as L
 
-from mokd_det.balancing import FixedWeights
 from mokd_det.distillation import MoKD, NoDistillation, TokenMatching, VkD
 
 from .objectives import alone, mokd
+from .objectives import fixed as weighted
 
-fixed, amortized = L(FixedWeights)(weights=dict(distill=1 / 16, task=1.0)), mokd.balancer
+fixed, amortized = weighted(1 / 16), mokd.balancer
 slow, fast = {"optimizer.lr": 2e-3}, {"optimizer.lr": 4e-3}
 
 methods: Any = dict(

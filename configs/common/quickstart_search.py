@@ -3,10 +3,9 @@ and what each reached. ``_lr2`` is a learning rate of 2e-3, ``_lr4`` of 4e-3."""
 
 from detectron2.config import LazyCall as L
 
-from mokd_det.balancing import FixedWeights
 from mokd_det.distillation import MoKD, NoDistillation, TokenMatching, VkD
 
-from .objectives import alone, mokd
+from .objectives import alone, fixed, mokd
 
 FORMS = dict(
     similarity={},
@@ -25,10 +24,12 @@ for rate, mark in ((2e-3, "lr2"), (4e-3, "lr4")):
             settings={**settings, "optimizer.params.weight_decay": decay},
         )
     for weight in (1 / 16, 1 / 4, 1, 4, 16):
-        fixed = L(FixedWeights)(weights=dict(distill=float(weight), task=1.0))
         for name, label, method in (("tm", "token matching", TokenMatching), ("vkd", "VkD", VkD)):
             methods[f"{name}_{weight:g}_{mark}"] = dict(
-                label=f"{label}, {weight:g}, {mark}", method=L(method)(), balancer=fixed, settings=settings
+                label=f"{label}, {weight:g}, {mark}",
+                method=L(method)(),
+                balancer=fixed(weight),
+                settings=settings,
             )
     for form, options in FORMS.items():
         methods[f"mokd_{form}_{mark}"] = dict(

@@ -21,11 +21,8 @@ def deit(name: str) -> Any:
 
 
 # without a distillation token, and with one
-tiny, small = deit("deit_tiny_patch16_224"), deit("deit_small_patch16_224")
-tiny_distilled, small_distilled = (
-    deit("deit_tiny_distilled_patch16_224"),
-    deit("deit_small_distilled_patch16_224"),
-)
+tiny, tiny_distilled = deit("deit_tiny_patch16_224"), deit("deit_tiny_distilled_patch16_224")
+small, small_distilled = deit("deit_small_patch16_224"), deit("deit_small_distilled_patch16_224")
 
 # DeiT's own teacher. Without the tag, timm's default is one that was trained on ImageNet-12k (sw_in12k).
 regnety_160 = timm_classifier("regnety_160.deit_in1k")

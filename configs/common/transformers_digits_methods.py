@@ -4,22 +4,16 @@ from typing import Any
 
 from detectron2.config import LazyCall as L
 
-from mokd_det.balancing import FixedWeights
 from mokd_det.distillation import LD, MoKD, NoDistillation
 
-from .objectives import alone, amortized
+from .objectives import alone, amortized, fixed
 
 sides = {name: name for name in ("corners", "logits")}
 
-
-def _fixed(weight: float) -> Any:
-    return L(FixedWeights)(weights=dict(distill=float(weight), task=1.0))
-
-
 methods: Any = dict(
     none=dict(label="student alone", method=L(NoDistillation)(), balancer=alone["balancer"]),
-    similarity=dict(label="MoKD similarity, fixed 4", method=L(MoKD)(loss="similarity"), balancer=_fixed(4)),
+    similarity=dict(label="MoKD similarity, fixed 4", method=L(MoKD)(loss="similarity"), balancer=fixed(4)),
     mokd=dict(label="MoKD similarity, amortised", method=L(MoKD)(loss="similarity"), balancer=amortized),
     # as published for dense heads: T = 10, weight 0.25
-    ld=dict(label="LD, fixed 0.25", method=L(LD)(), balancer=_fixed(0.25), settings={"model.taps": sides}),
+    ld=dict(label="LD, fixed 0.25", method=L(LD)(), balancer=fixed(0.25), settings={"model.taps": sides}),
 )

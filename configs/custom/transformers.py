@@ -6,11 +6,10 @@ model.source=DIR data.train.json=FILE data.train.images=FOLDER data.val.json=FIL
 from detectron2.config import LazyCall as L
 from detectron2.data import transforms as T
 
-from mokd_det.balancing import FixedWeights
 from mokd_det.data import RandomChoice, RandomSizeCrop
 from mokd_det.modeling import TransformersDetector
 
-from ..common.objectives import mokd_transformers
+from ..common.objectives import alone, mokd_transformers
 from .common import data, dataloader, from_data, lr_multiplier, optimizer, train
 
 images = dict(side=640)  # every image becomes this square; a multiple of 32
@@ -31,6 +30,6 @@ dataloader.train.mapper.augmentation = [
 ]
 dataloader.test.mapper.augmentation = [L(T.Resize)(shape="${images.side}")]
 
-objectives, balancer = dict(task=mokd_transformers.objectives.task), L(FixedWeights)()
+objectives, balancer = dict(task=mokd_transformers.objectives.task), alone.balancer
 optimizer.params.backbone_lr = 1e-5
 train.output_dir = "output/custom/transformers"

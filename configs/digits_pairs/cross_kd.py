@@ -2,9 +2,9 @@
 
 from detectron2.config import LazyCall as L
 
-from mokd_det.balancing import FixedWeights
 from mokd_det.distillation import CrossKD, Distiller
 
+from ..common.objectives import fixed
 from ..common.objectives import mokd_convolutional as mokd
 from .common import dataloader, fcos, lr_multiplier, optimizer, pyramid, train
 
@@ -15,6 +15,6 @@ model = L(Distiller)(
     method=L(CrossKD)(),
     taps=dict(patch=pyramid),
 )
-objectives, balancer = mokd.objectives, L(FixedWeights)(weights=dict(distill=1.0, task=1.0))
+objectives, balancer = mokd.objectives, fixed(1)
 train.max_iter = 100
 train.output_dir = "output/digits_pairs/cross_kd"

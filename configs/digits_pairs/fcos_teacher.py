@@ -1,13 +1,10 @@
 """The wider and deeper FCOS alone."""
 
-from detectron2.config import LazyCall as L
-
-from mokd_det.balancing import FixedWeights
-
+from ..common.objectives import alone
 from ..common.objectives import mokd_convolutional as mokd
 from .common import dataloader, fcos, lr_multiplier, optimizer, train
 
 model = fcos(16, depth=2)
-objectives, balancer = dict(task=mokd.objectives.task), L(FixedWeights)()
+objectives, balancer = dict(task=mokd.objectives.task), alone.balancer
 train.max_iter = 150
 train.output_dir = "output/digits_pairs/fcos_teacher"

@@ -2,9 +2,9 @@
 
 from detectron2.config import LazyCall as L
 
-from mokd_det.balancing import FixedWeights
 from mokd_det.distillation import LD, Distiller
 
+from ..common.objectives import fixed
 from ..common.objectives import mokd_transformers as mokd
 from .common import d_fine, dataloader, lr_multiplier, optimizer, train
 
@@ -16,6 +16,6 @@ model = L(Distiller)(
     taps=dict(corners="corners", logits="logits"),
     token_matching="hungarian",
 )
-objectives, balancer = mokd.objectives, L(FixedWeights)(weights=dict(distill=0.25, task=1.0))
+objectives, balancer = mokd.objectives, fixed(0.25)
 train.max_iter = 100
 train.output_dir = "output/digits_pairs/ld"

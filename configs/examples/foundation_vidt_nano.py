@@ -5,12 +5,11 @@
 
 from detectron2.config import LazyCall as L
 
-from mokd_det.balancing import FixedWeights
 from mokd_det.distillation import Distiller, FoundationFeatures
 from mokd_det.modeling import FeatureTeacher
 
 from ..common.coco import dataloader
-from ..common.objectives import mokd
+from ..common.objectives import fixed, mokd
 from ..common.schedule import lr_multiplier, optimizer, train
 from ..common.vidt import nano as student
 
@@ -21,6 +20,6 @@ model = L(Distiller)(
     taps=dict(patch=dict(student=dict(path="patch", strides=[32]), teacher="patch")),
 )
 # the published weight of the small models; balancer=mokd.balancer learns it
-objectives, balancer = mokd.objectives, L(FixedWeights)(weights=dict(distill=5.0, task=1.0))
+objectives, balancer = mokd.objectives, fixed(5)
 train.init_checkpoint = "checkpoints/swin_nano_patch4_window7_224.pth"
 train.output_dir = "output/foundation_vidt_nano"

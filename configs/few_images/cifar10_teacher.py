@@ -2,15 +2,14 @@
 
 from typing import Any
 
-import torch
 from detectron2.config import LazyCall as L
 
 from mokd_det.classification import ImageClassifier
 from mokd_det.classification.cifar import CifarResNet
 from mokd_det.classification.cifar10_jpeg import Cifar10Jpeg
-from mokd_det.engine import get_timm_param_groups
 
 from ..common.classification import alone
+from ..FashionMNIST.common import optimizer
 from .common import NUM_CLASSES, loaders, lr_multiplier, training
 
 
@@ -26,10 +25,4 @@ model = resnet(8, (16, 16, 32, 64))
 objectives, balancer = alone.objectives, alone.balancer
 dataloader = loaders(Cifar10Jpeg, 1200, mean=(0.49, 0.48, 0.45), std=(0.23, 0.22, 0.24))
 dataloader["train"].update(views=None, keep_views=False)
-optimizer = L(torch.optim.SGD)(
-    params=L(get_timm_param_groups)(weight_decay=5e-4, decay_vectors=True),
-    lr=0.1,
-    momentum=0.9,
-    nesterov=True,
-)
 train = training(400, "cifar10_teacher")

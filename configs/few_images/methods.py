@@ -7,35 +7,20 @@ from typing import Any
 
 from detectron2.config import LazyCall as L
 
-from mokd_det.balancing import Amortized, FixedWeights
-from mokd_det.distillation import (
-    CRD,
-    Combined,
-    FitNet,
-    LogitDistillation,
-    MoKD,
-    NoDistillation,
-    ReviewKD,
-    VkD,
-)
+from mokd_det.balancing import Amortized
+from mokd_det.distillation import CRD, FitNet, LogitDistillation, MoKD, NoDistillation, ReviewKD, VkD
 
+from ..common.cifar_methods import with_logits
 from ..common.classification import alone
+from ..common.objectives import fixed as weighted
 
-fixed = L(FixedWeights)(weights=dict(distill=1.0, task=1.0))
+fixed = weighted(1)
 both = ["pooled", "logits"]
 
 
 def amortized(lr: float = 0.025, total: float = 1.0) -> Any:
     """MoKD's balancer; a step of SGD feels ``total``, one of AdamW does not."""
     return L(Amortized)(pi_optimizer="adamw", lr=lr, weight_decay=0.01, total=total)
-
-
-def with_logits(method: Any) -> Any:
-    """Pooled features beside the divergence of the class probabilities, at the temperature of the CIFAR literature."""
-    return L(Combined)(
-        parts=dict(kd=method, kl=L(LogitDistillation)(temperature=4.0)),
-        taps=dict(kd=["pooled"], kl=["logits"]),
-    )
 
 
 def cell(
@@ -71,10 +56,8 @@ methods = dict(
     similarity=cell("MoKD similarity, fixed", similarity, both),
     regression=cell("MoKD regression, fixed", regression, both),
 )
-for name, label, method in (
-    ("similarity", "MoKD similarity", similarity),
-    ("regression", "MoKD regression", regression),
-):
+for name, method in (("similarity", similarity), ("regression", regression)):
+    label = f"MoKD {name}"
     for total in (1.0, 2.0, 4.0):
         methods[f"{name}_total_{total:g}"] = cell(
             f"{label}, amortised, total {total:g}", method, both, amortized(total=total)

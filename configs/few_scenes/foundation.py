@@ -5,11 +5,10 @@ The ViT is no foundation model but one that ``docs/make_digits_vit.py`` trains o
 
 from detectron2.config import LazyCall as L
 
-from mokd_det.balancing import FixedWeights
 from mokd_det.distillation import Distiller, FoundationFeatures
 from mokd_det.modeling import FeatureTeacher
 
-from ..common.objectives import mokd
+from ..common.objectives import fixed, mokd
 from .common import dataloader, lr_multiplier, optimizer, student, train
 
 model = L(Distiller)(
@@ -18,7 +17,7 @@ model = L(Distiller)(
     method=L(FoundationFeatures)(),
     taps=dict(patch=dict(student=dict(path="patch", strides=[8]), teacher="patch")),
 )
-objectives, balancer = mokd.objectives, L(FixedWeights)(weights=dict(distill=5.0, task=1.0))
+objectives, balancer = mokd.objectives, fixed(5)
 train.init_checkpoint = "output/few_scenes/pretrain/student_final.pth"
 train.init_on_class_mismatch = "reinit"
 train.output_dir = "output/few_scenes/foundation"

@@ -11,14 +11,10 @@ from mokd_det.balancing import FixedWeights
 from mokd_det.distillation import MoKD, NoDistillation, TokenMatching, VkD
 
 from ..common.objectives import alone, mokd
+from ..common.objectives import fixed as weighted
 from .common import FOLDER
 
-
-def fixed(**weights: float) -> Any:
-    """Constant weights; 1 where none is given."""
-    return L(FixedWeights)(weights=dict(distill=1.0, task=1.0) | weights)
-
-
+fixed = weighted(1)
 similarity = L(MoKD)(loss="similarity")
 unlabeled = {
     "data.unlabeled.images": f"{FOLDER}/images",
@@ -26,9 +22,9 @@ unlabeled = {
 }
 methods: Any = dict(
     none=dict(label="student alone", method=L(NoDistillation)(), balancer=alone.balancer),
-    token_matching=dict(label="token matching, fixed", method=L(TokenMatching)(), balancer=fixed()),
-    vkd=dict(label="VkD, fixed", method=L(VkD)(), balancer=fixed()),
-    mokd_fixed=dict(label="MoKD, fixed", method=similarity, balancer=fixed()),
+    token_matching=dict(label="token matching, fixed", method=L(TokenMatching)(), balancer=fixed),
+    vkd=dict(label="VkD, fixed", method=L(VkD)(), balancer=fixed),
+    mokd_fixed=dict(label="MoKD, fixed", method=similarity, balancer=fixed),
     mokd=dict(label="MoKD, amortised", method=similarity, balancer=mokd.balancer),
     mokd_unlabeled=dict(
         label="MoKD and unlabelled, amortised",
@@ -39,7 +35,7 @@ methods: Any = dict(
     mokd_unlabeled_fixed=dict(
         label="MoKD and unlabelled, fixed",
         method=similarity,
-        balancer=fixed(unlabeled=1.0),
+        balancer=L(FixedWeights)(weights=dict(distill=1.0, task=1.0, unlabeled=1.0)),
         settings=unlabeled,
     ),
 )

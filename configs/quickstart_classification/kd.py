@@ -2,17 +2,12 @@
 
 from detectron2.config import LazyCall as L
 
-from mokd_det.distillation import Distiller, LogitDistillation
+from mokd_det.distillation import LogitDistillation
 
 from ..common.classification import plain_sum
-from .common import dataloader, lr_multiplier, optimizer, student, teacher, train
+from .mokd import dataloader, lr_multiplier, model, objectives, optimizer, train
 
-model = L(Distiller)(
-    student=student,
-    teacher=teacher,
-    teacher_checkpoint="output/quickstart_classification/teacher/student_final.pth",
-    method=L(LogitDistillation)(),
-    taps=dict(logits="logits"),
-)
-objectives, balancer = plain_sum.objectives, plain_sum.balancer
+model.method = L(LogitDistillation)()
+model.taps = dict(logits="logits")
+balancer = plain_sum.balancer
 train.output_dir = "output/quickstart_classification/kd"

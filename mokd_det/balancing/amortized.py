@@ -8,14 +8,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mokd_det.errors import ConfigError
+from mokd_det.errors import ConfigError, require_choice
 
 from .base import Balancer, Forward, StepContext
-from .log_objective import LogObjective
+from .log_objective import LogObjective, PerObjective
 from .single_backward import adaptive_backward, mean_losses
 from .vector_adam import VectorAdam
 
 __all__ = ["Amortized"]
+
+PiOptimizer = Literal["adamw", "adam"]
+Accumulation = Literal["exact", "micro"]
+Improvement = Literal["log", "relative"]
 
 
 class Amortized(Balancer):
@@ -65,31 +69,25 @@ class Amortized(Balancer):
 
     def __init__(
         self,
-        pi_optimizer: Literal["adamw", "adam"] = "adamw",
+        pi_optimizer: PiOptimizer = "adamw",
         lr: float = 0.025,
         weight_decay: float = 0.01,
         update_every: int = 1,
-        min_losses: Mapping[str, float] | Sequence[float] | float = 0.0,
+        min_losses: PerObjective = 0.0,
         eps: float = 1e-8,
         pi_min: float = 0.0,
         total: float | None = 1.0,
-        accumulation: Literal["exact", "micro"] = "exact",
-        improvement: Literal["log", "relative"] = "log",
+        accumulation: Accumulation = "exact",
+        improvement: Improvement = "log",
     ) -> None:
         super().__init__(update_every)
-        if pi_optimizer not in ("adamw", "adam"):
-            raise ConfigError(f"balancer.pi_optimizer must be 'adamw' or 'adam', not {pi_optimizer!r}")
-        if accumulation not in ("exact", "micro"):
-            raise ConfigError(f"balancer.accumulation must be 'exact' or 'micro', not {accumulation!r}")
-        if improvement not in ("log", "relative"):
-            raise ConfigError(f"balancer.improvement must be 'log' or 'relative', not {improvement!r}")
-        if total is not None and not total > 0:
-            raise ConfigError(f"balancer.total must be positive or None, not {total!r}")
+        require_choice("balancer.pi_optimizer", pi_optimizer, PiOptimizer)
+        require_choice("balancer.accumulation", accumulation, Accumulation)
+        require_choice("balancer.improvement", improvement, Improvement)
         self._decoupled = pi_optimizer == "adamw"
         self._lr, self._weight_decay = lr, weight_decay
-        self._log = LogObjective(min_losses, eps)
-        self.pi_min, self.total, self.accumulation = pi_min, total, accumulation
-        self.improvement = improvement
+        self._log = LogObjective(min_losses, eps, total)
+        self.pi_min, self.accumulation, self.improvement = pi_min, accumulation, improvement
         self._before: Tensor | None = None
         self._optimizer = self._new_optimizer(torch.zeros(0, dtype=torch.float64))
 
@@ -117,19 +115,13 @@ class Amortized(Balancer):
         losses, applied = adaptive_backward(
             forwards,
             context,
-            lambda means: self._log.raw_weights(pi, means, self.total),
+            lambda means: self._log.raw_weights(pi, means),
             each_micro_batch=self.accumulation == "micro",
         )
         self._before = losses
-        shifted = self._log.shifted(losses)
-        scalars: dict[str, Tensor | float] = {
-            "balanced_loss": (pi * shifted.log()).sum()
-            * (1.0 if self.total is None else self.total / (pi / shifted).sum())
-        }
-        for name, weight, raw in zip(self.objectives, pi.unbind(), applied.unbind(), strict=True):
-            scalars[f"pi/{name}"] = weight
-            scalars[f"raw_weight/{name}"] = raw
-        return scalars
+        shifted, total = self._log.shifted(losses), self._log.total
+        balanced = (pi * shifted.log()).sum() * (1.0 if total is None else total / (pi / shifted).sum())
+        return {"balanced_loss": balanced, **self._named("pi", pi), **self._named("raw_weight", applied)}
 
     def after_step(self, forwards: Sequence[Forward], context: StepContext) -> Mapping[str, Tensor | float]:
         before, self._before = self._before, None
@@ -150,15 +142,10 @@ class Amortized(Balancer):
         gain = old.log() - new.log() if self.improvement == "log" else (old - new) / old
         share = torch.softmax(self._optimizer.value, 0)
         gradient = share * (gain - (share * gain).sum())
-        return gradient, {
-            f"{self.improvement}_gain/{name}": value
-            for name, value in zip(self.objectives, gain.unbind(), strict=True)
-        }
+        return gradient, self._named(f"{self.improvement}_gain", gain)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"objectives": list(self.objectives), "logits": self._optimizer.state_dict()}
+    def _state(self) -> dict[str, Any]:
+        return {"logits": self._optimizer.state_dict()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore w and its moments; other objectives start anew, with a warning."""
-        if self._is_own_state(state):
-            self._optimizer.load_state_dict(state["logits"])
+    def _load_state(self, state: Mapping[str, Any]) -> None:
+        self._optimizer.load_state_dict(state["logits"])

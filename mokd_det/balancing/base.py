@@ -115,19 +115,38 @@ class Balancer(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed run needs, as plain containers, numbers and tensors."""
-        return {}
+        state = self._state()
+        return {"objectives": list(self.objectives), **state} if state else {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        if state:
-            raise ValueError(f"{type(self).__name__} has no state, got {sorted(state)}")
+        """Restore it; with the state of other objectives the weights start anew, and a warning says so."""
+        if type(self)._state is Balancer._state:
+            if state:
+                raise ValueError(f"{type(self).__name__} has no state, got {sorted(state)}")
+        elif tuple(state["objectives"]) == self.objectives:
+            self._load_state(state)
+        else:
+            _logger.warning(
+                "the checkpoint's balancer weights belong to the objectives %s, not %s: they start anew",
+                list(state["objectives"]),
+                list(self.objectives),
+            )
 
-    def _is_own_state(self, state: Mapping[str, Any]) -> bool:
-        """Whether a saved state belongs to these objectives; if not, warns and the weights start anew."""
-        if tuple(state["objectives"]) == self.objectives:
-            return True
-        _logger.warning(
-            "the checkpoint's balancer weights belong to the objectives %s, not %s: they start anew",
-            list(state["objectives"]),
-            list(self.objectives),
-        )
-        return False
+    def _state(self) -> dict[str, Any]:
+        """The state beside the names of the objectives; {}: there is none."""
+        return {}
+
+    def _load_state(self, state: Mapping[str, Any]) -> None:  # noqa: B027 (most have none)
+        """Take over what :meth:`_state` gave."""
+
+    def _named(self, kind: str, values: Tensor) -> dict[str, Tensor | float]:
+        """Scalars ``<kind>/<objective>`` to log, of values (K,)."""
+        return {f"{kind}/{name}": value for name, value in zip(self.objectives, values.unbind(), strict=True)}
+
+    def _require_one_of_several(self, objective: str) -> None:
+        """Refuse a ``balancer.objective`` that is none, or that is the only one."""
+        if objective not in self.objectives or len(self.objectives) < 2:
+            raise ConfigError(
+                f"balancer.objective='{objective}' must be one of two or more objectives; "
+                f"they are {list(self.objectives)}"
+            )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -11,6 +11,7 @@ from mokd_det.errors import ConfigError
 
 from .base import StepContext
 from .gram_balancer import GramBalancer
+from .log_objective import PerObjective
 from .min_norm import MAX_OBJECTIVES, min_norm_weights_of_live
 
 __all__ = ["ClosedForm"]
@@ -39,7 +40,7 @@ class ClosedForm(GramBalancer):
         self,
         update_every: int = 1,
         total: float | None = 1.0,
-        min_losses: Mapping[str, float] | Sequence[float] | float = 0.0,
+        min_losses: PerObjective = 0.0,
         eps: float = 1e-8,
         trunk_only: bool = False,
         lag: bool = False,

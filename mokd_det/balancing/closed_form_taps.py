@@ -12,6 +12,7 @@ from mokd_det.errors import ConfigError
 from .base import Forward, StepContext
 from .closed_form import ClosedForm
 from .collectives import all_reduce_mean, all_reduce_sum, world_size
+from .log_objective import PerObjective
 from .single_backward import weighted_backward
 
 __all__ = ["ClosedFormTaps"]
@@ -25,9 +26,8 @@ class ClosedFormTaps(ClosedForm):
     the weights differ from :class:`ClosedForm`'s; ``docs/theory.md`` measures by how much. Parameters behind the taps
     (heads, decoder) do not enter. If one tap feeds another, paths through both count twice.
 
-    Needs K partial backward passes from the losses to the taps and one full one: nearly free when the taps
-    are close to the losses. With m > 1 micro-batches each is run forward twice, because π* belongs to all of
-    them.
+    Needs K partial backward passes from the losses to the taps and one full one: nearly free when the taps are close to
+    the losses. With m > 1 micro-batches each is run forward twice, because π* belongs to all of them.
 
     Args: as :class:`ClosedForm`, without ``trunk_only``: no parameter enters G.
 
@@ -39,7 +39,7 @@ class ClosedFormTaps(ClosedForm):
         self,
         update_every: int = 1,
         total: float | None = 1.0,
-        min_losses: Mapping[str, float] | Sequence[float] | float = 0.0,
+        min_losses: PerObjective = 0.0,
         eps: float = 1e-8,
         lag: bool = False,
     ) -> None:
@@ -81,14 +81,11 @@ class ClosedFormTaps(ClosedForm):
         rows = []
         for index, objective in enumerate((losses * context.loss_scale).unbind()):
             keep = keep_graph or index + 1 < len(losses)
-            gradients = torch.autograd.grad(objective, taps, retain_graph=keep, allow_unused=True)
-            rows.append(gradients)
+            rows.append(torch.autograd.grad(objective, taps, retain_graph=keep, allow_unused=True))
         gram = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=losses.device)
         for place, tap in enumerate(taps):
-            flat = torch.stack(
-                [torch.zeros_like(tap) if row[place] is None else row[place] for row in rows]
-            ).flatten(1)
-            wide = flat.double()
+            of_tap = [torch.zeros_like(tap) if row[place] is None else row[place] for row in rows]
+            wide = torch.stack(of_tap).flatten(1).double()
             gram.addmm_(wide, wide.T)
         scale = torch.as_tensor(context.loss_scale, dtype=torch.float64, device=gram.device)
         return gram / scale.square()

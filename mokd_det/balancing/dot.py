@@ -11,7 +11,7 @@ from torch import Tensor
 from mokd_det.errors import ConfigError
 
 from .base import Balancer, Forward, StepContext
-from .log_objective import per_objective
+from .log_objective import PerObjective, per_objective
 from .objective_gradients import ObjectiveGradients, present
 
 __all__ = ["DOT"]
@@ -46,7 +46,7 @@ class DOT(Balancer):
         delta: float = 0.075,
         momentum: float = 0.9,
         objective: str = "distill",
-        weights: Mapping[str, float] | Sequence[float] | float = 1.0,
+        weights: PerObjective = 1.0,
     ) -> None:
         super().__init__()
         if not 0 <= momentum - delta <= momentum + delta < 1:
@@ -61,11 +61,7 @@ class DOT(Balancer):
 
     def setup(self, objectives: Sequence[str], device: Any = "cpu") -> None:
         super().setup(objectives, device)
-        if self.objective not in self.objectives or len(self.objectives) < 2:
-            raise ConfigError(
-                f"balancer.objective='{self.objective}' must be one of two or more objectives; "
-                f"they are {list(self.objectives)}"
-            )
+        self._require_one_of_several(self.objective)
         self._weights = per_objective(self._configured, self.objectives, "balancer.weights")
         self._device = device
 
@@ -128,12 +124,9 @@ class DOT(Balancer):
             self._pending = {}
         return {}
 
-    def state_dict(self) -> dict[str, Any]:
+    def _state(self) -> dict[str, Any]:
         """The velocities, by side and position of the parameter."""
-        velocities = {key: value.clone() for key, value in self._velocities.items()}
-        return {"objectives": list(self.objectives), "velocities": velocities}
+        return {"velocities": {key: value.clone() for key, value in self._velocities.items()}}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the velocities; other objectives start anew, with a warning."""
-        if self._is_own_state(state):
-            self._velocities = {key: value.to(self._device) for key, value in state["velocities"].items()}
+    def _load_state(self, state: Mapping[str, Any]) -> None:
+        self._velocities = {key: value.to(self._device) for key, value in state["velocities"].items()}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .base import Balancer, Forward, StepContext
-from .log_objective import per_objective
+from .log_objective import PerObjective, per_objective
 from .single_backward import weighted_backward
 
 __all__ = ["FixedWeights"]
@@ -25,7 +25,7 @@ class FixedWeights(Balancer):
         ConfigError: (in :meth:`setup`) names or number of weights that do not fit the objectives.
     """
 
-    def __init__(self, weights: Mapping[str, float] | Sequence[float] | float = 1.0) -> None:
+    def __init__(self, weights: PerObjective = 1.0) -> None:
         super().__init__()
         self._configured = weights
         self._weights = torch.zeros(0, dtype=torch.float64)

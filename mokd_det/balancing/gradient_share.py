@@ -71,11 +71,7 @@ class GradientShare(GramBalancer):
 
     def setup(self, objectives: Sequence[str], device: Any = "cpu") -> None:
         super().setup(objectives, device)
-        if self.objective not in self.objectives or len(self.objectives) < 2:
-            raise ConfigError(
-                f"balancer.objective='{self.objective}' must be one of two or more objectives; "
-                f"they are {list(self.objectives)}"
-            )
+        self._require_one_of_several(self.objective)
         self._index = self.objectives.index(self.objective)
         self._weights = torch.ones(len(self.objectives), dtype=torch.float64, device=device)
         self._weights[self._index] = self._start
@@ -108,11 +104,10 @@ class GradientShare(GramBalancer):
             self._sum, self._count = torch.zeros_like(self._sum), torch.zeros_like(self._count)
         return scalars
 
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "share_sum": self._sum.clone(), "share_count": self._count.clone()}
+    def _state(self) -> dict[str, Any]:
+        return {**super()._state(), "share_sum": self._sum.clone(), "share_count": self._count.clone()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        super().load_state_dict(state)
-        if tuple(state["objectives"]) == self.objectives:
-            self._sum = state["share_sum"].to(self._sum)
-            self._count = state["share_count"].to(self._count)
+    def _load_state(self, state: Mapping[str, Any]) -> None:
+        super()._load_state(state)
+        self._sum = state["share_sum"].to(self._sum)
+        self._count = state["share_count"].to(self._count)

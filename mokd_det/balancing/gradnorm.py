@@ -83,15 +83,11 @@ class GradNorm(GramBalancer):
         self._weights = value.clone()
         return {}
 
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            **super().state_dict(),
-            "optimizer": self._optimizer.state_dict(),
-            "first_losses": self._first_losses.clone(),
-        }
+    def _state(self) -> dict[str, Any]:
+        own = {"optimizer": self._optimizer.state_dict(), "first_losses": self._first_losses.clone()}
+        return super()._state() | own
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        super().load_state_dict(state)
-        if tuple(state["objectives"]) == self.objectives:
-            self._optimizer.load_state_dict(state["optimizer"])
-            self._first_losses = state["first_losses"].to(self._first_losses)
+    def _load_state(self, state: Mapping[str, Any]) -> None:
+        super()._load_state(state)
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._first_losses = state["first_losses"].to(self._first_losses)

@@ -9,11 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mokd_det.errors import ConfigError
-
 from .base import Balancer, Forward, StepContext
 from .conflict import gram_scalars
-from .log_objective import LogObjective
+from .log_objective import LogObjective, PerObjective
 from .objective_gradients import ObjectiveGradients
 from .single_backward import adaptive_backward, weighted_backward
 
@@ -47,21 +45,18 @@ class GramBalancer(Balancer):
         self,
         log_gradients: bool,
         update_every: int = 1,
-        min_losses: Mapping[str, float] | Sequence[float] | float = 0.0,
+        min_losses: PerObjective = 0.0,
         eps: float = 1e-8,
         total: float | None = None,
         trunk_only: bool = False,
         lag: bool = False,
     ) -> None:
         super().__init__(update_every)
-        if total is not None and not total > 0:
-            raise ConfigError(f"balancer.total must be positive or None, not {total!r}")
         self.log_gradients = log_gradients
         self.requires_positive = log_gradients
-        self.total = total
         self.trunk_only = trunk_only
         self.lag = lag
-        self._log = LogObjective(min_losses, eps)
+        self._log = LogObjective(min_losses, eps, total)
         self._weights = torch.zeros(0, dtype=torch.float64)
         self._pending: Tensor | None = None
         self._solved = False
@@ -120,14 +115,10 @@ class GramBalancer(Balancer):
         return gram_scalars(raw_gram, self.objectives, shifted)
 
     def _raw_weights(self, weights: Tensor, losses: Tensor) -> Tensor:
-        return self._log.raw_weights(weights, losses, self.total) if self.log_gradients else weights
+        return self._log.raw_weights(weights, losses) if self.log_gradients else weights
 
     def _scalars(self, weights: Tensor, raw: Tensor) -> dict[str, Tensor | float]:
-        scalars: dict[str, Tensor | float] = {}
-        for name, weight, applied in zip(self.objectives, weights.unbind(), raw.unbind(), strict=True):
-            scalars[f"pi/{name}"] = weight
-            scalars[f"raw_weight/{name}"] = applied
-        return scalars
+        return self._named("pi", weights) | self._named("raw_weight", raw)
 
     def after_step(self, forwards: Sequence[Forward], context: StepContext) -> Mapping[str, Tensor | float]:
         if self._pending is not None:
@@ -136,11 +127,9 @@ class GramBalancer(Balancer):
             self._pending = None
         return {}
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"objectives": list(self.objectives), "weights": self._weights.clone(), "solved": self._solved}
+    def _state(self) -> dict[str, Any]:
+        return {"weights": self._weights.clone(), "solved": self._solved}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the last weights; other objectives start anew, with a warning."""
-        if self._is_own_state(state):
-            self._weights = state["weights"].to(self._weights)
-            self._solved = bool(state["solved"])
+    def _load_state(self, state: Mapping[str, Any]) -> None:
+        self._weights = state["weights"].to(self._weights)
+        self._solved = bool(state["solved"])

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from mokd_det.errors import ConfigError
 
-__all__ = ["LogObjective", "per_objective"]
+__all__ = ["LogObjective", "PerObjective", "per_objective"]
+
+PerObjective: TypeAlias = Mapping[str, float] | Sequence[float] | float
+"""Name → number, numbers in the order of the objectives, or one for all."""
 
 
-def per_objective(
-    values: Mapping[str, float] | Sequence[float] | float, names: Sequence[str], key: str, device: Any = "cpu"
-) -> Tensor:
+def per_objective(values: PerObjective, names: Sequence[str], key: str, device: Any = "cpu") -> Tensor:
     """A configured number per objective as a (K,) float64 tensor.
 
     Args:
-        values: name → number (every objective must be named), K numbers in order, or one number for all.
+        values: a mapping must name every objective.
         names: the objectives.
         key: configuration key for the message.
         device: where the tensor goes.
@@ -49,22 +50,24 @@ class LogObjective:
     A loss below its floor counts as solved (D_i = eps), like one at the floor; NaN stays NaN.
 
     Args:
-        min_losses: floors L_i^min: per name, in order, or one for all (an entropy floor of smoothed labels,
-            say).
+        min_losses: floors L_i^min (an entropy floor of smoothed labels, say).
         eps: keeps the logarithm of a solved objective finite (FAMO's 1e-8). A larger one, such as 1e-4, stops
             an objective that is almost solved from taking nearly all of the raw weight.
+        total: what the raw weights add up to; None: π_i / D_i as it is. With 1 this is FAMO's normalisation
+            a_i = (π_i / D_i) / Σ_j (π_j / D_j): the gradient is a convex combination of the raw gradients, so clipping
+            and loss scaling keep their meaning.
 
     Raises:
-        ConfigError: ``eps`` not positive.
+        ConfigError: ``eps`` or ``total`` not positive.
     """
 
-    def __init__(
-        self, min_losses: Mapping[str, float] | Sequence[float] | float = 0.0, eps: float = 1e-8
-    ) -> None:
+    def __init__(self, min_losses: PerObjective = 0.0, eps: float = 1e-8, total: float | None = None) -> None:
         if not eps > 0:
             raise ConfigError(f"balancer.eps must be positive, not {eps!r}")
+        if total is not None and not total > 0:
+            raise ConfigError(f"balancer.total must be positive or None, not {total!r}")
         self._configured = min_losses
-        self.eps = float(eps)
+        self.eps, self.total = float(eps), total
         self.min_losses = torch.zeros(0, dtype=torch.float64)
 
     def setup(self, names: Sequence[str], device: Any) -> None:
@@ -75,18 +78,7 @@ class LogObjective:
         """D (K,) float64 of detached losses (K,)."""
         return (losses.detach().double() - self.min_losses).clamp(min=0) + self.eps
 
-    def raw_weights(self, weights: Tensor, losses: Tensor, total: float | None) -> Tensor:
-        """Weights of ∇L_i for given weights of ∇log D_i.
-
-        Args:
-            weights: π (K,).
-            losses: (K,), global means.
-            total: what the raw weights add up to; None: π_i / D_i as it is. With 1 this is FAMO's
-                normalisation a_i = (π_i / D_i) / Σ_j (π_j / D_j): the gradient is a convex combination of the
-                raw gradients, so clipping and loss scaling keep their meaning.
-
-        Returns:
-            (K,) float64.
-        """
+    def raw_weights(self, weights: Tensor, losses: Tensor) -> Tensor:
+        """Weights (K,) float64 of ∇L_i for weights π (K,) of ∇log D_i; ``losses`` (K,) are global means."""
         raw = weights / self.shifted(losses)
-        return raw if total is None else total * raw / raw.sum()
+        return raw if self.total is None else self.total * raw / raw.sum()

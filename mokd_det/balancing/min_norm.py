@@ -29,16 +29,13 @@ _DEPENDENT = 1e-12
 
 
 def min_norm_weights(gram: Tensor) -> Tensor:
-    """π* of Eq. 9 with the simplex constraint.
+    """π* of Eq. 9 with the simplex constraint, (K,) float64 on the device of ``gram``; NaN if ``gram`` is not finite.
 
-    Two objectives are solved in closed form on the device of ``gram`` without synchronising; more by
-    examining every possible support on the CPU, which is exact and cheap at these sizes.
+    Two objectives are solved in closed form on the device of ``gram`` without synchronising; more by examining every
+    possible support on the CPU, which is exact and cheap at these sizes.
 
     Args:
         gram: (K, K) symmetric positive semidefinite, K ≤ 8, any floating dtype (float64 advised).
-
-    Returns:
-        (K,) float64 on the device of ``gram``; all NaN if ``gram`` is not finite.
 
     Raises:
         ValueError: not a square matrix, or more than 8 objectives.
@@ -60,19 +57,12 @@ def min_norm_weights(gram: Tensor) -> Tensor:
 
 
 def min_norm_weights_of_live(gram: Tensor, threshold: float = 1e-12) -> Tensor:
-    """π* over the objectives whose gradient has not vanished.
+    """π* over the objectives whose gradient has not vanished, (K,) float64; 1/K each if all have.
 
-    One zero gradient makes the least norm zero, and training would stop although the other objectives can
-    still improve (a batch without objects, a converged KL term). An objective with ``g_ii ≤ threshold · max_j
-    g_jj`` is therefore left out of this step and gets weight 0. Opposite gradients are no such case: there g*
-    = 0 is the right answer (no direction improves both).
-
-    Args:
-        gram: (K, K), see :func:`min_norm_weights`.
-        threshold: relative squared norm below which a gradient counts as vanished.
-
-    Returns:
-        (K,) float64; 1/K each if all gradients vanish.
+    One zero gradient makes the least norm zero, and training would stop although the other objectives can still
+    improve (a batch without objects, a converged KL term). An objective with ``g_ii ≤ threshold · max_j g_jj`` is
+    therefore left out of this step and gets weight 0. Opposite gradients are no such case: there g* = 0 is the right
+    answer (no direction improves both).
     """
     gram = gram.detach().double()
     norms = gram.diagonal()
@@ -120,10 +110,9 @@ def _search(gram: np.ndarray) -> np.ndarray:
 def _stationary(gram: np.ndarray, norms: np.ndarray, support: list[int]) -> np.ndarray | None:
     """Minimiser over the affine hull of the gradients in ``support``, if it lies in their convex hull.
 
-    Lifting every gradient by the same extra coordinate t turns the constraint Σ π = 1 into a plain linear
-    system: (G + t²) x = 1, π = x / Σ x. It is solved with unit diagonal, so that norms of very different size
-        do no harm.
-    Of several solutions (dependent gradients) the one of least ‖π‖ is taken.
+    Lifting every gradient by the same extra coordinate t turns the constraint Σ π = 1 into a plain linear system:
+    (G + t²) x = 1, π = x / Σ x. It is solved with unit diagonal, so that norms of very different size do no harm. Of
+    several solutions (dependent gradients) the one of least ‖π‖ is taken.
     """
     lengths = norms[support]
     lift = lengths[lengths > 0].min() ** 2 if lengths.any() else 1.0

@@ -46,8 +46,7 @@ class ObjectiveGradients:
     def collect(self, forwards: Sequence[Forward]) -> Tensor:
         """K backward passes through each micro-batch, and the average over ranks of the shared parameters' rows.
 
-        Returns:
-            Detached objectives (K,) float64, averaged over micro-batches and ranks.
+        Returns the detached objectives (K,) float64, averaged over micro-batches and ranks.
         """
         seen = []
         for forward in forwards:
@@ -76,9 +75,7 @@ class ObjectiveGradients:
     def gram(self, trunk_only: bool = False) -> Tensor:
         """⟨∇L_i, ∇L_j⟩ over the shared parameters, without the loss scale: (K, K) float64.
 
-        Args:
-            trunk_only: over those alone in which no objective's gradient is 0; one whose gradient is 0 everywhere has
-                no say.
+        ``trunk_only``: over those in which no objective's gradient is 0; one whose gradient is 0 everywhere has no say.
         """
         factors = None
         if trunk_only:
@@ -93,10 +90,7 @@ class ObjectiveGradients:
         self._rows.append(row)
 
     def combine(self, weights: Tensor) -> list[list[Tensor | None]]:
-        """Weighted sums of the rows, as new tensors.
-
-        Args:
-            weights: (M, K).
+        """Weighted sums of the rows, as new tensors, by weights (M, K).
 
         Returns:
             M vectors, each a tensor or None per parameter; None where every row with a weight other than 0 has none.
@@ -165,8 +159,7 @@ class ObjectiveGradients:
     def release(self, weights: Tensor) -> None:
         """Leave Σ w_i ∇L_i (times the loss scale) in ``.grad`` and forget the rows.
 
-        Args:
-            weights: (K,), equal on all ranks. NaN spreads to the gradients, where a GradScaler finds it.
+        The weights (K,) are equal on all ranks. NaN spreads to the gradients, where a GradScaler finds it.
         """
         combined: list[Tensor | None] = [None] * len(self._parameters)
         for weight, row in zip(weights.unbind(), self._rows, strict=True):
@@ -197,19 +190,14 @@ class ObjectiveGradients:
             for index, mean in zip(members, flat.split(sizes), strict=True):
                 gradient = gradients[index]
                 if gradient is None:
-                    gradients[index] = gradient = torch.empty_like(
-                        self._parameters[index], requires_grad=False
-                    )
+                    gradient = torch.empty_like(self._parameters[index], requires_grad=False)
+                    gradients[index] = gradient
                 gradient.copy_(mean.view_as(gradient))
 
     def _flatten(self, gradients: Sequence[Tensor | None], indices: Sequence[int]) -> Tensor:
         """Gradients end to end (n,), zeros for None; a single one is a view where its layout allows."""
-        parts = []
-        for index in indices:
-            gradient = gradients[index]
-            parts.append(
-                (torch.zeros_like(self._parameters[index]) if gradient is None else gradient).reshape(-1)
-            )
+        found = ((gradients[index], self._parameters[index]) for index in indices)
+        parts = [(torch.zeros_like(p) if gradient is None else gradient).reshape(-1) for gradient, p in found]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 

@@ -17,13 +17,12 @@ __all__ = ["Objectives"]
 class Objectives:
     """Sums a model's named losses into K objectives (Remark A.1: K is free).
 
-    Any model that returns a dict of scalar losses can be used; a sum may weigh its terms. Each
-    loss must belong to exactly one objective and each objective must have a loss, so that a misspelt pattern
-    cannot silently leave something out of the training.
+    Any model that returns a dict of scalar losses can be used; a sum may weigh its terms. Each loss must belong to
+    exactly one objective and each objective must have a loss, so that a misspelt pattern cannot silently leave
+    something out of the training.
 
     Example:
-        >>> objectives = Objectives({"distill": ["loss_distill_*"], "task": ["loss_ce*", "loss_bbox*",
-            "loss_giou*"]})
+        >>> objectives = Objectives({"distill": ["loss_distill_*"], "task": ["loss_ce*", "loss_bbox*", "loss_giou*"]})
         >>> objectives(model(batch))  # (2,)
 
     Args:
@@ -71,11 +70,7 @@ class Objectives:
         return len(self.patterns)
 
     def group(self, loss_names: Sequence[str]) -> dict[str, tuple[str, ...]]:
-        """Which losses each objective sums.
-
-        Raises:
-            ConfigError: a loss that matches no objective or several, or an objective without a loss.
-        """
+        """Which losses each objective sums; a ConfigError if a loss has no objective or two, or an objective none."""
         members: dict[str, list[str]] = {name: [] for name in self.patterns}
         for loss in loss_names:
             owners = [
@@ -98,11 +93,7 @@ class Objectives:
         return {name: tuple(losses) for name, losses in members.items()}
 
     def weight(self, objective: str, loss: str) -> float:
-        """The weight of a loss in its objective's sum.
-
-        Raises:
-            ConfigError: patterns that match the loss give it different weights.
-        """
+        """The weight of a loss in its objective's sum; a ConfigError if the patterns that match it give it several."""
         matching = {
             pattern: weight
             for pattern, weight in self._pattern_weights[objective].items()
@@ -113,14 +104,9 @@ class Objectives:
         return next(iter(matching.values()))
 
     def __call__(self, losses: Mapping[str, Tensor]) -> Tensor:
-        """Objectives of one micro-batch.
+        """Objectives of one micro-batch, (K,) float32, or float64 if a loss is; with the losses' graph.
 
-        Args:
-            losses: name → scalar tensor.
-
-        Returns:
-            (K,) float32, or float64 if a loss is; with the losses' graph. Half precision is summed in
-            float32.
+        Half precision is summed in float32.
 
         Raises:
             ConfigError: see :meth:`group`; or a loss that is not a scalar tensor.
@@ -135,22 +121,13 @@ class Objectives:
                 tuple((loss, self.weight(name, loss)) for loss in members)
                 for name, members in self.group(key).items()
             )
-        dtype = (
-            torch.float64 if any(value.dtype == torch.float64 for value in losses.values()) else torch.float32
+        wide = any(value.dtype == torch.float64 for value in losses.values())
+        scalars = {n: v.reshape(()).to(torch.float64 if wide else torch.float32) for n, v in losses.items()}
+        terms = (
+            [scalars[name] if weight == 1.0 else weight * scalars[name] for name, weight in members]
+            for members in self._groups[key]
         )
-        return torch.stack(
-            [
-                torch.stack(
-                    [
-                        value if weight == 1.0 else weight * value
-                        for value, weight in (
-                            (losses[name].reshape(()).to(dtype), weight) for name, weight in members
-                        )
-                    ]
-                ).sum()
-                for members in self._groups[key]
-            ]
-        )
+        return torch.stack([torch.stack(of_objective).sum() for of_objective in terms])
 
     def _shown(self) -> str:
         return "{" + ", ".join(f"{name}: {list(group)}" for name, group in self.patterns.items()) + "}"

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mokd_det.errors import ConfigError
+from mokd_det.errors import ConfigError, require_choice
 
 from .base import Balancer, Forward, StepContext
-from .log_objective import LogObjective
+from .log_objective import LogObjective, PerObjective
 from .single_backward import adaptive_backward, weighted_backward
 
 __all__ = ["MeanOf", "RecordedWeights", "Replay"]
@@ -44,17 +44,14 @@ class RecordedWeights(Balancer):
         run: str | os.PathLike[str],
         of: WeightsOf = "losses",
         total: float | None = 1.0,
-        min_losses: Mapping[str, float] | Sequence[float] | float = 0.0,
+        min_losses: PerObjective = 0.0,
         eps: float = 1e-8,
     ) -> None:
         super().__init__()
-        if of not in _SCALAR:
-            raise ConfigError(f"balancer.of must be 'losses' or 'logarithms', not {of!r}")
-        if total is not None and not total > 0:
-            raise ConfigError(f"balancer.total must be positive or None, not {total!r}")
-        self.run, self.of, self.total = run, of, total
+        require_choice("balancer.of", of, WeightsOf)
+        self.run, self.of = run, of
         self.requires_positive = of == "logarithms"
-        self._log = LogObjective(min_losses, eps)
+        self._log = LogObjective(min_losses, eps, total)
         self._iterations = torch.zeros(0, dtype=torch.float64)
         self._table = torch.zeros(0, 0, dtype=torch.float64)
 
@@ -70,30 +67,18 @@ class RecordedWeights(Balancer):
 
     def backward(self, forwards: Sequence[Forward], context: StepContext) -> Mapping[str, Tensor | float]:
         weights = torch.from_numpy(self.weights_at(context.iteration)).to(self._device)
-        raw = weights
-        scalars: dict[str, Tensor | float] = {}
         if self.of == "losses":
             weighted_backward(forwards, context, weights)
-        else:
-            _, raw = adaptive_backward(
-                forwards, context, lambda losses: self._log.raw_weights(weights, losses, self.total)
-            )
-            scalars = {f"pi/{name}": value for name, value in zip(self.objectives, weights, strict=True)}
-        return scalars | {
-            f"raw_weight/{name}": value for name, value in zip(self.objectives, raw, strict=True)
-        }
+            return self._named("raw_weight", weights)
+        _, raw = adaptive_backward(forwards, context, lambda losses: self._log.raw_weights(weights, losses))
+        return self._named("pi", weights) | self._named("raw_weight", raw)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "objectives": list(self.objectives),
-            "iterations": self._iterations.clone(),
-            "weights": self._table.clone(),
-        }
+    def _state(self) -> dict[str, Any]:
+        """A resumed run goes on with the weights that it began with, whatever has become of the other."""
+        return {"iterations": self._iterations.clone(), "weights": self._table.clone()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on with the weights that this run began with, whatever has become of the other."""
-        if self._is_own_state(state):
-            self._iterations, self._table = state["iterations"].cpu(), state["weights"].cpu()
+    def _load_state(self, state: Mapping[str, Any]) -> None:
+        self._iterations, self._table = state["iterations"].cpu(), state["weights"].cpu()
 
 
 class MeanOf(RecordedWeights):
@@ -123,7 +108,7 @@ class Replay(RecordedWeights):
         run: str | os.PathLike[str],
         of: WeightsOf = "logarithms",
         total: float | None = 1.0,
-        min_losses: Mapping[str, float] | Sequence[float] | float = 0.0,
+        min_losses: PerObjective = 0.0,
         eps: float = 1e-8,
     ) -> None:
         super().__init__(run, of, total, min_losses, eps)

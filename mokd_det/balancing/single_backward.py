@@ -28,8 +28,8 @@ def weighted_backward(
     Args:
         forwards: one per micro-batch; the last one synchronises.
         context: of the step.
-        weights: a (K,) without graph, equal on all ranks; or a function that returns it, called with the
-            detached objectives (K,) float64 of each micro-batch on this rank.
+        weights: a (K,) without graph, equal on all ranks; or a function that returns it, called with the detached
+            objectives (K,) float64 of each micro-batch on this rank.
 
     Returns:
         Detached objectives (K,) float64 of this rank, averaged over the micro-batches.
@@ -52,18 +52,16 @@ def adaptive_backward(
 ) -> tuple[Tensor, Tensor]:
     """:func:`weighted_backward` with weights that depend on the losses themselves.
 
-    A single micro-batch's own forward tells its losses. With several, a forward of each without gradients
-    comes first, so that all are weighted by their joint mean.
+    A single micro-batch's own forward tells its losses. With several, a forward of each without gradients comes first,
+    so that all are weighted by their joint mean.
 
     Args:
-        forwards: one per micro-batch.
-        context: of the step.
+        forwards, context: as there.
         weights: objectives (K,) float64, averaged over ranks → a (K,).
         each_micro_batch: weight each micro-batch by its own losses and save the first forwards.
 
     Returns:
-        Objectives and weights, (K,) float64 each: those of the step, or with ``each_micro_batch`` of the last
-        one.
+        Objectives and weights, (K,) float64 each: those of the step, or with ``each_micro_batch`` of the last one.
     """
     if len(forwards) > 1 and not each_micro_batch:
         losses = mean_losses(forwards)

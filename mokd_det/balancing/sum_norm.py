@@ -64,12 +64,11 @@ class SumNorm(Balancer):
     def after_step(self, forwards: Sequence[Forward], context: StepContext) -> Mapping[str, Tensor | float]:
         return self.balancer.after_step(forwards, context)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"objectives": list(self.objectives), "balancer": self.balancer.state_dict()}
+    def _state(self) -> dict[str, Any]:
+        return {"balancer": self.balancer.state_dict()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        if self._is_own_state(state):
-            self.balancer.load_state_dict(state["balancer"])
+    def _load_state(self, state: Mapping[str, Any]) -> None:
+        self.balancer.load_state_dict(state["balancer"])
 
 
 class _SummingForward:
@@ -85,11 +84,10 @@ class _SummingForward:
         losses = self._forward(sync=sync)
         if torch.is_grad_enabled() and not self.gradient:
             # Unlike backward(), this leaves the data-parallel wrapper's hooks to the balancer.
-            self.gradient = list(
-                torch.autograd.grad(
-                    losses.sum() * self._factor, self._parameters, retain_graph=True, allow_unused=True
-                )
-            )
+            total = losses.sum() * self._factor
+            self.gradient = [
+                *torch.autograd.grad(total, self._parameters, retain_graph=True, allow_unused=True)
+            ]
         return losses
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from mokd_det.errors import ConfigError
 
 from .base import StepContext
 from .gram_balancer import GramBalancer
+from .log_objective import PerObjective
 
 __all__ = ["TORCHJD_METHODS", "TorchJD"]
 
@@ -63,7 +63,7 @@ class TorchJD(GramBalancer):
         log_gradients: bool = False,
         update_every: int = 1,
         seed: int = 0,
-        min_losses: Mapping[str, float] | Sequence[float] | float = 0.0,
+        min_losses: PerObjective = 0.0,
         total: float | None = None,
         trunk_only: bool = False,
         **arguments: Any,

@@ -45,9 +45,7 @@ class UncertaintyWeighting(Balancer):
     def backward(self, forwards: Sequence[Forward], context: StepContext) -> Mapping[str, Tensor | float]:
         weights = 0.5 * torch.exp(-self._optimizer.value)
         self._losses = weighted_backward(forwards, context, weights)
-        return {
-            f"raw_weight/{name}": value for name, value in zip(self.objectives, weights.unbind(), strict=True)
-        }
+        return self._named("raw_weight", weights)
 
     def after_step(self, forwards: Sequence[Forward], context: StepContext) -> Mapping[str, Tensor | float]:
         losses, self._losses = self._losses, None
@@ -56,10 +54,8 @@ class UncertaintyWeighting(Balancer):
             self._optimizer.step(0.5 * (1 - torch.exp(-self._optimizer.value) * losses))
         return {}
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"objectives": list(self.objectives), "log_variances": self._optimizer.state_dict()}
+    def _state(self) -> dict[str, Any]:
+        return {"log_variances": self._optimizer.state_dict()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore s and its moments; other objectives start anew, with a warning."""
-        if self._is_own_state(state):
-            self._optimizer.load_state_dict(state["log_variances"])
+    def _load_state(self, state: Mapping[str, Any]) -> None:
+        self._optimizer.load_state_dict(state["log_variances"])

@@ -45,13 +45,8 @@ class VectorAdam:
             if not number >= 0:
                 raise ConfigError(f"balancer.{key} must be at least 0, not {number!r}")
         self.value = value
-        self.lr, self.weight_decay, self.decoupled, self.betas, self.eps = (
-            lr,
-            weight_decay,
-            decoupled,
-            betas,
-            eps,
-        )
+        self.lr, self.weight_decay, self.decoupled = lr, weight_decay, decoupled
+        self.betas, self.eps = betas, eps
         self.first_moment = torch.zeros_like(value)
         self.second_moment = torch.zeros_like(value)
         self.steps = torch.zeros((), dtype=value.dtype, device=value.device)
@@ -60,8 +55,7 @@ class VectorAdam:
     def step(self, gradient: Tensor) -> Tensor:
         """One descent step along ``gradient`` (K,); nothing changes unless all of it is finite.
 
-        Returns:
-            Whether the step was taken: a boolean scalar on the device.
+        Returns whether the step was taken: a boolean scalar on the device.
         """
         beta1, beta2 = self.betas
         steps = self.steps + 1

@@ -55,9 +55,5 @@ class PlainLoader(TrainingLoader[Any]):
 
 
 def as_training_loader(loader: Iterable[Any]) -> TrainingLoader[Any]:
-    """The loader itself if it is a :class:`TrainingLoader`, else a :class:`PlainLoader` of it.
-
-    Raises:
-        ConfigError: a plain iterable defines what only a ``TrainingLoader`` is asked for.
-    """
+    """The loader itself if it is a :class:`TrainingLoader`, else a :class:`PlainLoader` of it (which may refuse it)."""
     return loader if isinstance(loader, TrainingLoader) else PlainLoader(loader)

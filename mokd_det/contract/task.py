@@ -150,9 +150,5 @@ class PlainTask(TrainingTask):
 
 
 def as_task(model: nn.Module) -> TrainingTask:
-    """The model itself if it is a :class:`TrainingTask`, else a :class:`PlainTask` of it.
-
-    Raises:
-        ConfigError: a plain model defines what only a ``TrainingTask`` is asked for.
-    """
+    """The model itself if it is a :class:`TrainingTask`, else a :class:`PlainTask` of it (which may refuse it)."""
     return model if isinstance(model, TrainingTask) else PlainTask(model)

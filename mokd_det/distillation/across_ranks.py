@@ -12,14 +12,10 @@ __all__ = ["mean_over_ranks", "sum_over_ranks"]
 
 @torch.no_grad()
 def mean_over_ranks(count: Tensor | float, like: Tensor | None = None) -> Tensor:
-    """A normaliser: the mean of ``count`` over the processes.
+    """A normaliser: the mean over the processes of a count, a scalar (or a number, of ``like``'s type and device).
 
     The mean over processes of (own sum / this) is the sum over all divided by the count of all, which is what one
     process with the whole batch computes.
-
-    Args:
-        count: a scalar; a number needs ``like``.
-        like: tells type and device of a number.
     """
     if not isinstance(count, Tensor):
         assert like is not None

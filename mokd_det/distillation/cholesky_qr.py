@@ -58,9 +58,6 @@ def shifted_cholesky_qr(matrices: Tensor) -> Tensor:
     The shift s = eps · tr G keeps the first one positive definite; the others take away what it left. Float32 matrices
     of a condition up to 1e4 come out orthonormal; one that has lost its rank comes out as NaN, which stops the
     training at its next step.
-
-    Args:
-        matrices: (..., n, k), n ≥ k.
     """
     with tf32_off(matrices.device):
         q = matrices

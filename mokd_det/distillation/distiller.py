@@ -28,10 +28,9 @@ from mokd_det.distillation.query_matching import (
 from mokd_det.distillation.requirements import known_class_names, require_query_decoder
 from mokd_det.distillation.side_stream import SideStream, SideWork
 from mokd_det.distillation.tap_pairing import CommonTaps, TapPairing
-from mokd_det.distillation.taps import TapRecorder, TapSource, TapValue, tap_specs
+from mokd_det.distillation.taps import Specs, TapRecorder, Taps, TapSource, TapSpelling, TapValue, tap_specs
 from mokd_det.distillation.teacher_cache import TeacherCache
 from mokd_det.errors import ConfigError, IncompatibleModelsError, require_choice
-from mokd_det.layers.tap_point import TapSpec
 from mokd_det.modeling.query_decoder import QueryDecoder
 
 __all__ = ["DEFAULT_TAPS", "DistillationBatch", "Distiller"]
@@ -127,11 +126,11 @@ class Distiller(TrainingTask):
         student: nn.Module,
         teacher: nn.Module | None,
         method: Method,
-        taps: Mapping[str, str | Mapping[str, Any] | TapSource] | None = None,
+        taps: Mapping[str, TapSpelling] | None = None,
         teacher_checkpoint: str = "",
         ignore_teacher_keys: Sequence[str] = (),
         token_matching: TokenMatchingChoice | HungarianTokenMatching = "index",
-        prediction_taps: Mapping[str, str | Mapping[str, Any] | TapSource] | None = None,
+        prediction_taps: Mapping[str, TapSpelling] | None = None,
         teacher_precision: TeacherPrecision = "as_student",
         teacher_cache: TeacherCache | None = None,
         teacher_stream: bool = False,
@@ -140,6 +139,7 @@ class Distiller(TrainingTask):
         super().__init__()
         require_choice("teacher_precision", teacher_precision, TeacherPrecision)
         require_choice("tap_pairing", tap_pairing, TapPairing)
+        name = type(method).__name__
         self._teacher_precision = teacher_precision
         taps = DEFAULT_TAPS if taps is None else taps
         self._matching = parse_token_matching(token_matching)
@@ -152,27 +152,26 @@ class Distiller(TrainingTask):
             )
         if self._matching is not None and method.pairs_queries:
             raise ConfigError(
-                f"token_matching='hungarian' reorders queries, which {type(method).__name__} pairs itself; use "
-                f"token_matching='index'"
+                f"token_matching='hungarian' reorders queries, which {name} pairs itself; use token_matching='index'"
             )
         if not method.needs_teacher:
-            taps = {name: value for name, value in taps.items() if name in method.student_only_taps}
+            taps = {tap: value for tap, value in taps.items() if tap in method.student_only_taps}
             self._matching = None
         elif teacher is None:
-            raise ConfigError(f"{type(method).__name__} needs a teacher, but teacher is None")
+            raise ConfigError(f"{name} needs a teacher, but teacher is None")
         if teacher_cache is not None:
             _check_cacheable(method, teacher)
         if teacher_stream and method.teacher_after_student:
             raise ConfigError(
-                f"teacher_stream=True runs the teacher beside the student, but with {type(method).__name__} it waits "
-                "for the student; use teacher_stream=False"
+                f"teacher_stream=True runs the teacher beside the student, but with {name} it waits for the student; "
+                "use teacher_stream=False"
             )
         if teacher is student:
             raise ConfigError("student and teacher are one and the same module; build two")
         self.student = student
         self.method = method
         self._student_sources = _for_model(taps, "student")
-        shared = {name: value for name, value in taps.items() if name not in method.student_only_taps}
+        shared = {tap: value for tap, value in taps.items() if tap not in method.student_only_taps}
         self._teacher_sources = _for_model(shared, "teacher")
         predictions = {} if self._matching is None else prediction_taps or PREDICTION_TAPS
         self._student_predictions = _for_model(predictions, "student")
@@ -205,7 +204,7 @@ class Distiller(TrainingTask):
                 (known_class_names(student), known_class_names(teacher)),
             )
             student_specs, teacher_specs = (
-                {name: matched_spec(name, spec, number, min(numbers)) for name, spec in specs.items()}
+                {tap: matched_spec(tap, spec, number, min(numbers)) for tap, spec in specs.items()}
                 for specs, number in zip((student_specs, teacher_specs), numbers, strict=True)
             )
         self._common = CommonTaps(student_specs, teacher_specs) if tap_pairing == "common" else None
@@ -213,9 +212,7 @@ class Distiller(TrainingTask):
             student_specs, teacher_specs = self._common.student, self._common.teacher
         method.inspect(student, teacher)
         method.setup(student_specs, teacher_specs)
-        reference = next(student.parameters(), None)
-        if reference is not None:
-            method.to(reference.device)
+        method.to(self._reference().device)
 
     @property
     def teacher(self) -> nn.Module | None:
@@ -229,11 +226,9 @@ class Distiller(TrainingTask):
 
     @property
     def eval_model(self) -> nn.Module:
-        """The student."""
         return self.student
 
     def checkpoint_parts(self) -> dict[str, nn.Module]:
-        """The method, which a resumed run continues with."""
         return {"method": self.method}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Distiller:
@@ -267,7 +262,7 @@ class Distiller(TrainingTask):
             self.open_teacher_cache()
         if self._side_stream is None:
             return self._with_teacher(batch, {}, cache)
-        with self._side_stream.work(self._device()) as work:
+        with self._side_stream.work(self._reference().device) as work:
             self._with_teacher(batch, {}, cache)
         if work is None:
             return batch
@@ -277,10 +272,7 @@ class Distiller(TrainingTask):
 
     @torch.no_grad()
     def _with_teacher(
-        self,
-        batch: DistillationBatch,
-        student_taps: Mapping[str, TapValue],
-        cache: TeacherCache | None = None,
+        self, batch: DistillationBatch, student_taps: Taps, cache: TeacherCache | None = None
     ) -> DistillationBatch:
         """The same batch with what the teacher says about it, which it keeps for its other forwards."""
 
@@ -290,18 +282,15 @@ class Distiller(TrainingTask):
         if cache is None:
             said = run(batch.inputs)
         else:
-            reference = next(self.student.parameters(), None)
-            dtype = (
-                torch.float32 if reference is None else torch.promote_types(reference.dtype, torch.float32)
-            )
-            said = cache.taps(batch.inputs, run, self._device(), dtype)
+            dtype = torch.promote_types(self._reference().dtype, torch.float32)
+            said = cache.taps(batch.inputs, run, self._reference().device, dtype)
         for name, value in said.items():
             kind, _, tap = name.partition("/")
             parts = {"taps": batch.teacher_taps, "predictions": batch.teacher_predictions}
             parts.get(kind, batch.teacher_answers)[tap] = value
         return batch
 
-    def _run_teacher(self, inputs: Any, student_taps: Mapping[str, TapValue]) -> dict[str, TapValue]:
+    def _run_teacher(self, inputs: Any, student_taps: Taps) -> dict[str, TapValue]:
         """One forward: "taps/<name>", "predictions/<name>" and "answers/<name>" → value."""
         teacher = self.teacher
         assert teacher is not None  # a method that needs none never comes here
@@ -324,45 +313,38 @@ class Distiller(TrainingTask):
             return nullcontext()
         return require_query_decoder(type(self.method).__name__, "model", model)
 
-    def _device(self) -> torch.device:
-        """The student's."""
-        reference = next(self.student.parameters(), None)
-        return torch.device("cpu") if reference is None else reference.device
+    def _reference(self) -> Tensor:
+        """Of the student's device and type."""
+        return next(self.student.parameters(), torch.empty(0))
 
     @property
     def has_teacher_cache(self) -> bool:
-        """Whether the training batches must say which views of which images they show."""
         return self._cache is not None
 
     def open_teacher_cache(self, facts: Mapping[str, str] | None = None) -> None:
         """Take the teacher's cache into use, in the autocast context that the training has.
 
         Args:
-            facts: what the images and the teacher come from, by which a cache made for something else is known; the
-                teacher's weights, precision and taps are added here. None: nothing besides.
-
-        Raises:
-            CacheError: the cache was made for something else.
+            facts: what the images and the teacher come from, by which a cache made for something else is known
+                (CacheError); the teacher's weights, precision and taps are added here.
         """
         assert self._cache is not None and self.teacher is not None  # callers ask has_teacher_cache
         with self._teacher_autocast():
-            precision = _computing_precision(self._device().type, self.teacher)
+            precision = _computing_precision(self._reference().device.type, self.teacher)
         own = {
             "the teacher's class": type(self.teacher).__qualname__,
             "the digest of the teacher's weights": str(self.teacher_digest()),
             "the precision of the teacher's forward": precision,
         }
-        for kind, sources in (
-            ("taps", self._teacher_sources),
-            ("prediction_taps", self._teacher_predictions),
-        ):
+        of_kind = {"taps": self._teacher_sources, "prediction_taps": self._teacher_predictions}
+        for kind, sources in of_kind.items():
             own.update({f"model.{kind}.{name}": str(source) for name, source in sources.items()})
         self._cache.open({**(facts or {}), **own})
 
     def _teacher_autocast(self) -> AbstractContextManager[Any]:
         if self._teacher_precision == "as_student":
             return nullcontext()
-        kind = self._device().type
+        kind = self._reference().device.type
         if self._teacher_precision == "float32":
             return torch.autocast(kind, enabled=False)
         return torch.autocast(kind, dtype=getattr(torch, self._teacher_precision))
@@ -374,8 +356,7 @@ class Distiller(TrainingTask):
             batch: the loader's batch, or what :meth:`prepare_batch` made of it.
 
         Returns:
-            Training: dict of scalars, the student's and ``loss_distill_<term>``; evaluation: the student's
-                output.
+            Training: dict of scalars, the student's and ``loss_distill_<term>``; evaluation: the student's output.
 
         Raises:
             IncompatibleModelsError: the student's training forward returned no dict, or uses a name of ours.
@@ -401,7 +382,7 @@ class Distiller(TrainingTask):
                 f"training, not a dict of losses"
             )
         student_taps = recorder.values
-        self._student_taps = _tensors_with_graph(student_taps)
+        self._student_taps = [tensor for tensor in _tensors(student_taps) if tensor.requires_grad]
         if self.method.teacher_after_student and not prepared.teacher_taps:
             self._with_teacher(prepared, student_taps)
         teacher_taps = prepared.teacher_taps
@@ -431,11 +412,9 @@ class Distiller(TrainingTask):
         return {**losses, **terms}
 
     def private_parameters(self) -> list[nn.Parameter]:
-        """Trainable parameters of the method, which only the distillation losses reach."""
         return [p for p in self.method.parameters() if p.requires_grad]
 
     def no_weight_decay_parameters(self) -> list[nn.Parameter]:
-        """The method's parameters that take no weight decay."""
         return self.method.no_weight_decay_parameters()
 
     def last_student_taps(self) -> list[Tensor]:
@@ -444,20 +423,14 @@ class Distiller(TrainingTask):
 
     @property
     def signed_losses(self) -> tuple[str, ...]:
-        """Names of the losses that can be 0 or negative by construction."""
         return tuple(f"loss_distill_{term}" for term in sorted(self.method.signed_terms))
 
     @property
     def needs_preparation(self) -> bool:
-        """Whether :meth:`prepare_method` must see the training set before the first step."""
         return self.method.needs_preparation
 
     def prepare_method(self, batches: Iterable[Any]) -> None:
-        """Show the method one pass over the training set: the teacher's taps of every image.
-
-        Args:
-            batches: the loader's batches, every image once.
-        """
+        """Show the method one pass over the training set (every image once): the teacher's taps of every image."""
         # Without the cache: these batches are no views that the training shows.
         prepared = (self._prepare(batch, None) for batch in batches)
         if self.method.teacher_after_student:
@@ -466,11 +439,9 @@ class Distiller(TrainingTask):
         self.method.prepare((paired(batch.teacher_taps), batch_context(batch.inputs)) for batch in prepared)
 
     def after_step(self) -> None:
-        """To be called after each optimiser step."""
         self.method.after_step()
 
     def teacher_digest(self) -> str | None:
-        """A digest of the teacher's weights, by which a resumed run knows that it has the same one; None without it."""
         if self.teacher is None:
             return None
         digest = hashlib.blake2b(digest_size=16)
@@ -491,24 +462,23 @@ def _check_cacheable(method: Method, teacher: nn.Module | None) -> None:
     name = type(method).__name__
     if teacher is None or not method.needs_teacher:
         raise ConfigError(f"model.teacher_cache is given, but {name} runs no teacher; remove it")
+    reason = ""
     if method.teacher_after_student:
-        raise ConfigError(
-            f"model.teacher_cache cannot be used with {name}: its teacher sees what the student attends to, which "
-            "changes in every step; remove it"
+        reason = "its teacher sees what the student attends to, which changes in every step; remove it"
+    elif method.teacher_sees_batch:
+        reason = (
+            "its teacher normalises by the batch, so what it says about an image changes with the others; remove it, "
+            "or the method's batch_statistics_teacher"
         )
-    if method.teacher_sees_batch:
-        raise ConfigError(
-            f"model.teacher_cache cannot be used with {name}: its teacher normalises by the batch, so what it says "
-            "about an image changes with the others; remove it, or the method's batch_statistics_teacher"
+    elif method.teacher_draws:
+        reason = (
+            "it asks the teacher at random points, new ones in every step; remove it, or the random points"
         )
-    if method.teacher_draws:
-        raise ConfigError(
-            f"model.teacher_cache cannot be used with {name}: it asks the teacher at random points, new ones in every "
-            "step; remove it, or the random points"
-        )
+    if reason:
+        raise ConfigError(f"model.teacher_cache cannot be used with {name}: {reason}")
 
 
-def _with_more_taps(method: Method, model: nn.Module, sources: dict[str, TapSource]) -> dict[str, TapSpec]:
+def _with_more_taps(method: Method, model: nn.Module, sources: dict[str, TapSource]) -> Specs:
     """What all taps of a model deliver; those that the method finds itself are added to ``sources``."""
     more = method.more_taps(model, tap_specs(model, sources))
     taken = sorted(set(more) & set(sources))
@@ -530,21 +500,14 @@ def _computing_precision(kind: str, model: nn.Module) -> str:
 def _copied(value: TapValue) -> TapValue:
     if not isinstance(value, list):
         return value.clone()
+    masks = (None if level.padding_mask is None else level.padding_mask.clone() for level in value)
     return [
-        replace(
-            level,
-            tensor=level.tensor.clone(),
-            padding_mask=None if level.padding_mask is None else level.padding_mask.clone(),
-        )
-        for level in value
+        replace(level, tensor=level.tensor.clone(), padding_mask=mask)
+        for level, mask in zip(value, masks, strict=True)
     ]
 
 
-def _tensors_with_graph(taps: Mapping[str, TapValue]) -> list[Tensor]:
-    return [tensor for tensor in _tensors(taps) if tensor.requires_grad]
-
-
-def _tensors(taps: Mapping[str, TapValue]) -> list[Tensor]:
+def _tensors(taps: Taps) -> list[Tensor]:
     """All tensors of the taps, masks included."""
     tensors: list[Tensor] = []
     for value in taps.values():

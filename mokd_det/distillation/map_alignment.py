@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from mokd_det.distillation.context import Objects
-from mokd_det.distillation.taps import TapValue
+from mokd_det.distillation.taps import Taps, TapValue
 from mokd_det.errors import IncompatibleModelsError
 from mokd_det.layers.tap_point import FeatureMap
 
@@ -34,22 +35,18 @@ def image_sizes(batched_inputs: object) -> list[tuple[int, int]] | None:
 
 
 def align_maps(
-    student: Mapping[str, TapValue], teacher: Mapping[str, TapValue], sizes: ImageSizes
+    student: Taps, teacher: Taps, sizes: ImageSizes
 ) -> tuple[dict[str, TapValue], dict[str, TapValue]]:
     """Crop maps of equal stride to the cells that both models have, and tell which of them are padding.
 
     Both models put an image at the top left of its batch and pad at the right and at the bottom, so cell (i, j) of
     both shows the same pixels, and a map is longer only by cells of padding: cutting these off is exact, where
     interpolation would shift cells. Maps that come without a padding mask (those of foreign models) get one
-    from the sizes of the images.
+    from the sizes of the images. Tokens stay as they are.
 
     Args:
-        student: taps; tokens stay as they are.
-        teacher: the same names; its maps are found by stride.
+        student, teacher: the taps; those of the teacher are found by name and stride.
         sizes: (height, width) of each image, in pixels of the batch.
-
-    Returns:
-        The taps of both, those of the student in its order of maps.
 
     Raises:
         IncompatibleModelsError: maps whose sizes differ by more than padding; the message has both shapes.
@@ -65,12 +62,10 @@ def align_maps(
     return aligned_s, aligned_t
 
 
-def stretched_objects(objects: Objects, student: Mapping[str, TapValue]) -> Objects:
+def stretched_objects(objects: Objects, student: Taps) -> Objects:
     """The objects where the student's maps show them, if it resized its images itself."""
-    levels = (
-        level for value in student.values() if isinstance(value, list) for level in value if level.stretched
-    )
-    level = next(levels, None)
+    maps = (value for value in student.values() if isinstance(value, list))
+    level = next((level for value in maps for level in value if level.stretched), None)
     if level is None:
         return objects
     height, width = (int(cells) * level.stride for cells in level.tensor.shape[2:])
@@ -121,13 +116,8 @@ def _covers(cells: int, side: int, stride: int) -> bool:
 
 
 def _crop(level: FeatureMap, height: int, width: int) -> FeatureMap:
-    mask = level.padding_mask
-    return FeatureMap(
-        level.tensor[:, :, :height, :width],
-        None if mask is None else mask[:, :height, :width],
-        level.stride,
-        level.stretched,
-    )
+    mask = None if level.padding_mask is None else level.padding_mask[:, :height, :width]
+    return replace(level, tensor=level.tensor[:, :, :height, :width], padding_mask=mask)
 
 
 def _masked(level: FeatureMap, sizes: ImageSizes) -> FeatureMap:
@@ -136,8 +126,7 @@ def _masked(level: FeatureMap, sizes: ImageSizes) -> FeatureMap:
     ends = ((height - 1) * level.stride, (width - 1) * level.stride)
     if level.padding_mask is not None or all(end < side for end, side in zip(ends, shortest, strict=True)):
         return level
-    starts_y = torch.arange(height) * level.stride
-    starts_x = torch.arange(width) * level.stride
+    starts_y, starts_x = (torch.arange(cells) * level.stride for cells in (height, width))
     extent = torch.tensor(sizes)
     padding = (starts_y >= extent[:, :1])[:, :, None] | (starts_x >= extent[:, 1:])[:, None, :]
-    return FeatureMap(level.tensor, padding.to(level.tensor.device, non_blocking=True), level.stride)
+    return replace(level, padding_mask=padding.to(level.tensor.device, non_blocking=True))

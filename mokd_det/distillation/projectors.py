@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mokd_det.distillation.row_losses import standardize
 from mokd_det.distillation.stiefel import StiefelLinear
-from mokd_det.errors import ConfigError
+from mokd_det.errors import ConfigError, require_choice
 
 __all__ = [
     "EnsembleProjector",
@@ -109,10 +109,8 @@ class EnsembleProjector(Projector):
         self.members = nn.ModuleList(nn.Linear(n_s, n_t) for _ in range(count))
 
     def forward(self, rows: Tensor, weights: Tensor | None = None) -> Tensor:
-        outputs = [member(rows) for member in self.members]
-        if self.relu:
-            outputs = [output.relu() for output in outputs]
-        return torch.stack(outputs).mean(0)
+        outputs = (member(rows) for member in self.members)
+        return torch.stack([output.relu() if self.relu else output for output in outputs]).mean(0)
 
 
 _PROJECTORS: dict[str, Callable[..., Projector]] = {
@@ -124,19 +122,8 @@ _PROJECTORS: dict[str, Callable[..., Projector]] = {
 
 
 def build_projector(kind: ProjectorKind, n_s: int, n_t: int, **options: Any) -> Projector:
-    """A projector by name.
-
-    Args:
-        kind: "linear", "orthogonal", "mlp" or "ensemble".
-        n_s: channels of the student's rows.
-        n_t: channels of the teacher's rows.
-        options: further arguments of the projector's class.
-
-    Raises:
-        ConfigError: unknown kind, or an option that the class does not have.
-    """
-    if kind not in _PROJECTORS:
-        raise ConfigError(f"projector={kind!r} is not one of {', '.join(map(repr, _PROJECTORS))}")
+    """A projector by name; ``options`` of its class. A ConfigError if there is none, or it has no such option."""
+    require_choice("projector", kind, ProjectorKind)
     try:
         return _PROJECTORS[kind](n_s, n_t, **options)
     except TypeError as error:

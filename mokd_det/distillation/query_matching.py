@@ -77,8 +77,7 @@ class HungarianTokenMatching:
         """The numbers of queries of both models.
 
         Args:
-            student: descriptions of the student's taps "logits" (B, N, classes) and "boxes" (B, N, 4).
-            teacher: the teacher's.
+            student, teacher: descriptions of their taps "logits" (B, N, classes) and "boxes" (B, N, 4).
             names: the class names of both, as far as they are known.
 
         Raises:
@@ -118,8 +117,7 @@ class HungarianTokenMatching:
         """Match one batch; the costs of all images reach the host in one copy.
 
         Args:
-            student: "logits" (B, N_s, classes) and "boxes" (B, N_s, 4), cx, cy, w, h in [0, 1].
-            teacher: the same with N_t queries.
+            student, teacher: "logits" (B, N, classes) and "boxes" (B, N, 4), cx, cy, w, h in [0, 1]; N may differ.
 
         Returns:
             The matched queries of the student, ascending, and of the teacher, both (B, min(N_s, N_t)) int64.
@@ -127,9 +125,8 @@ class HungarianTokenMatching:
         Raises:
             InvalidLossError: a prediction is NaN or infinite.
         """
-        costs = self.costs(
-            *(_tensor(side[name]) for side in (student, teacher) for name in self.names)
-        )  # (B, N_s, N_t)
+        predictions = (_tensor(side[name]) for side in (student, teacher) for name in self.names)
+        costs = self.costs(*predictions)  # (B, N_s, N_t)
         table = torch.empty(2, costs.shape[0], min(costs.shape[1:]), dtype=torch.int64)
         for image, cost in enumerate(costs.cpu().numpy()):
             try:
@@ -152,21 +149,15 @@ class HungarianTokenMatching:
             corners_s, corners_t = (cxcywh_to_xyxy(with_area(boxes)) for boxes in (boxes_s, boxes_t))
             total -= self.cost_giou * generalized_iou(corners_s[:, :, None], corners_t[:, None])
             if self.cost_class:
-                probabilities = (
-                    full_precision(logits).to(boxes_s.dtype).sigmoid() for logits in (logits_s, logits_t)
-                )
-                total += self.cost_class * torch.cdist(*probabilities, p=1)
+                both = (full_precision(x).to(boxes_s.dtype).sigmoid() for x in (logits_s, logits_t))
+                total += self.cost_class * torch.cdist(*both, p=1)
         return total
 
 
 def parse_token_matching(
     value: TokenMatchingChoice | HungarianTokenMatching,
 ) -> HungarianTokenMatching | None:
-    """None for "index", and the matching itself for "hungarian" or one with costs of its own.
-
-    Raises:
-        ConfigError: anything else.
-    """
+    """None for "index", the matching for "hungarian" or one with costs of its own; else a ConfigError."""
     if isinstance(value, HungarianTokenMatching):
         return value
     if value == "hungarian":
@@ -177,11 +168,7 @@ def parse_token_matching(
 
 
 def matched_spec(name: str, spec: TapSpec, predicted: int, count: int) -> TapSpec:
-    """Description of a tap after :func:`take_queries`.
-
-    Args:
-        predicted: queries that the model predicts from.
-        count: pairs per image.
+    """Description of a tap after :func:`take_queries`: ``count`` of the ``predicted`` queries.
 
     Raises:
         IncompatibleModelsError: tokens that are not the queries.

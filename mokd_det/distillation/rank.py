@@ -18,12 +18,8 @@ def sample_rows(rows: Tensor, weights: Tensor | None, count: int = 1024) -> tupl
 def effective_rank(rows: Tensor, weights: Tensor | None = None) -> float:
     """exp of the entropy of the centred rows' singular values, normalised to sum 1 (Roy & Vetterli, 2007).
 
-    Between 1 (one direction) and C (all channels equally strong and uncorrelated); 0 for constant rows. An
-    isometry P leaves it unchanged.
-
-    Args:
-        rows: (R, C).
-        weights: (R,); rows of weight 0 are left out.
+    Between 1 (one direction) and C (all channels equally strong and uncorrelated); 0 for constant rows. An isometry P
+    leaves it unchanged. Rows (R, C) of weight 0 (R,) are left out.
     """
     rows = rows.double()
     if weights is not None:

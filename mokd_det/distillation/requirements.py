@@ -35,11 +35,7 @@ _PURPOSE = {
 
 
 def require_kind(method: str, name: str, kind: TapKind, *specs: Specs) -> None:
-    """Refuse a tap that delivers something else; ``specs``: the student's and, where it has this tap, the teacher's.
-
-    Raises:
-        IncompatibleModelsError: another kind; the message has what each model delivers.
-    """
+    """Raise an IncompatibleModelsError unless the tap is of this kind in all ``specs``, the student's first."""
     if any(taps[name].kind != kind for taps in specs):
         found = ", ".join(
             f"{who} {describe(taps[name])}" for who, taps in zip(("student", "teacher"), specs, strict=False)
@@ -89,21 +85,13 @@ def _shorten(names: Sequence[str], most: int = 5) -> str:
 
 
 def require_positive(argument: str, value: float) -> None:
-    """Refuse 0 and below.
-
-    Raises:
-        ConfigError: naming the argument.
-    """
+    """Raise a ConfigError unless ``value`` is above 0."""
     if not value > 0:
         raise ConfigError(f"{argument}={value} must be above 0")
 
 
 def require_objects(method: str, context: MethodContext) -> Objects:
-    """The annotated objects of the batch.
-
-    Raises:
-        ConfigError: the batch has no instances.
-    """
+    """The annotated objects of the batch; a ConfigError if it has no instances."""
     if context.objects is None:
         raise ConfigError(
             f"{method} needs each image's annotated objects, but the training loader's batches are no lists of dicts "
@@ -113,11 +101,7 @@ def require_objects(method: str, context: MethodContext) -> Objects:
 
 
 def require_known(method: str, context: MethodContext, field: str) -> Tensor:
-    """A field of the context that the method cannot do without.
-
-    Raises:
-        ConfigError: the batch does not know it.
-    """
+    """A field of the context that the method cannot do without; a ConfigError if the batch does not know it."""
     value = getattr(context, field)
     if value is None:
         raise ConfigError(
@@ -127,22 +111,14 @@ def require_known(method: str, context: MethodContext, field: str) -> Tensor:
 
 
 def hard_targets(method: str, context: MethodContext) -> Tensor:
-    """The class of each image, (B,) int64: the heaviest one where targets are mixed or smoothed.
-
-    Raises:
-        ConfigError: the batch knows neither targets nor labels.
-    """
+    """The class of each image, (B,) int64: the heaviest one where targets are mixed or smoothed."""
     if context.targets is None:
         return require_known(method, context, "labels")
     return context.targets if context.targets.ndim == 1 else context.targets.argmax(1)
 
 
 def require_query_decoder(method: str, who: str, model: nn.Module | None) -> QueryDecoder:
-    """What runs a model's decoder with queries of the method's choice; ``who``: "student" or "teacher".
-
-    Raises:
-        IncompatibleModelsError: the model does not offer that.
-    """
+    """What runs a model's decoder with other queries; an IncompatibleModelsError if it does not offer that."""
     decoder = model.query_decoder() if isinstance(model, HasQueryDecoder) else None
     if decoder is None:
         raise IncompatibleModelsError(
@@ -153,11 +129,7 @@ def require_query_decoder(method: str, who: str, model: nn.Module | None) -> Que
 
 
 def require_several(method: str, values: Tensor) -> None:
-    """Refuse a batch of a single image, (1, …), for a method that relates the images of a batch.
-
-    Raises:
-        ConfigError: one image.
-    """
+    """Raise a ConfigError for a batch of a single image, (1, …): the method relates the images of a batch."""
     if values.shape[0] < 2:
         raise ConfigError(
             f"{method} relates the images of a batch to each other, but this batch has {values.shape[0]}; use at "

@@ -35,8 +35,8 @@ def weighted_mean(values: Tensor, weights: Tensor | None, across_ranks: bool = F
     Args:
         values: (R,).
         weights: (R,), non-negative; None: all 1. If all are 0 the mean is 0.
-        across_ranks: divide by the mean over processes of the weights' sums, so that the mean of the results is that
-            of all rows, however many each process has.
+        across_ranks: divide by the mean over processes of the weights' sums, so that the mean of the results is that of
+            all rows, however many each process has.
     """
     if weights is None:
         if not across_ranks:
@@ -74,8 +74,7 @@ def standardize(
     Args:
         rows: (R, C).
         weights: (R,) of 0 and 1: the rows that count for the moments; None: all.
-        eps: added to the variance, so that a constant channel gives 0. VkD's published code has none (0):
-            then a constant channel gives NaN.
+        eps: added to the variance, so that a constant channel gives 0; with 0, as in VkD's published code, NaN.
         across_ranks: over the rows of all processes.
     """
     mean, variance = moments(rows, weights, across_ranks)
@@ -87,10 +86,8 @@ def normalize(rows: Tensor, how: Norm, weights: Tensor | None = None, eps: float
 
     Args:
         rows: (R, C).
-        how: "layer_norm" over the channels of each row, without affine parameters; "standardize" each channel
-            over the rows; "none".
-        weights: (R,) of 0 and 1: the rows that count for the moments of ``standardize``.
-        eps: added to the variances.
+        how: "layer_norm" over the channels of each row, without affine parameters; "standardize" each channel; "none".
+        weights, eps: see :func:`standardize`.
     """
     if how == "layer_norm":
         return F.layer_norm(rows, rows.shape[-1:], eps=eps)

@@ -85,15 +85,10 @@ def row_channels(name: str, student: TapSpec, teacher: TapSpec) -> dict[str, tup
 
 
 def check_comparable(name: str, student: TapSpec, teacher: TapSpec, same_channels: bool = False) -> None:
-    """Refuse two taps that cannot be compared row by row.
-
-    Args:
-        name: of the tap, for the message.
-        same_channels: the method compares the rows as they are, without a projection.
+    """Refuse two taps that cannot be compared row by row, or as they are (``same_channels``), without a projection.
 
     Raises:
-        IncompatibleModelsError: different kinds, strides, numbers of tokens or of token sets (or of
-            channels).
+        IncompatibleModelsError: different kinds, strides, numbers of tokens or of token sets (or of channels).
     """
     both = f"tap {name!r}: student {describe(student)}, teacher {describe(teacher)}"
     if student.kind != teacher.kind:

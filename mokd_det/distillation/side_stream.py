@@ -50,13 +50,10 @@ class SideStream:
 
     @contextmanager
     def work(self, device: torch.device) -> Iterator[SideWork | None]:
-        """Queue what the block does on the side stream, after all that the current stream has been given.
+        """Queue what the block does on the side stream, after all that the current one has been given.
 
         What the block reads must be kept until :meth:`SideWork.wait` was called: its memory belongs to the current
-        stream, which would use it again.
-
-        Yields:
-            The work; None without CUDA.
+        stream, which would use it again. Yields None without CUDA.
         """
         if device.type != "cuda":
             if not self._told:

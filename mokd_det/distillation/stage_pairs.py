@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from torch import Tensor
 
 from mokd_det.distillation.precision import full_precision
-from mokd_det.distillation.taps import TapValue
+from mokd_det.distillation.taps import Specs, Taps
 from mokd_det.errors import IncompatibleModelsError
-from mokd_det.layers.tap_point import TapSpec
 
 __all__ = ["StagePairs"]
 
@@ -19,26 +16,16 @@ class StagePairs:
 
     The CIFAR networks deliver their stem's map too where they deliver activations, and not where they deliver
     pre-activations: counted from the deepest, stage meets stage.
-
-    Args:
-        name: of the tap.
-        student: the student's taps.
-        teacher: the teacher's.
     """
 
-    def __init__(self, name: str, student: Mapping[str, TapSpec], teacher: Mapping[str, TapSpec]) -> None:
+    def __init__(self, name: str, student: Specs, teacher: Specs) -> None:
         self.name = name
-        self.count = min(len(student[name].channels), len(teacher[name].channels))
-        self.channels = list(
-            zip(*(specs[name].channels[-self.count :] for specs in (student, teacher)), strict=True)
-        )
-        self.strides = list(
-            zip(*(specs[name].strides[-self.count :] for specs in (student, teacher)), strict=True)
-        )
+        of_student, of_teacher = student[name], teacher[name]
+        count = self.count = min(len(of_student.channels), len(of_teacher.channels))
+        self.channels = list(zip(of_student.channels[-count:], of_teacher.channels[-count:], strict=True))
+        self.strides = list(zip(of_student.strides[-count:], of_teacher.strides[-count:], strict=True))
 
-    def __call__(
-        self, student: Mapping[str, TapValue], teacher: Mapping[str, TapValue]
-    ) -> list[tuple[Tensor, Tensor]]:
+    def __call__(self, student: Taps, teacher: Taps) -> list[tuple[Tensor, Tensor]]:
         """The maps (B, C_s, H_s, W_s) and (B, C_t, H_t, W_t) of each stage; no gradient reaches the teacher's.
 
         Raises:

@@ -47,19 +47,14 @@ def retract_(weights: Iterable[Tensor]) -> None:
 class StiefelLinear(nn.Module):
     """Linear map without bias whose matrix (out_features, in_features) is orthonormal: z ↦ P z.
 
-    With out_features ≥ in_features the columns are orthonormal (an isometry into a larger space), otherwise
-    the rows. It starts as the QR factor of a Gaussian matrix, uniformly distributed over the manifold.
-
-    Args:
-        in_features: n_s or n_t.
-        out_features: n, the common dimension.
-        trainable: a parameter; False: a fixed buffer, drawn once and kept in the checkpoint.
+    With out_features ≥ in_features the columns are orthonormal (an isometry into a larger space), otherwise the rows.
+    It starts as the QR factor of a Gaussian matrix, uniformly distributed over the manifold. Not ``trainable`` it is a
+    fixed buffer, drawn once and kept in the checkpoint.
     """
 
     def __init__(self, in_features: int, out_features: int, trainable: bool = True) -> None:
         super().__init__()
-        self.in_features = in_features
-        self.out_features = out_features
+        self.in_features, self.out_features = in_features, out_features
         weight = torch.randn(out_features, in_features)
         wide = out_features < in_features
         weight = (householder_qr(weight.mT).mT if wide else householder_qr(weight)).contiguous()

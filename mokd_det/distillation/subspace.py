@@ -107,11 +107,8 @@ class SubspaceHead(nn.Module):
                 f"common dimension n={n} is smaller than the features ({n_s} student, {n_t} teacher "
                 f"channels); it must be at least {max(n_s, n_t)}"
             )
-        self.n = n
-        self.loss = loss
-        self.norm = norm
-        self.student_norm = student_norm
-        self.eps = eps
+        self.n, self.loss, self.eps = n, loss, eps
+        self.norm, self.student_norm = norm, student_norm
         self.student_projection: nn.Module = StiefelLinear(n_s, n) if subspace else nn.Identity()
         self.teacher_projection: nn.Module = nn.Identity()
         if subspace and (learn_teacher_subspace or n != n_t):
@@ -124,13 +121,7 @@ class SubspaceHead(nn.Module):
     def project(
         self, student: Tensor, teacher: Tensor, weights: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The pair (ẑ_s, ẑ_t), each (R, n), in float32 at least.
-
-        Args:
-            student: (R, n_s).
-            teacher: (R, n_t); it is detached.
-            weights: (R,), 0 for the rows that the moments of a standardisation leave out.
-        """
+        """The pair (ẑ_s, ẑ_t), each (R, n), in float32 at least; arguments as for :meth:`forward`."""
         with autocast_off(student.device):
             target = self.teacher_projection(self._normalized(teacher, weights))
             return self._project_student(student, weights), target

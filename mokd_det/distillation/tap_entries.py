@@ -42,14 +42,11 @@ class _Part:
 
 
 def encode_rows(taps: Mapping[str, TapValue], dtype: torch.dtype) -> Tensor:
-    """One row of bytes per image: what the row holds, then its numbers.
+    """One row of bytes per image, (B, bytes) uint8 on the CPU in multiples of 64: what it holds, then its numbers.
 
     Args:
         taps: of B images, floating point.
         dtype: the numbers' type in the rows.
-
-    Returns:
-        (B, bytes) uint8 on the CPU, a multiple of 64 bytes each.
 
     Raises:
         CacheError: a finite number that the type cannot hold.
@@ -70,12 +67,11 @@ def encode_rows(taps: Mapping[str, TapValue], dtype: torch.dtype) -> Tensor:
 
 
 def decode_rows(rows: Tensor, device: torch.device, dtype: torch.dtype) -> dict[str, TapValue]:
-    """The taps of a batch whose images' rows these are.
+    """The taps of a batch whose images' rows (B, bytes) uint8, on the CPU, these are.
 
     Args:
-        rows: (B, bytes) uint8, on the CPU.
-        device: where the taps are wanted; one copy is made for all of them.
-        dtype: of their numbers.
+        rows: one copy is made for all taps.
+        device, dtype: where they are wanted, and the type of their numbers.
 
     Raises:
         CacheError: rows that do not belong into one batch.

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Literal, TypeAlias
 
 import torch
 
 from mokd_det.distillation.rows import describe
-from mokd_det.distillation.taps import TapValue
+from mokd_det.distillation.taps import Specs, Taps, TapValue
 from mokd_det.errors import IncompatibleModelsError
 from mokd_det.layers import TapSpec
 
@@ -31,15 +30,13 @@ def teacher_levels(student: int, teacher: int) -> list[int]:
 class CommonTaps:
     """Reduces the taps of both models to maps of strides that both have, and the teacher's levels to the student's.
 
-    Args:
-        student: descriptions of the student's taps.
-        teacher: of the teacher's; names that it lacks stay as they are.
+    Names that the teacher lacks stay as they are.
 
     Raises:
         IncompatibleModelsError: maps without a common stride; the message has both shapes.
     """
 
-    def __init__(self, student: Mapping[str, TapSpec], teacher: Mapping[str, TapSpec]) -> None:
+    def __init__(self, student: Specs, teacher: Specs) -> None:
         self.student, self.teacher = dict(student), dict(teacher)
         self._strides: dict[str, tuple[int, ...]] = {}
         self._levels: dict[str, list[int]] = {}
@@ -58,13 +55,13 @@ class CommonTaps:
                 self._levels[name] = teacher_levels(spec_s.num_levels, spec_t.num_levels)
                 self.teacher[name] = dataclasses.replace(spec_t, num_levels=spec_s.num_levels)
 
-    def of_student(self, taps: Mapping[str, TapValue]) -> dict[str, TapValue]:
+    def of_student(self, taps: Taps) -> dict[str, TapValue]:
         """The student's values, reduced."""
         return {name: self._maps(name, value) for name, value in taps.items()}
 
-    def of_teacher(self, taps: Mapping[str, TapValue]) -> dict[str, TapValue]:
+    def of_teacher(self, taps: Taps) -> dict[str, TapValue]:
         """The teacher's values, reduced; its levels in the order of the student's."""
-        paired = {name: self._maps(name, value) for name, value in taps.items()}
+        paired = self.of_student(taps)
         for name, levels in self._levels.items():
             value = paired.get(name)
             if isinstance(value, torch.Tensor):

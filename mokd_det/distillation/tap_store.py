@@ -34,10 +34,8 @@ class RowKey(NamedTuple):
     """What a row belongs to.
 
     Attributes:
-        image: index in the data set.
-        view: of the image.
-        height: of the padded batch, in pixels.
-        width: of the padded batch, in pixels.
+        image, view: index in the data set, and view of the image.
+        height, width: of the padded batch, in pixels.
     """
 
     image: int
@@ -79,9 +77,8 @@ class TapStore:
     @property
     def size(self) -> int:
         """Bytes of all shards."""
-        return sum(
-            file.stat().st_size for suffix in (_ROWS, _INDEX) for file in self._directory.glob(f"*{suffix}")
-        )
+        files = (file for suffix in (_ROWS, _INDEX) for file in self._directory.glob(f"*{suffix}"))
+        return sum(file.stat().st_size for file in files)
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -111,15 +108,11 @@ class TapStore:
         return row
 
     def write(self, keys: Sequence[RowKey], digests: Sequence[int], rows: Tensor) -> bool:
-        """Add rows, all or none.
+        """Add rows, all or none; False if the limit is reached or the disk is full, which is logged once.
 
         Args:
-            keys: of the rows.
-            digests: of the pixels they were made from.
+            keys, digests: of the rows, and of the pixels they were made from.
             rows: (len(keys), bytes) uint8 on the CPU.
-
-        Returns:
-            Whether they were added: not if the limit is reached or the disk is full, which is logged once.
         """
         if self.is_full:
             return False
@@ -172,15 +165,15 @@ class _Shard:
         for start in range(0, whole, _RECORD):
             self.seen += _RECORD
             record = content[start : start + _RECORD]
-            (checksum,) = _CHECKSUM.unpack(record[_ENTRY.size :])
-            if zlib.crc32(record[: _ENTRY.size]) != checksum:
+            fields = record[: _ENTRY.size]
+            if _CHECKSUM.pack(zlib.crc32(fields)) != record[_ENTRY.size :]:
                 logger.warning(
                     "Teacher cache: record %d of %s is damaged; its image is computed anew",
                     self.seen // _RECORD - 1,
                     self.index_file,
                 )
                 continue
-            *key, digest, offset, length, row_checksum = _ENTRY.unpack(record[: _ENTRY.size])
+            *key, digest, offset, length, row_checksum = _ENTRY.unpack(fields)
             yield RowKey(*key), _Entry(digest, self.number, offset, length, row_checksum)
 
     def row(self, entry: _Entry) -> Tensor | None:

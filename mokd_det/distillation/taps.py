@@ -20,7 +20,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, TypeAlias
 
 from detectron2.modeling import Backbone
@@ -33,14 +32,12 @@ from mokd_det.layers.tap_point import FeatureMap, TapPoint, TapSpec
 
 __all__ = ["Specs", "TapRecorder", "TapSource", "TapSpelling", "TapValue", "Taps", "find_module", "tap_specs"]
 
-TapValue: TypeAlias = "Tensor | list[FeatureMap]"
+TapValue: TypeAlias = Tensor | list[FeatureMap]
 """Vectors (B, C), tokens (B, N, C) or (L, B, N, C), or the maps of a feature pyramid."""
-Taps: TypeAlias = "Mapping[str, TapValue]"
+Taps: TypeAlias = Mapping[str, TapValue]
 """The values of a model's taps, by name."""
-Specs: TypeAlias = "Mapping[str, TapSpec]"
+Specs: TypeAlias = Mapping[str, TapSpec]
 """What they deliver."""
-TapSpelling: TypeAlias = "str | Mapping[str, Any] | TapSource"
-"""A tap in a configuration."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +101,10 @@ class TapSource:
         return cls(str(fields["path"]), spec, keep, per_level)
 
 
+TapSpelling: TypeAlias = str | Mapping[str, Any] | TapSource
+"""A tap in a configuration."""
+
+
 @dataclass(frozen=True)
 class _Reader:
     """A tap found in a model: its module and how its output becomes the canonical value."""
@@ -129,11 +130,9 @@ class _Reader:
 
     def read(self, output: Any) -> TapValue:
         """The canonical value of the module's output, checked against the description."""
-        if self.spec is None:
-            dimensions = output.ndim if isinstance(output, Tensor) else 4
-            kind = {2: "vectors", 3: "tokens"}.get(dimensions, "maps")
-        else:
-            kind = self.spec.kind
+        dimensions = output.ndim if isinstance(output, Tensor) else 4
+        undescribed = {2: "vectors", 3: "tokens"}.get(dimensions, "maps")
+        kind = undescribed if self.spec is None else self.spec.kind
         if kind == "vectors":
             return self._vectors(output)
         return self._tokens(output) if kind == "tokens" else self._maps(output)
@@ -151,10 +150,9 @@ class _Reader:
             count = self.spec.num_tokens if self.spec.num_tokens is not None else output.shape[-2]
             stack = () if self.spec.num_levels == 1 else (self.spec.num_levels,)
             batch = tuple(output.shape[len(stack) : len(stack) + 1])
-            expected = (*stack, *batch, count, self.spec.channels[0])
-            if tuple(output.shape) != expected:
-                shape = _shape(stack, "B", count, self.spec.channels[0])
-                raise self._unexpected(f"tokens of shape {shape}", output)
+            if tuple(output.shape) != (*stack, *batch, count, self.spec.channels[0]):
+                shape = ", ".join(map(str, (*stack, "B", count, self.spec.channels[0])))
+                raise self._unexpected(f"tokens of shape ({shape})", output)
         return output
 
     def _maps(self, output: Any) -> list[FeatureMap]:
@@ -185,10 +183,6 @@ class _Reader:
             f"tap {self.name!r} (module {self.path!r}) should deliver {expected}, but gave "
             f"{_describe(output)}"
         )
-
-
-def _shape(stack: tuple[int, ...], *rest: object) -> str:
-    return "(" + ", ".join(str(size) for size in (*stack, *rest)) + ")"
 
 
 def _describe(output: Any) -> str:
@@ -314,9 +308,7 @@ class TapRecorder:
             self._handles.append(reader.module.register_forward_hook(self._hook(reader)))
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles = []

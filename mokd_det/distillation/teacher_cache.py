@@ -61,10 +61,8 @@ class TeacherCache:
             raise ConfigError("model.teacher_cache.directory is empty; name a folder")
         if not limit_gib > 0:
             raise ConfigError(f"model.teacher_cache.limit_gib={limit_gib}: must be above 0")
-        self.directory = Path(directory)
-        self.limit_gib = limit_gib
-        self.precision = precision
-        self.overwrite = overwrite
+        self.directory, self.limit_gib = Path(directory), limit_gib
+        self.precision, self.overwrite = precision, overwrite
         self._store: TapStore | None = None
         self._asked = self._found = 0
 
@@ -102,25 +100,19 @@ class TeacherCache:
 
     def _check(self, facts: Mapping[str, str]) -> None:
         file = self.directory / "cache.json"
+        problem = ""
         if file.exists():
             problem = _differences(_read_facts(file), facts)
+            if not problem:
+                return
         elif rows_exist(self.directory):
             problem = f"'{file}', which says what it was made for, is missing"
-        else:
-            problem = ""
-            self._describe(file, facts)
-        if not problem:
-            return
-        if not self.overwrite:
+        if problem and not self.overwrite:
             raise CacheError(
                 f"the teacher cache '{self.directory}' was made for something else: {problem}. Delete the folder, name "
                 "another one (model.teacher_cache.directory), or set model.teacher_cache.overwrite=True"
             )
         remove_rows(self.directory)
-        self._describe(file, facts)
-
-    @staticmethod
-    def _describe(file: Path, facts: Mapping[str, str]) -> None:
         with atomic_write(file, "w") as handle:
             json.dump(dict(facts), handle, indent=1)
 
@@ -136,8 +128,7 @@ class TeacherCache:
         Args:
             inputs: the loader's batch.
             run_teacher: computes them for a batch, or for some of its images.
-            device: where they are wanted.
-            dtype: of their numbers.
+            device, dtype: where they are wanted, and the type of their numbers.
 
         Raises:
             CacheError: an image without a key, or other pixels than those that its entry was made from.
@@ -198,15 +189,13 @@ def _differences(stored: Mapping[str, str], wanted: Mapping[str, str]) -> str:
 
 def _keys(inputs: Any) -> tuple[list[RowKey], list[int], list[tuple[int, int]]]:
     """Key, digest and (height, width) of each image."""
-    found: Sequence[Any] | None
+    found: Sequence[Any] | None = None
     sizes = image_sizes(inputs)
     if sizes is not None:
         found = [item.get("view_key") for item in inputs]
-    else:
-        found = None
-        if isinstance(inputs, LoadedBatch):
-            found, images = inputs.view_keys, inputs.images
-            sizes = [(images.shape[-2], images.shape[-1])] * len(images)
+    elif isinstance(inputs, LoadedBatch):
+        found, images = inputs.view_keys, inputs.images
+        sizes = [(images.shape[-2], images.shape[-1])] * len(images)
     if found is None or sizes is None or None in found:
         raise CacheError(
             "model.teacher_cache needs images that come back unchanged, and batches that tell which: set "

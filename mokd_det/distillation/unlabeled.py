@@ -41,11 +41,10 @@ class UnlabeledDistiller(Distiller):
 
     @torch.no_grad()
     def prepare_batch(self, batched_inputs: Any) -> DistillationBatch | _TwoParts:
-        """The teacher on both parts; see :meth:`Distiller.prepare_batch`."""
         marked = [isinstance(sample, Mapping) and bool(sample.get("unlabeled")) for sample in batched_inputs]
         if not any(marked):
             return super().prepare_batch(batched_inputs)
-        parts = [
+        labeled, unlabeled = (
             super(UnlabeledDistiller, self).prepare_batch(
                 [
                     sample
@@ -54,15 +53,11 @@ class UnlabeledDistiller(Distiller):
                 ]
             )
             for wanted in (False, True)
-        ]
-        taps = {
-            **parts[0].teacher_taps,
-            **{f"unlabeled/{name}": tap for name, tap in parts[1].teacher_taps.items()},
-        }
-        return _TwoParts(batched_inputs, taps, *parts)
+        )
+        taps = labeled.teacher_taps | {f"unlabeled/{name}": t for name, t in unlabeled.teacher_taps.items()}
+        return _TwoParts(batched_inputs, taps, labeled, unlabeled)
 
     def forward(self, batch: Any) -> Any:
-        """Losses of both parts in training; see :meth:`Distiller.forward`."""
         if not self.training:
             return super().forward(batch.inputs if isinstance(batch, _TwoParts) else batch)
         prepared = batch if isinstance(batch, PreparedBatch) else self.prepare_batch(batch)
@@ -80,6 +75,5 @@ class UnlabeledDistiller(Distiller):
 
     @property
     def signed_losses(self) -> tuple[str, ...]:
-        """See :class:`Distiller`; the same terms of the unlabelled part."""
         signed = super().signed_losses
         return (*signed, *(_UNLABELED + name.removeprefix(_LABELED) for name in signed))

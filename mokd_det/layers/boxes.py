@@ -21,10 +21,9 @@ def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
 
 
 def box_iou(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Intersection over union of corner boxes, broadcast over the leading dimensions.
+    """Intersection over union of corner boxes, and union area, broadcast over the leading dimensions.
 
-    Returns:
-        IoU and union area, both of the broadcast leading shape. Two boxes without area give NaN, as 0/0 is.
+    Two boxes without area give NaN, as 0/0 is.
     """
     area_a = (a[..., 2:] - a[..., :2]).prod(-1)
     area_b = (b[..., 2:] - b[..., :2]).prod(-1)

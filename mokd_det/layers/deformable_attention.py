@@ -184,14 +184,11 @@ class MultiScaleDeformableAttention(nn.Module):
     def sampling(
         self, query: Tensor, reference: Tensor, shapes: Sequence[tuple[int, int]]
     ) -> tuple[Tensor, Tensor]:
-        """Where :meth:`forward` reads, and with which weights.
-
-        Args:
-            query, reference, shapes: as there.
+        """Where :meth:`forward` reads, and with which weights, as kernels take them.
 
         Returns:
-            Locations (B, Q, M, L, P, 2) as (x, y) in units of each level's width and height, and weights
-            (B, Q, M, L, P) that add up to 1 over levels and points, as kernels take them.
+            Locations (B, Q, M, L, P, 2) as (x, y) in units of each level's width and height, and weights (B, Q, M, L,
+            P) that add up to 1 over levels and points.
         """
         batch, queries, _ = query.shape
         grid = (batch, queries, self.num_heads, self.num_levels, self.num_points)

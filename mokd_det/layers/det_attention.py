@@ -33,21 +33,16 @@ def attend_det_tokens(
 def det_attention_weights(
     qkv: nn.Linear, num_heads: int, det: Tensor, patches: Tensor, padding_mask: Tensor | None
 ) -> Tensor:
-    """The weights with which :func:`attend_det_tokens` averages, for a look at them.
+    """The weights with which :func:`attend_det_tokens` averages, for a look at them: (B, heads, N, H·W + N).
 
-    Args:
-        qkv, num_heads, det, patches, padding_mask: as there.
-
-    Returns:
-        (B, heads, N, H·W + N): each row, of one DET token, adds up to 1 over the cells (row by row) and the DET tokens.
-        A padded cell, whose share the model makes about e⁻¹⁰⁰, has exactly 0.
+    Each row, of one DET token, adds up to 1 over the cells (row by row) and the DET tokens. A padded cell, whose share
+    the model makes about e⁻¹⁰⁰, has exactly 0.
     """
     query, key = (x.transpose(1, 2) for x in _project(qkv, num_heads, det, patches)[:2])
     logits = query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5
     if padding_mask is not None:
-        logits[..., : padding_mask[0].numel()].masked_fill_(
-            padding_mask.flatten(1)[:, None, None], float("-inf")
-        )
+        padded = padding_mask.flatten(1)[:, None, None]
+        logits[..., : padded.shape[-1]].masked_fill_(padded, float("-inf"))
     return logits.softmax(-1)
 
 

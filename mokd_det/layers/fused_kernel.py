@@ -38,8 +38,8 @@ class Corners(NamedTuple):
     """
 
     rows: Tensor
-    shares: tuple[Tensor, Tensor, Tensor, Tensor]
-    inside: tuple[Tensor, Tensor, Tensor, Tensor]
+    shares: tuple[Tensor, ...]
+    inside: tuple[Tensor, ...]
     sizes: Tensor
 
     def row_shares(self, weights: Tensor) -> Tensor:
@@ -53,19 +53,11 @@ class Corners(NamedTuple):
 
 
 def corners_of(value_shape: Sequence[int], shapes: Sequence[tuple[int, int]], locations: Tensor) -> Corners:
-    """All levels' cells and shares at once.
-
-    Args:
-        value_shape: B, S, M, D.
-        shapes: (H_l, W_l) of the levels.
-        locations: (B, Q, M, L, P, 2), see :func:`register_kernel`.
-    """
+    """All levels' cells and shares at once, for a value (B, S, M, D) and locations (B, Q, M, L, P, 2)."""
     batch, cells, heads, _ = value_shape
     queries, points = locations.shape[1], locations.shape[4]
-    kind = {
-        "dtype": torch.int32 if batch * cells * heads < 2**31 else torch.int64,
-        "device": locations.device,
-    }
+    dtype = torch.int32 if batch * cells * heads < 2**31 else torch.int64
+    kind = {"dtype": dtype, "device": locations.device}
     levels = level_table(shapes, kind["device"], kind["dtype"])
     # Points of all levels in one line of memory: the innermost loops are long.
     heights, widths, first_cells = levels.t().repeat_interleave(points, 1)
@@ -101,7 +93,7 @@ def _neighbours(
 
 
 def row_sums(rows: Tensor, shares: Tensor, terms: Tensor, count: int) -> Tensor:
-    """Sum of ``shares[n, k] · terms[n]`` over all (n, k) with ``rows[n, k] = r``, for every r.
+    """Sum of ``shares[n, k] · terms[n]`` over all (n, k) with ``rows[n, k] = r``, for every r: (count, D).
 
     Rows are sorted and the terms of each added in their order, so the sum depends neither on the number of threads nor
     on a GPU's scheduling.
@@ -110,9 +102,6 @@ def row_sums(rows: Tensor, shares: Tensor, terms: Tensor, count: int) -> Tensor:
         rows, shares: (N, K).
         terms: (N, D).
         count: of rows in the result.
-
-    Returns:
-        (count, D).
     """
     ordered, order = rows.flatten().sort(stable=True)
     present, sizes = torch.unique_consecutive(ordered, return_counts=True)
@@ -147,10 +136,7 @@ def _products(table: Tensor, rows: Tensor, terms: Tensor) -> Tensor:
 def point_gradients(corners: Corners, weights: Tensor, products: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of the locations (N, L·P, 2) and of the weights (N, L·P).
 
-    Args:
-        corners: of the points.
-        weights: (N, L·P).
-        products: of every cell's value and the output's gradient, (N, 4, L·P).
+    ``products`` of every cell's value and the output's gradient, (N, 4, L·P).
     """
     left, right, upper, lower = corners.shares
     inside_left, inside_right, inside_upper, inside_lower = corners.inside
@@ -204,14 +190,8 @@ class _FusedSampling(torch.autograd.Function):
     def backward(
         ctx: Any, grad_output: Tensor | None, grad_total: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        value, weights, keep, rows, sizes, left, right, upper, lower, *inside = ctx.saved_tensors
-        inside_left, inside_right, inside_upper, inside_lower = inside
-        corners = Corners(
-            rows,
-            (left, right, upper, lower),
-            (inside_left, inside_right, inside_upper, inside_lower),
-            sizes,
-        )
+        value, weights, keep, rows, sizes, *of_lines = ctx.saved_tensors
+        corners = Corners(rows, tuple(of_lines[:4]), tuple(of_lines[4:]), sizes)
         table = value.view(-1, value.shape[-1])
         flat_weights = weights.reshape(-1, rows.shape[2])
         grad_value = grad_locations = grad_weights = None
@@ -227,11 +207,8 @@ class _FusedSampling(torch.autograd.Function):
                 products = _products(table, rows.flatten(1), grad_output).view_as(rows)
             if grad_total is not None:
                 products += grad_total.reshape(-1, 1, 1)
-            grad_locations, grad_weights = point_gradients(corners, flat_weights, _kept(products, keep))
-            grad_locations, grad_weights = (
-                grad_locations.view(*weights.shape, 2),
-                grad_weights.view_as(weights),
-            )
+            slopes, products = point_gradients(corners, flat_weights, _kept(products, keep))
+            grad_locations, grad_weights = slopes.view(*weights.shape, 2), products.view_as(weights)
         return grad_value, grad_locations, grad_weights, None, None
 
 

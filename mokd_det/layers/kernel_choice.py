@@ -21,11 +21,7 @@ AUTO = "auto"
 
 
 def check_kernel(name: str) -> None:
-    """Let a name pass that a module can be built with.
-
-    Raises:
-        ConfigError: there is no such kernel, or its package is not installed.
-    """
+    """Raise a ConfigError unless a module can be built with the kernel: it exists, and its package is installed."""
     if name == AUTO or name in KERNELS:
         return
     if name in PACKAGES:
@@ -92,15 +88,11 @@ def _trial(name: str, device: torch.device) -> list[Tensor]:
     """Output and gradients of a small case, on the CPU; draws no random numbers."""
     shapes = [(3, 4), (2, 2)]
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
-        value = torch.arange(2 * 16 * 2 * 5, dtype=torch.float32).mul_(0.7).sin_().view(2, 16, 2, 5)
-        locations = (
-            torch.arange(2 * 3 * 2 * 2 * 3 * 2, dtype=torch.float32).mul_(1.3).cos_().mul_(0.7).add_(0.5)
-        )
-        weights = torch.arange(2 * 3 * 2 * 2 * 3, dtype=torch.float32).mul_(0.9).sin_()
-        inputs = [
-            tensor.to(device).requires_grad_()
-            for tensor in (value, locations.view(2, 3, 2, 2, 3, 2), weights.view(2, 3, 2, 2, 3))
-        ]
+        value, locations, weights = (torch.arange(n, dtype=torch.float32) for n in (320, 144, 72))
+        value = value.mul_(0.7).sin_().view(2, 16, 2, 5)
+        locations = locations.mul_(1.3).cos_().mul_(0.7).add_(0.5).view(2, 3, 2, 2, 3, 2)
+        weights = weights.mul_(0.9).sin_().view(2, 3, 2, 2, 3)
+        inputs = [tensor.to(device).requires_grad_() for tensor in (value, locations, weights)]
         output = KERNELS[name](inputs[0], shapes, inputs[1], inputs[2])
         gradients = torch.autograd.grad(output.square().sum(), inputs)
         return [tensor.detach().cpu() for tensor in (output, *gradients)]

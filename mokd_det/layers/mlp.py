@@ -11,14 +11,7 @@ __all__ = ["MLP"]
 
 
 class MLP(nn.Module):
-    """Linear layers with ReLU between them (none after the last).
-
-    Args:
-        in_dim: input channels.
-        hidden_dim: channels of every hidden layer.
-        out_dim: output channels.
-        num_layers: number of linear layers, at least 1.
-    """
+    """Linear layers with ReLU between them (none after the last)."""
 
     def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, num_layers: int) -> None:
         super().__init__()

@@ -28,11 +28,7 @@ PACKAGES: Mapping[str, str] = {
 def triton_kernel(
     value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor
 ) -> Tensor:
-    """Our own kernels for CUDA (``triton_kernel.py``).
-
-    Raises:
-        ConfigError: tensors that are not on CUDA.
-    """
+    """Our own kernels for CUDA (``triton_kernel.py``); a ConfigError for tensors that are elsewhere."""
     from . import triton_kernel as kernels
 
     if value.device.type != "cuda" and not kernels.INTERPRETED:

@@ -51,19 +51,13 @@ def relative_position_index(size: int) -> Tensor:
 def build_shift_mask(
     height: int, width: int, size: int, shift: int, device: torch.device, dtype: torch.dtype
 ) -> Tensor:
-    """Additive mask of shifted windows: -100 between cells that the roll brought together from opposite edges.
-
-    Returns:
-        (windows, size², size²) of 0 and -100.
-    """
+    """Additive mask of shifted windows (windows, size², size²): -100 between cells that the roll brought together."""
 
     def bands(length: int) -> Tensor:
         index = torch.arange(length)
         return (index >= length - size).long() + (index >= length - shift).long()
 
-    with torch.inference_mode(
-        False
-    ):  # the cached tensor may first be asked for by an evaluation, then by training
+    with torch.inference_mode(False):  # the cached tensor may be asked for by an evaluation, then by training
         regions = bands(height)[:, None] * 3 + bands(width)[None, :]
         regions = partition_windows(regions[None, :, :, None], size).squeeze(-1)
         different = regions[:, None, :] != regions[:, :, None]
@@ -84,13 +78,7 @@ def attend_windows(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> T
 
 
 class ReconfiguredAttention(nn.Module):
-    """Attention over patch tokens (windows) and DET tokens (global) with shared projections.
-
-    Args:
-        dim: channels C.
-        num_heads: attention heads.
-        window_size: side of a window in cells.
-    """
+    """Attention over patch tokens (windows of ``window_size``² cells) and DET tokens (global), shared projections."""
 
     def __init__(self, dim: int, num_heads: int, window_size: int) -> None:
         super().__init__()
@@ -167,6 +155,5 @@ class ReconfiguredAttention(nn.Module):
             Updates of both kinds of token, same shapes as the inputs.
         """
         keys = None if patch_pos is None else patches + patch_pos.to(patches.dtype)
-        return self.proj(self.attend_windows(patches, shift)), self.proj(
-            self.attend_det(det, keys, padding_mask)
-        )
+        update = self.proj(self.attend_windows(patches, shift))
+        return update, self.proj(self.attend_det(det, keys, padding_mask))

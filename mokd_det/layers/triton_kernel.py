@@ -212,21 +212,12 @@ class _TritonSampling(torch.autograd.Function):
         ctx.save_for_backward(value, locations, weights)
         ctx.shapes = shapes
         if output.numel():
+            inputs = value, locations, weights, level_table(shapes, value.device)
+            sizes = queries, heads, channels, points, weights.shape[4]
+            constants = {"ACCUMULATE": _type(locations.dtype), **_tile(channels, points)}
             with _on(value.device):
                 _forward[(batch * queries * heads,)](
-                    value,
-                    locations,
-                    weights,
-                    level_table(shapes, value.device),
-                    output,
-                    queries,
-                    heads,
-                    channels,
-                    points,
-                    weights.shape[4],
-                    *value.stride()[:3],
-                    ACCUMULATE=_type(locations.dtype),
-                    **_tile(channels, points),
+                    *inputs, output, *sizes, *value.stride()[:3], **constants
                 )
         return output
 
@@ -251,27 +242,14 @@ class _TritonSampling(torch.autograd.Function):
             grad_value = torch.zeros(value.shape, dtype=locations.dtype, device=value.device)
         grad_locations, grad_weights = torch.empty_like(locations), torch.empty_like(weights)
         if grad_output.numel() and (wants_position or not sort):
+            inputs = value, locations, weights, level_table(ctx.shapes, value.device), grad_output
+            of_value = grad_locations if grad_value is None else grad_value  # if None, nothing is added to it
+            sizes = queries, heads, channels, points, weights.shape[4], cells
+            constants = {"ACCUMULATE": _type(locations.dtype), **_tile(channels, points)}
+            constants |= {"VALUE": wants_value and not sort, "POSITION": wants_position}
             with _on(value.device):
                 _backward[(batch * queries * heads,)](
-                    value,
-                    locations,
-                    weights,
-                    level_table(ctx.shapes, value.device),
-                    grad_output,
-                    grad_value if grad_value is not None else grad_locations,
-                    grad_locations,
-                    grad_weights,
-                    queries,
-                    heads,
-                    channels,
-                    points,
-                    weights.shape[4],
-                    cells,
-                    *value.stride()[:3],
-                    ACCUMULATE=_type(locations.dtype),
-                    VALUE=wants_value and not sort,
-                    POSITION=wants_position,
-                    **_tile(channels, points),
+                    *inputs, of_value, grad_locations, grad_weights, *sizes, *value.stride()[:3], **constants
                 )
         if grad_value is not None:
             grad_value = grad_value.to(value.dtype)

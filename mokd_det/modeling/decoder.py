@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -36,15 +37,7 @@ class SelfAttention(nn.MultiheadAttention):
     """Self-attention whose values carry no position."""
 
     def forward(self, query: Tensor, value: Tensor) -> tuple[Tensor, None]:
-        """Attend.
-
-        Args:
-            query: keys as well, (B, N, d).
-            value: (B, N, d).
-
-        Returns:
-            (B, N, d), and None where the base class has weights.
-        """
+        """Query (keys as well) and value (B, N, d) → (B, N, d), and None where the base class has weights."""
         batch, tokens, dim = query.shape
         weight, bias = self.in_proj_weight, self.in_proj_bias
         both = F.linear(query, weight[: 2 * dim], bias[: 2 * dim])
@@ -94,22 +87,14 @@ class DecoderLayer(nn.Module):
         padding_mask: Tensor | None,
     ) -> Tensor:
         """(B, N, d) tokens -> (B, N, d); ``reference`` (B, N, levels, 4), ``memory`` (B, S, d)."""
-        inputs = (tokens, pos, reference, memory, shapes, padding_mask)
-        return checkpointed(self.activation_checkpointing, self._update, *inputs)
+        read = (reference, memory, shapes, padding_mask)
+        return checkpointed(self.activation_checkpointing, self._update, tokens, pos, *read)
 
-    def _update(
-        self,
-        tokens: Tensor,
-        pos: Tensor,
-        reference: Tensor,
-        memory: Tensor,
-        shapes: Sequence[tuple[int, int]],
-        padding_mask: Tensor | None,
-    ) -> Tensor:
+    def _update(self, tokens: Tensor, pos: Tensor, *read: Any) -> Tensor:
         update = self.self_attn(tokens + pos, tokens)[0]
         # the published names number the norms the other way round
         tokens = self.norm2(tokens + self._drop(update))
-        update = self.cross_attn(tokens + pos, reference, memory, shapes, padding_mask)
+        update = self.cross_attn(tokens + pos, *read)
         tokens = self.norm1(tokens + self._drop(update))
         update = self.linear2(self._drop(F.relu(self.linear1(tokens))))
         return self.norm3(tokens + self._drop(update))
@@ -159,20 +144,9 @@ class DeformableTransformer(nn.Module):
         self.embed_dim, self.num_layers, self.num_levels = embed_dim, num_layers, num_levels
         # Part of published checkpoints, never used by the model.
         self.level_embed = nn.Parameter(torch.randn(num_levels, embed_dim), requires_grad=False)
+        sizes = embed_dim, num_heads, ffn_dim, num_levels, num_points
         self.decoder = _Decoder(
-            [
-                DecoderLayer(
-                    embed_dim,
-                    num_heads,
-                    ffn_dim,
-                    num_levels,
-                    num_points,
-                    dropout,
-                    kernel,
-                    activation_checkpointing,
-                )
-                for _ in range(num_layers)
-            ]
+            [DecoderLayer(*sizes, dropout, kernel, activation_checkpointing) for _ in range(num_layers)]
         )
         self.reference_points = nn.Linear(embed_dim, 2)
         if token_classes is not None:

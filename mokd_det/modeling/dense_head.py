@@ -55,15 +55,11 @@ class DenseHead:
         starts = [i for i, part in enumerate(parts) if _convolutions(part)]
         if not 0 < convolutions < len(starts):
             return None
-        end = starts[convolutions]
-        last, predictor = (
-            _convolutions(parts[starts[convolutions - 1]])[-1],
-            model.get_submodule(self.predictor),
-        )
+        end, last = starts[convolutions], _convolutions(parts[starts[convolutions - 1]])[-1]
+        predictor = model.get_submodule(self.predictor)
         assert isinstance(predictor, nn.Conv2d)
-        return CutHead(
-            f"{self.tower}.{end - 1}", last.out_channels, (*parts[end:], predictor), predictor.out_channels
-        )
+        rest = (*parts[end:], predictor)
+        return CutHead(f"{self.tower}.{end - 1}", last.out_channels, rest, predictor.out_channels)
 
 
 def _convolutions(module: nn.Module) -> list[nn.Conv2d]:

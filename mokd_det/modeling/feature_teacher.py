@@ -80,15 +80,12 @@ class FeatureTeacher(nn.Module):
         cells = (height // self.stride, width // self.stride)
         canvas = pixels[0].new_zeros(len(pixels), 3, height, width)
         padding = torch.ones(len(pixels), height, width, dtype=torch.bool)
-        for row, mask, image in zip(canvas, padding, pixels, strict=True):
+        for row, missing, image in zip(canvas, padding, pixels, strict=True):
             row[:, : image.shape[1], : image.shape[2]] = image
-            mask[: image.shape[1], : image.shape[2]] = False
-        masks = (
-            resize_mask(padding, cells).to(canvas.device, non_blocking=True) if bool(padding.any()) else None
-        )
-        return self.taps["patch"](
-            [FeatureMap(self._grid(self._resized(canvas, cells), cells), masks, self.stride)]
-        )
+            missing[: image.shape[1], : image.shape[2]] = False
+        mask = resize_mask(padding, cells).to(canvas.device, non_blocking=True) if padding.any() else None
+        patches = self._grid(self._resized(canvas, cells), cells)
+        return self.taps["patch"]([FeatureMap(patches, mask, self.stride)])
 
     def _resized(self, pixels: Tensor, cells: tuple[int, ...]) -> Tensor:
         size = tuple(count * self.patch_size for count in cells)

@@ -60,16 +60,13 @@ class HungarianMatcher(nn.Module):
         self.alpha, self.gamma = alpha, gamma
 
     def costs(self, logits: Tensor, boxes: Tensor, labels: Tensor, target_boxes: Tensor) -> Tensor:
-        """Cost of every (query, object) pair.
+        """Cost of every (query, object) pair, (levels, B, N, T), at least float32.
 
         Args:
             logits: (levels, B, N, classes).
             boxes: (levels, B, N, 4), cxcywh.
             labels: (B, T) padded with 0.
             target_boxes: (B, T, 4), cxcywh, padded with any valid box.
-
-        Returns:
-            (levels, B, N, T), at least float32.
         """
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()

@@ -13,11 +13,7 @@ __all__ = ["EPFF", "InputProjection", "projection"]
 
 
 def projection(in_channels: int, out_channels: int, norm_groups: int = 32) -> nn.Sequential:
-    """1x1 convolution and GroupNorm, the convolution xavier-initialised with zero bias.
-
-    Raises:
-        ConfigError: the channels cannot be divided into so many groups.
-    """
+    """1x1 convolution and GroupNorm, the convolution xavier-initialised with zero bias; checks the groups."""
     if norm_groups < 1 or out_channels % norm_groups:
         raise ConfigError(
             f"norm_groups={norm_groups}: must divide the {out_channels} channels of the decoder "
@@ -50,13 +46,7 @@ class InputProjection(nn.ModuleList):
         self.norm_groups = norm_groups
 
     def setup(self, channels: Sequence[int], strides: Sequence[int], embed_dim: int) -> None:
-        """Build the layers.
-
-        Args:
-            channels: channels of the backbone's levels.
-            strides: their strides.
-            embed_dim: output channels d.
-        """
+        """Build the layers, from levels of these channels and strides to d channels."""
         self.strides = tuple(strides)
         self.extend(projection(c, embed_dim, self.norm_groups) for c in channels)
 
@@ -138,7 +128,7 @@ class EPFF(nn.Module):
         self.norm_groups = norm_groups
 
     def setup(self, channels: Sequence[int], strides: Sequence[int], embed_dim: int) -> None:
-        """Build the layers; arguments as :meth:`InputProjection.setup`, levels finest first."""
+        """Build the layers; as :meth:`InputProjection.setup`, levels finest first."""
         self.strides = tuple(reversed(tuple(strides)))
         self.multi_scaler = _TopDown(channels, embed_dim, self.hidden_dim, self.norm_groups)
 

@@ -79,11 +79,7 @@ class QueryDecoder(ABC):
         """
 
     def queries_at(self, points: Tensor) -> Queries:
-        """Queries with these reference points: of the model's own the nearest one each, moved there.
-
-        Args:
-            points: (B, M, 2), x and y relative to the image.
-        """
+        """Queries with reference points (B, M, 2), x and y relative to the image: the nearest own ones, moved there."""
         own = self.queries
         centres = own.reference[..., :2].detach()
         nearest = torch.cdist(points.to(centres), centres).argmin(-1)  # (B, M)

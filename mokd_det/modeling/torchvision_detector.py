@@ -67,15 +67,9 @@ class TorchvisionDetector(nn.Module):
     def forward(
         self, batched_inputs: Sequence[dict[str, Any]]
     ) -> dict[str, Tensor] | list[dict[str, Instances]]:
-        """Detectron2's interface.
+        """Detectron2's interface, see :meth:`mokd_det.modeling.ViDT.forward`.
 
-        Args:
-            batched_inputs: dicts with ``image`` (3, H, W) RGB 0..255; in training ``instances`` with ``gt_boxes``
-                and ``gt_classes``; in inference optionally ``height`` and ``width`` of the original image.
-
-        Returns:
-            Training: torchvision's losses, each name with ``loss_`` in front. Inference: one dict per image with
-            ``instances`` (``pred_boxes``, ``scores``, ``pred_classes``).
+        The losses are torchvision's, each name with ``loss_`` in front.
         """
         device = next(self.detector.parameters()).device
         images = [item["image"].to(device, non_blocking=True).float() / 255 for item in batched_inputs]

@@ -42,6 +42,6 @@ class HybridDecoder(QueryDecoder):
             "encoder_attention_mask": None,  # keeps denoising queries apart, of which there are none here
         }
         output = self._module(**named)
-        return output.intermediate_logits.transpose(0, 1), output.intermediate_reference_points.transpose(
-            0, 1
-        )
+        levels = output.intermediate_logits, output.intermediate_reference_points
+        logits, boxes = (of_levels.transpose(0, 1) for of_levels in levels)
+        return logits, boxes

@@ -11,13 +11,13 @@ from typing import Any, Literal
 
 import torch
 from detectron2.modeling import META_ARCH_REGISTRY
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Instances
 from torch import Tensor, nn
 
 from mokd_det.contract import TrainingTask
 from mokd_det.errors import ConfigError, IncompatibleModelsError
 from mokd_det.layers import TapPoint, cxcywh_to_xyxy, xyxy_to_cxcywh
-from mokd_det.modeling.postprocess import top_predictions
+from mokd_det.modeling.postprocess import as_instances, original_sizes, top_predictions
 from mokd_det.modeling.query_decoder import QueryDecoder
 from mokd_det.modeling.transformers_decoder import HybridDecoder
 from mokd_det.modeling.transformers_family import IMAGENET_MEAN, IMAGENET_STD, Family
@@ -27,6 +27,8 @@ from mokd_det.modeling.transformers_taps import READERS, class_logits, recorded
 __all__ = ["TransformersDetector"]
 
 logger = logging.getLogger(__name__)
+
+_PREDICTORS = ("class_embed", "bbox_embed", "_head.", "class_labels_classifier", "bbox_predictor")
 
 
 @dataclass(frozen=True)
@@ -100,8 +102,7 @@ class TransformersDetector(TrainingTask):
         self.num_classes = int(config.num_labels)
         self.class_names = tuple(str(config.id2label[index]) for index in range(self.num_classes))
         self._reader = READERS[family.style](model, family)
-        specs = self._reader.specs(model)
-        self.num_queries, self._strides = self._reader.queries, specs["patch"].strides
+        specs, self.num_queries = self._reader.specs(), self._reader.queries
         self.topk = topk or family.detections or self.num_queries
         self.taps = nn.ModuleDict({name: TapPoint(spec) for name, spec in specs.items()})
         self.image_size = _image_size(family, config, processor, image_size)
@@ -136,10 +137,11 @@ class TransformersDetector(TrainingTask):
         if self.image_size is None or not picks:
             return
         height, width = self.image_size
-        cells = sum(-(-height // stride) * -(-width // stride) for stride in self._strides)
+        strides = self._reader.strides
+        cells = sum(-(-height // stride) * -(-width // stride) for stride in strides)
         if cells < self.num_queries:
             raise ConfigError(
-                f"image_size={height}×{width}: the maps (strides {', '.join(map(str, self._strides))}) have {cells} "
+                f"image_size={height}×{width}: the maps (strides {', '.join(map(str, strides))}) have {cells} "
                 f"cells, of which {config.model_type} picks {self.num_queries} for its queries; take larger images"
             )
 
@@ -173,13 +175,7 @@ class TransformersDetector(TrainingTask):
         """Backbone, head (what predicts classes and boxes) and neck (encoder, decoder and all between)."""
         return {
             "backbone": ("*.backbone.*", "*.conv_encoder.model.*", "detector.vit.*"),
-            "head": (
-                "*class_embed*",
-                "*bbox_embed*",
-                "*_head.*",
-                "*class_labels_classifier*",
-                "*bbox_predictor*",
-            ),
+            "head": tuple(f"*{kind}*" for kind in _PREDICTORS),
             "neck": ("*",),
         }
 
@@ -202,15 +198,9 @@ class TransformersDetector(TrainingTask):
     def forward(
         self, batched_inputs: Sequence[dict[str, Any]]
     ) -> dict[str, Tensor] | list[dict[str, Instances]]:
-        """Detectron2's interface.
+        """Detectron2's interface, see :meth:`mokd_det.modeling.ViDT.forward`.
 
-        Args:
-            batched_inputs: dicts with ``image`` (3, H, W) RGB 0..255; in training ``instances`` with ``gt_boxes`` and
-                ``gt_classes``; in inference optionally ``height`` and ``width`` of the original image.
-
-        Returns:
-            Training: weighted losses by transformers' names, whose sum is its loss. Inference: one dict per image
-            with ``instances`` (``pred_boxes``, ``scores``, ``pred_classes``).
+        The losses have transformers' names and weights, and their sum is its loss.
         """
         if self.training and self._fresh:
             self._report_fresh()
@@ -294,8 +284,7 @@ class TransformersDetector(TrainingTask):
         with recorded(self.detector, self._reader.paths if read else ()) as seen:
             output = self.detector(pixel_values=pixels, labels=labels, **masks, **options)
         for name in read:
-            value = self._reader.read(name, self.detector, output, seen, padding, stretched, self._strides)
-            self.taps[name](value)
+            self.taps[name](self._reader.read(name, output, seen, padding, stretched))
         return output
 
     def _losses(self, output: Any) -> dict[str, Tensor]:
@@ -349,30 +338,15 @@ class TransformersDetector(TrainingTask):
         self, logits: Tensor, boxes: Tensor, batched_inputs: Sequence[dict[str, Any]]
     ) -> list[dict[str, Instances]]:
         """Detections in pixels of each original image."""
-        sizes = [
-            (
-                int(item.get("height", item["image"].shape[-2])),
-                int(item.get("width", item["image"].shape[-1])),
-            )
-            for item in batched_inputs
-        ]
-        found = self.detections(
-            logits.float(), boxes.float(), torch.tensor(sizes).to(self.device, non_blocking=True)
-        )
-        results = []
-        for size, score, label, box in zip(sizes, *found, strict=True):
-            instances = Instances(size)
-            instances.pred_boxes, instances.scores, instances.pred_classes = Boxes(box), score, label
-            results.append({"instances": instances})
-        return results
+        sizes = original_sizes(batched_inputs)
+        on_device = torch.tensor(sizes).to(self.device, non_blocking=True)
+        return as_instances(sizes, *self.detections(logits.float(), boxes.float(), on_device))
 
     @torch.no_grad()
     def inspect(self, batched_inputs: Sequence[dict[str, Any]], **options: Any) -> Inspection:
         """What transformers' model says of images, for looking into it.
 
-        Args:
-            batched_inputs: as in inference.
-            options: of the model's forward, such as ``output_attentions=True``.
+        ``options`` are its forward's, such as ``output_attentions=True``.
         """
         pixels, padding, stretched = self.preprocess(batched_inputs)
         sizes = [
@@ -388,11 +362,7 @@ class TransformersDetector(TrainingTask):
     # --- transformers' formats ---------------------------------------------------------------------------------
 
     def save_pretrained(self, folder: str | Path) -> bool:
-        """Write configuration, weights (safetensors) and image processor, as transformers loads them.
-
-        Args:
-            folder: is made; files of these names in it are replaced.
-        """
+        """Write configuration, weights (safetensors) and image processor to a folder, as transformers loads them."""
         with quiet():
             self.detector.save_pretrained(folder)
         Path(folder, "preprocessor_config.json").write_text(
@@ -431,11 +401,8 @@ class _FullPrecision:
 
     def __call__(self, logits: Tensor, *arguments: Any, **named: Any) -> Any:
         with torch.autocast(logits.device.type, enabled=False):
-            return self.criterion(
-                _float(logits),
-                *map(_float, arguments),
-                **{name: _float(value) for name, value in named.items()},
-            )
+            named = {name: _float(value) for name, value in named.items()}
+            return self.criterion(_float(logits), *map(_float, arguments), **named)
 
 
 def _float(value: Any) -> Any:
@@ -461,11 +428,8 @@ def _image_size(
         _check_processor(family, processor)
         asked, origin = family.default_size(config), f"the {config.model_type} family's size"
         stated = processor.get("size")
-        if (
-            isinstance(stated, Mapping)
-            and {"height", "width"} <= set(stated)
-            and processor.get("do_resize", True)
-        ):
+        fixed = isinstance(stated, Mapping) and {"height", "width"} <= set(stated)
+        if fixed and processor.get("do_resize", True):
             asked, origin = (stated["height"], stated["width"]), "preprocessor_config.json: size"
     if asked is None:
         return None
@@ -486,14 +450,8 @@ def _image_size(
 def _check_processor(family: Family, processor: Mapping[str, Any]) -> None:
     kind = str(processor.get("image_processor_type", processor.get("feature_extractor_type", "")))
     known = kind.removesuffix("Fast").removesuffix("Pil").replace("FeatureExtractor", "ImageProcessor")
-    related = {
-        family.processor,
-        "DetrImageProcessor",
-        "DeformableDetrImageProcessor",
-        "RTDetrImageProcessor",
-        "",
-    }
-    if known not in related:
+    related = ("", "DetrImageProcessor", "DeformableDetrImageProcessor", "RTDetrImageProcessor")
+    if known not in (family.processor, *related):
         raise ConfigError(
             f"preprocessor_config.json contradicts config.json: it is of a {kind}, the model needs a "
             f"{family.processor}; give image_size, pixel_mean and pixel_std to overrule it"
@@ -510,11 +468,9 @@ def _statistics(
 ) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of RGB in 0..1."""
     normalizes = processor.get("do_normalize", family.normalizes)
-    default = (
-        (processor.get("image_mean") or IMAGENET_MEAN, processor.get("image_std") or IMAGENET_STD)
-        if normalizes
-        else ((0.0,) * 3, (1.0,) * 3)
-    )
+    default: tuple[Sequence[float], Sequence[float]] = ((0.0,) * 3, (1.0,) * 3)
+    if normalizes:
+        default = processor.get("image_mean") or IMAGENET_MEAN, processor.get("image_std") or IMAGENET_STD
     chosen = [
         list(map(float, given if given is not None else known)) for given, known in zip((mean, std), default)
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -75,15 +75,11 @@ class Family:
         What is no loss (``cardinality_error``) is left out. ``loss_ddf``, a divergence, is rounded to as little as
         −1e-7 where it is 0, which would end a logarithm: it is lifted to 0, its gradient kept.
         """
-        weights = {"ce": 1.0}
+        weights = {}
         if not self.weighted:
-            weights = {
-                "ce": float(getattr(config, "class_loss_coefficient", 1.0))
-                if self.style == "grouped"
-                else 1.0,
-                "bbox": float(config.bbox_loss_coefficient),
-                "giou": float(config.giou_loss_coefficient),
-            }
+            weights = {part: float(getattr(config, f"{part}_loss_coefficient")) for part in ("bbox", "giou")}
+            grouped = self.style == "grouped"
+            weights["ce"] = float(getattr(config, "class_loss_coefficient", 1.0)) if grouped else 1.0
         chosen = {}
         for name, value in parts.items():
             kind, part = (*name.split("_"), "")[:2]
@@ -97,9 +93,7 @@ class Family:
 
 _DETR = Family("detr", "DetrImageProcessor", softmax=True)
 _RT_DETR = Family("hybrid", "RTDetrImageProcessor", normalizes=False, masks=False, side=640, weighted=True)
-_D_FINE = Family(
-    "hybrid", "RTDetrImageProcessor", normalizes=False, masks=False, side=640, weighted=True, level_first=True
-)
+_D_FINE = replace(_RT_DETR, level_first=True)
 
 FAMILIES: dict[str, Family] = {
     "rt_detr": _RT_DETR,
@@ -133,11 +127,7 @@ REFUSED: dict[str, str] = {
 
 
 def family_of(config: Any, where: str) -> Family:
-    """The family of a transformers configuration.
-
-    Args:
-        config: of the model.
-        where: how messages name its source.
+    """The family of a transformers configuration; ``where``: how messages name its source.
 
     Raises:
         ConfigError: a model that is no detector, that is refused, or that has settings which cannot be distilled.
@@ -159,5 +149,5 @@ def family_of(config: Any, where: str) -> Family:
         )
     family = FAMILIES[kind]
     if kind == "deimv2" and getattr(config.backbone_config, "model_type", "") == "dinov3_vit":
-        return Family(**{**family.__dict__, "normalizes": True})
+        return replace(family, normalizes=True)
     return family

@@ -15,7 +15,7 @@ import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
-from mokd_det.errors import CheckpointError, ConfigError, ExportError, MoKDError
+from mokd_det.errors import CheckpointError, ConfigError, ExportError, MoKDError, require_choice
 from mokd_det.modeling.transformers_family import Family, family_of
 
 __all__ = [
@@ -31,6 +31,8 @@ __all__ = [
 Source = str | os.PathLike[str] | Mapping[str, Any]
 """A folder (or hub id), or a configuration with its ``model_type``."""
 
+ClassMismatch = Literal["error", "reinit"]
+
 MINIMUM = (5, 19)
 """Up to 5.17, RT-DETR and D-FINE computed the main loss over the denoising queries too (PR #48528)."""
 
@@ -43,11 +45,7 @@ WEIGHTS = (
 
 
 def import_transformers() -> ModuleType:
-    """The package transformers.
-
-    Raises:
-        ConfigError: it is missing, or too old.
-    """
+    """The package transformers; a ConfigError if it is missing, or too old."""
     try:
         import transformers
     except ImportError as error:
@@ -66,16 +64,12 @@ def import_transformers() -> ModuleType:
 
 
 def load_source(source: Source, allow_download: bool, auto: str) -> tuple[Any, str | None, str]:
-    """The configuration of a source.
+    """The configuration of a source, the folder or hub id of its weights (None: there are none), its name for messages.
 
     Args:
         source: see :data:`Source`.
-        allow_download: whether a name that is no folder may be looked up on the hub.
+        allow_download: a name that is no folder may be looked up on the hub.
         auto: name of transformers' class that the model is built with, for messages.
-
-    Returns:
-        The configuration, the folder or hub id its weights are in (None: a bare configuration), and its name for
-        messages.
 
     Raises:
         ConfigError: no such folder, no configuration in it, or one that transformers does not know.
@@ -95,12 +89,8 @@ def load_source(source: Source, allow_download: bool, auto: str) -> tuple[Any, s
         raise ConfigError(
             "source is empty; give a folder with a model of transformers, for instance model.student.source=DIR"
         )
-    offline = not allow_download or os.environ.get("HF_HUB_OFFLINE", "0").upper() in {
-        "1",
-        "ON",
-        "YES",
-        "TRUE",
-    }
+    forbidden = os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE")
+    offline = forbidden or not allow_download
     if not Path(name).is_dir() and offline:
         hint = (
             "HF_HUB_OFFLINE forbids to look on the hub"
@@ -121,7 +111,7 @@ def load_detector(
     source: Source,
     class_names: Sequence[str] | None = None,
     num_classes: int | None = None,
-    on_class_mismatch: Literal["error", "reinit"] = "error",
+    on_class_mismatch: ClassMismatch = "error",
     allow_download: bool = False,
 ) -> tuple[Any, Family, dict[str, Any], dict[str, str]]:
     """A detector, its family, the settings of its image processor ({}: there are none), and its fresh class heads.
@@ -132,16 +122,14 @@ def load_detector(
         source: see :data:`Source`.
         class_names: of the contiguous classes; None: the source's.
         num_classes: where the names are not known; None: the source's.
-        on_class_mismatch: what to do if a folder has other classes: "error", or "reinit": its class heads start
-            afresh.
+        on_class_mismatch: if a folder has other classes: "error", or "reinit": its class heads start afresh.
         allow_download: see :func:`load_source`.
 
     Raises:
         ConfigError: a source that is no detector, or has other classes.
         CheckpointError: weights are missing or do not fit.
     """
-    if on_class_mismatch not in ("error", "reinit"):
-        raise ConfigError(f"on_class_mismatch={on_class_mismatch!r}; it must be 'error' or 'reinit'")
+    require_choice("on_class_mismatch", on_class_mismatch, ClassMismatch)
     transformers = import_transformers()
     config, folder, where = load_source(source, allow_download, "AutoModelForObjectDetection")
     architectures = [name for name in config.architectures or () if not name.endswith("ForObjectDetection")]
@@ -257,11 +245,7 @@ def _class_difference(own: Sequence[str], wanted: Sequence[str]) -> str:
 
 
 def read_processor(folder: str) -> dict[str, Any]:
-    """The settings of the image processor in a folder; {}: it has none.
-
-    Raises:
-        ConfigError: a file that is no JSON object.
-    """
+    """The settings of the image processor in a folder; {}: it has none. A ConfigError for what is no JSON object."""
     for name in ("preprocessor_config.json", "processor_config.json"):
         file = Path(folder, name)
         if file.is_file():

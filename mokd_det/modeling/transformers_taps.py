@@ -34,14 +34,9 @@ __all__ = ["READERS", "TapReader", "class_logits", "recorded"]
 
 
 def class_logits(logits: Tensor, softmax: bool) -> Tensor:
-    """Logits whose sigmoid is each class's probability.
+    """Logits (…, K) whose sigmoid is each class's probability.
 
-    Args:
-        logits: (…, K), or (…, K + 1) with "no object" last for ``softmax``.
-        softmax: of K + 1 classes: log p − log(1 − p) = z_k − log Σ_{j ≠ k} exp z_j.
-
-    Returns:
-        (…, K).
+    Of K + 1 classes by ``softmax``, "no object" last: log p − log(1 − p) = z_k − log Σ_{j ≠ k} exp z_j.
     """
     if not softmax:
         return logits
@@ -52,25 +47,20 @@ def class_logits(logits: Tensor, softmax: bool) -> Tensor:
 
 
 class TapReader:
-    """Reads the taps of one model of a family.
-
-    Args:
-        model: of transformers, ``…ForObjectDetection``.
-        family: of the model.
-        stride_of_backbone: strides and channels of the backbone's maps, if the family's configuration does not tell.
-    """
+    """Reads the taps of one model (transformers' ``…ForObjectDetection``) of a family."""
 
     modules: tuple[str, ...] = ()
     """Paths of the modules whose outputs it needs; "x.*" stands for the members of a list."""
 
     def __init__(self, model: nn.Module, family: Family) -> None:
+        self.model, self.family = model, family
         self.config: Any = model.config
-        self.family = family
+        self.channels, self.strides = self.maps()
         self.paths = [path for pattern in self.modules for path in _expand(model, pattern)]
 
     # --- what a family says ---
 
-    def maps(self, model: nn.Module) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def maps(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Channels and strides of ``patch``."""
         raise NotImplementedError
 
@@ -89,15 +79,15 @@ class TapReader:
         """L."""
         return int(self.config.decoder_layers)
 
-    def patch(self, model: nn.Module, output: Any, seen: Mapping[str, Any]) -> list[Tensor]:
+    def patch(self, output: Any, seen: Mapping[str, Any]) -> list[Tensor]:
         """The maps (B, C, H, W)."""
         raise NotImplementedError
 
-    def neck(self, model: nn.Module, output: Any, seen: Mapping[str, Any]) -> Tensor:
+    def neck(self, output: Any, seen: Mapping[str, Any]) -> Tensor:
         """(B, N, C)."""
-        return self.head(model, output, seen)[0]
+        return self.head(output, seen)[0]
 
-    def head(self, model: nn.Module, output: Any, seen: Mapping[str, Any]) -> Tensor:
+    def head(self, output: Any, seen: Mapping[str, Any]) -> Tensor:
         """(L, B, N, C)."""
         raise NotImplementedError
 
@@ -107,12 +97,11 @@ class TapReader:
 
     # --- what all share ---
 
-    def specs(self, model: nn.Module) -> dict[str, TapSpec]:
+    def specs(self) -> dict[str, TapSpec]:
         """Descriptions of all taps."""
-        channels, strides = self.maps(model)
         classes, queries, width = int(self.config.num_labels), self.queries, self.width
         return {
-            "patch": TapSpec("maps", channels, strides),
+            "patch": TapSpec("maps", self.channels, self.strides),
             "neck": TapSpec("tokens", (width,), num_tokens=queries),
             "head": TapSpec("tokens", (width,), num_tokens=queries, num_levels=self.levels),
             "logits": TapSpec("tokens", (classes,), num_tokens=queries),
@@ -129,32 +118,23 @@ class TapReader:
         return output.logits[:, own], output.pred_boxes[:, own]
 
     def read(
-        self,
-        name: str,
-        model: nn.Module,
-        output: Any,
-        seen: Mapping[str, Any],
-        padding: Tensor | None,
-        stretched: bool,
-        strides: Sequence[int],
+        self, name: str, output: Any, seen: Mapping[str, Any], padding: Tensor | None, stretched: bool
     ) -> Tensor | list[FeatureMap]:
         """The value of a tap after a forward.
 
         Args:
             name: of the tap.
-            model: has run.
             output: of the model.
             seen: path → output of the modules of :attr:`paths`.
             padding: (B, H, W) bool, True on padding of the model's input; None: there is none.
             stretched: whether the images were resized by the detector itself.
-            strides: of the maps.
         """
         if name == "patch":
-            maps = self.patch(model, output, seen)
+            maps = self.patch(output, seen)
             masks = [None if padding is None else resize_mask(padding, tuple(m.shape[-2:])) for m in maps]
             return [
                 FeatureMap(level, mask, stride, stretched)
-                for level, mask, stride in zip(maps, masks, strides, strict=True)
+                for level, mask, stride in zip(maps, masks, self.strides, strict=True)
             ]
         if name == "head_logits":
             return class_logits(self.of_levels(output.intermediate_logits, output), self.family.softmax)
@@ -166,7 +146,7 @@ class TapReader:
             return class_logits(self.predictions(output)[0], self.family.softmax)
         if name == "boxes":
             return self.predictions(output)[1]
-        return self.neck(model, output, seen) if name == "neck" else self.head(model, output, seen)
+        return self.neck(output, seen) if name == "neck" else self.head(output, seen)
 
 
 class _Hybrid(TapReader):
@@ -174,8 +154,8 @@ class _Hybrid(TapReader):
 
     modules = ("model.encoder", "model.enc_output")
 
-    def specs(self, model: nn.Module) -> dict[str, TapSpec]:
-        specs = super().specs(model)
+    def specs(self) -> dict[str, TapSpec]:
+        specs = super().specs()
         if self.config.model_type in ("rt_detr", "rt_detr_v2"):
             for name, last in (("head_logits", specs["logits"]), ("head_boxes", specs["boxes"])):
                 specs[name] = replace(last, num_levels=self.levels)
@@ -184,19 +164,19 @@ class _Hybrid(TapReader):
             specs["corners"] = TapSpec("tokens", (4 * bins,), num_tokens=self.queries)
         return specs
 
-    def maps(self, model: nn.Module) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def maps(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         strides = tuple(self.config.feat_strides)
         return (self.config.encoder_hidden_dim,) * len(strides), strides
 
-    def patch(self, model: nn.Module, output: Any, seen: Mapping[str, Any]) -> list[Tensor]:
+    def patch(self, output: Any, seen: Mapping[str, Any]) -> list[Tensor]:
         encoded = seen["model.encoder"]
         return list(encoded["feature_maps" if "feature_maps" in encoded else "last_hidden_state"])
 
-    def neck(self, model: nn.Module, output: Any, seen: Mapping[str, Any]) -> Tensor:
+    def neck(self, output: Any, seen: Mapping[str, Any]) -> Tensor:
         # The decoder gets these detached; here their gradient is kept, as the encoder's own losses have it.
         return _proposals(seen["model.enc_output"], output.enc_outputs_class.max(-1).values, self.queries)
 
-    def head(self, model: nn.Module, output: Any, seen: Mapping[str, Any]) -> Tensor:
+    def head(self, output: Any, seen: Mapping[str, Any]) -> Tensor:
         states = output.intermediate_hidden_states
         states = states if self.family.level_first else states.transpose(0, 1)
         return states[:, :, self.own_queries(output)]
@@ -211,19 +191,19 @@ class _Grouped(TapReader):
 
     modules = ("model", "model.backbone.projector")
 
-    def maps(self, model: nn.Module) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def maps(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         patch = self.config.backbone_config.patch_size
         scales = getattr(self.config, "projector_scale_factors", None) or [1.0]
         return (self.config.d_model,) * len(scales), tuple(int(patch / scale) for scale in scales)
 
-    def patch(self, model: nn.Module, output: Any, seen: Mapping[str, Any]) -> list[Tensor]:
+    def patch(self, output: Any, seen: Mapping[str, Any]) -> list[Tensor]:
         maps = seen["model.backbone.projector"]
         return [maps] if isinstance(maps, Tensor) else list(maps)
 
-    def neck(self, model: nn.Module, output: Any, seen: Mapping[str, Any]) -> Tensor:
+    def neck(self, output: Any, seen: Mapping[str, Any]) -> Tensor:
         return seen["model"].enc_outputs_class[:, self.own_queries(output)]
 
-    def head(self, model: nn.Module, output: Any, seen: Mapping[str, Any]) -> Tensor:
+    def head(self, output: Any, seen: Mapping[str, Any]) -> Tensor:
         return output.intermediate_hidden_states[:, :, self.own_queries(output)]
 
     def own_queries(self, output: Any) -> slice:
@@ -239,23 +219,23 @@ class _Deformable(TapReader):
     def queries(self) -> int:
         return int(self.config.two_stage_num_proposals if self.config.two_stage else self.config.num_queries)
 
-    def maps(self, model: nn.Module) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        strides = _backbone_strides(model)
+    def maps(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        strides = _backbone_strides(self.model)
         while len(strides) < self.config.num_feature_levels:
             strides.append(strides[-1] * 2)
         return (self.config.d_model,) * len(strides), tuple(strides)
 
-    def patch(self, model: nn.Module, output: Any, seen: Mapping[str, Any]) -> list[Tensor]:
+    def patch(self, output: Any, seen: Mapping[str, Any]) -> list[Tensor]:
         sizes = [tuple(size) for size in seen["model.encoder.spatial_shapes_list"]]
         tokens = seen["model.encoder"].last_hidden_state.split([height * width for height, width in sizes], 1)
         return [_as_map(level, size) for level, size in zip(tokens, sizes, strict=True)]
 
-    def neck(self, model: nn.Module, output: Any, seen: Mapping[str, Any]) -> Tensor:
+    def neck(self, output: Any, seen: Mapping[str, Any]) -> Tensor:
         if not self.config.two_stage:
-            return super().neck(model, output, seen)
+            return super().neck(output, seen)
         return _proposals(seen["model.enc_output_norm"], output.enc_outputs_class[..., 0], self.queries)
 
-    def head(self, model: nn.Module, output: Any, seen: Mapping[str, Any]) -> Tensor:
+    def head(self, output: Any, seen: Mapping[str, Any]) -> Tensor:
         return output.intermediate_hidden_states.transpose(0, 1)
 
 
@@ -272,16 +252,16 @@ class _Detr(TapReader):
     def queries(self) -> int:
         return int(self.config.num_queries) * max(1, getattr(self.config, "num_patterns", 0) or 0)
 
-    def maps(self, model: nn.Module) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        return (self.width,), (_backbone_strides(model)[-1],)
+    def maps(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return (self.width,), (_backbone_strides(self.model)[-1],)
 
-    def patch(self, model: nn.Module, output: Any, seen: Mapping[str, Any]) -> list[Tensor]:
+    def patch(self, output: Any, seen: Mapping[str, Any]) -> list[Tensor]:
         size = tuple(seen["model.input_projection"].shape[-2:])
         return [_as_map(seen["model.encoder"].last_hidden_state, size)]
 
-    def head(self, model: nn.Module, output: Any, seen: Mapping[str, Any]) -> Tensor:
+    def head(self, output: Any, seen: Mapping[str, Any]) -> Tensor:
         layers = [_first(seen[path]) for path in self.paths if ".layers." in path]
-        norm = model.get_submodule("model.decoder.layernorm")
+        norm = self.model.get_submodule("model.decoder.layernorm")
         return torch.stack([*map(norm, layers[:-1]), seen["model.decoder"].last_hidden_state])
 
 
@@ -302,15 +282,15 @@ class _Yolos(TapReader):
     def levels(self) -> int:
         return int(self.config.num_hidden_layers)
 
-    def maps(self, model: nn.Module) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def maps(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         return (self.width,), (int(self.config.patch_size),)
 
-    def patch(self, model: nn.Module, output: Any, seen: Mapping[str, Any]) -> list[Tensor]:
+    def patch(self, output: Any, seen: Mapping[str, Any]) -> list[Tensor]:
         size = tuple(seen["vit.embeddings.patch_embeddings.projection"].shape[-2:])
         return [_as_map(output.last_hidden_state[:, 1 : -self.queries], size)]
 
-    def head(self, model: nn.Module, output: Any, seen: Mapping[str, Any]) -> Tensor:
-        norm = model.get_submodule("vit.layernorm")
+    def head(self, output: Any, seen: Mapping[str, Any]) -> Tensor:
+        norm = self.model.get_submodule("vit.layernorm")
         layers = [_first(seen[path])[:, -self.queries :] for path in self.paths if ".layer." in path]
         return torch.stack([*map(norm, layers[:-1]), output.last_hidden_state[:, -self.queries :]])
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from detectron2.modeling import META_ARCH_REGISTRY
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Instances
 from torch import Tensor, nn
 
 from mokd_det.contract import TrainingTask
@@ -21,7 +21,7 @@ from .backbone.base import DetBackbone, check_declaration, check_output, resize_
 from .criterion import SetCriterion
 from .decoder import DeformableTransformer
 from .neck import EPFF, InputProjection, projection
-from .postprocess import top_predictions
+from .postprocess import as_instances, original_sizes, top_predictions
 from .query_decoder import Queries, QueryDecoder
 from .targets import Targets
 
@@ -118,20 +118,15 @@ class ViDT(TrainingTask):
         self.query_pos_proj = projection(backbone.pos_channels, dim, neck.norm_groups)
         self.criterion = criterion
         self.taps = nn.ModuleDict(
-            {
-                "patch": TapPoint(TapSpec("maps", (dim,) * len(neck.strides), tuple(neck.strides))),
-                "neck": TapPoint(TapSpec("tokens", (dim,), num_tokens=self.num_queries)),
-                "head": TapPoint(TapSpec("tokens", (dim,), num_tokens=self.num_queries, num_levels=levels)),
-                "logits": TapPoint(TapSpec("tokens", (num_classes,), num_tokens=self.num_queries)),
-                "head_logits": TapPoint(
-                    TapSpec("tokens", (num_classes,), num_tokens=self.num_queries, num_levels=levels)
-                ),
-                "boxes": TapPoint(TapSpec("tokens", (4,), num_tokens=self.num_queries)),
-                "head_boxes": TapPoint(
-                    TapSpec("tokens", (4,), num_tokens=self.num_queries, num_levels=levels)
-                ),
-            }
+            {"patch": TapPoint(TapSpec("maps", (dim,) * len(neck.strides), tuple(neck.strides)))}
         )
+        for one, every, channels in (
+            ("neck", "head", dim),
+            ("logits", "head_logits", num_classes),
+            ("boxes", "head_boxes", 4),
+        ):
+            spec = TapSpec("tokens", (channels,), num_tokens=self.num_queries)
+            self.taps[one], self.taps[every] = TapPoint(spec), TapPoint(replace(spec, num_levels=levels))
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(3, 1, 1), persistent=False)
 
@@ -167,12 +162,8 @@ class ViDT(TrainingTask):
             self._backbone_checked = True
         maps = self.neck(features.patch_features)
         masks = [resize_mask(padding_mask, tuple(m.shape[-2:])) for m in maps]
-        maps = [
-            level.tensor
-            for level in self.taps["patch"](
-                [FeatureMap(m, mask, stride) for m, mask, stride in zip(maps, masks, self.neck.strides)]
-            )
-        ]
+        levels = [FeatureMap(m, mask, stride) for m, mask, stride in zip(maps, masks, self.neck.strides)]
+        maps = [level.tensor for level in self.taps["patch"](levels)]
         tokens = self.tgt_proj(features.det_tokens.transpose(1, 2).unsqueeze(-1)).squeeze(-1).transpose(1, 2)
         tokens = self.taps["neck"](tokens)
         pos = self.query_pos_proj(features.det_pos.transpose(1, 2).unsqueeze(-1)).squeeze(-1).transpose(1, 2)
@@ -231,18 +222,13 @@ class ViDT(TrainingTask):
             boxes.append(xyxy_to_cxcywh(instances.gt_boxes.tensor) / scale)
             if self.criterion is not None and self.criterion.needs_masks:
                 bits = instances.gt_masks.tensor
-                masks.append(
-                    F.pad(bits, (0, canvas[1] - bits.shape[-1], 0, canvas[0] - bits.shape[-2])).to(
-                        self.device
-                    )
-                )
+                padding = (0, canvas[1] - bits.shape[-1], 0, canvas[0] - bits.shape[-2])
+                masks.append(F.pad(bits, padding).to(self.device))
         return Targets(
             labels=torch.cat(labels).to(self.device, torch.int64, non_blocking=True),
             boxes=torch.cat(boxes).to(self.device, non_blocking=True),
             counts=tuple(len(x) for x in labels),
-            names=tuple(
-                str(item.get("file_name", item.get("image_id", i))) for i, item in enumerate(batched_inputs)
-            ),
+            names=tuple(str(x.get("file_name", x.get("image_id", i))) for i, x in enumerate(batched_inputs)),
             masks=masks or None,
         )
 
@@ -276,22 +262,10 @@ class ViDT(TrainingTask):
 
     def postprocess(self, output: ViDTOutput, batched_inputs: Sequence[dict]) -> list[dict[str, Instances]]:
         """Best detections of the last level in pixels of each original image."""
-        sizes = [
-            (item.get("height", item["image"].shape[-2]), item.get("width", item["image"].shape[-1]))
-            for item in batched_inputs
-        ]
-        scores, labels, boxes = top_predictions(
-            output.logits[-1].float(),
-            output.boxes[-1].float(),
-            torch.tensor(sizes).to(self.device, non_blocking=True),
-            self.topk,
-        )
-        results = []
-        for size, score, label, box in zip(sizes, scores, labels, boxes):
-            instances = Instances(size)
-            instances.pred_boxes, instances.scores, instances.pred_classes = Boxes(box), score, label
-            results.append({"instances": instances})
-        return results
+        sizes = original_sizes(batched_inputs)
+        on_device = torch.tensor(sizes).to(self.device, non_blocking=True)
+        logits, boxes = output.logits[-1].float(), output.boxes[-1].float()
+        return as_instances(sizes, *top_predictions(logits, boxes, on_device, self.topk))
 
 
 class _ViDTDecoder(QueryDecoder):

@@ -264,8 +264,8 @@ def test_gradient_is_that_of_the_weighted_logarithms() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"pi_optimizer": "sgd"}, "pi_optimizer must be 'adamw' or 'adam', not 'sgd'"),
-        ({"accumulation": "sum"}, "accumulation must be 'exact' or 'micro', not 'sum'"),
+        ({"pi_optimizer": "sgd"}, "pi_optimizer='sgd' is not one of 'adamw', 'adam'"),
+        ({"accumulation": "sum"}, "accumulation='sum' is not one of 'exact', 'micro'"),
         ({"lr": -1.0}, "lr must be at least 0"),
         ({"weight_decay": -1.0}, "weight_decay must be at least 0"),
         ({"update_every": 0}, "update_every must be a whole number of at least 1, not 0"),

@@ -91,7 +91,7 @@ def test_runs_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     (tmp_path / "metrics.json").write_text('{"iteration": 0, "loss_ce": 1.0}\n')
     with pytest.raises(ConfigError, match=r"its balancer logs no pi/…"):
         Replay(tmp_path).setup(OBJECTIVES)
-    with pytest.raises(ConfigError, match="'losses' or 'logarithms'"):
+    with pytest.raises(ConfigError, match="is not one of 'losses', 'logarithms'"):
         Replay(RECORDED_RUN, of="pi")  # type: ignore[arg-type]
 
 

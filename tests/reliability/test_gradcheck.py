@@ -174,7 +174,7 @@ def test_weights_of_the_logarithms():
     objective = LogObjective(0.1)
     objective.setup(("a", "b"), "cpu")
     losses, pi, step = torch.tensor([0.7, 2.0]), torch.tensor([0.3, 0.7]), 1e-6
-    for index, weight in enumerate(objective.raw_weights(pi, losses, None)):
+    for index, weight in enumerate(objective.raw_weights(pi, losses)):
         shift = step * torch.eye(2)[index]
         up, down = ((pi * objective.shifted(losses + side * shift).log()).sum() for side in (1, -1))
         torch.testing.assert_close(weight, (up - down) / (2 * step), rtol=1e-7, atol=1e-9)

@@ -1,7 +1,4 @@
-"""Table 3, row 1, token matching.
-
-ViDT-nano from ViDT-base on COCO. The rows differ in method and balancer only.
-"""
+"""Table 3, row 1, token matching: ViDT-nano from ViDT-base on COCO. The rows differ in method and balancer only."""
 
 from ..token_matching_vidt_nano import (
     balancer,

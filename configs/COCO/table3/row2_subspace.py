@@ -1,7 +1,4 @@
-"""Table 3, row 2, + subspace learning.
-
-ViDT-nano from ViDT-base on COCO. The rows differ in method and balancer only.
-"""
+"""Table 3, row 2, + subspace learning: ViDT-nano from ViDT-base on COCO."""
 
 from ...common.objectives import published
 from .row3_multi_task import dataloader, lr_multiplier, model, objectives, optimizer, train

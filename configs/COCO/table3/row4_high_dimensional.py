@@ -1,7 +1,4 @@
-"""Table 3, row 4, + high-dimensional alignment, mokd_vidt_nano.py again.
-
-ViDT-nano from ViDT-base on COCO. The rows differ in method and balancer only.
-"""
+"""Table 3, row 4, + high-dimensional alignment (mokd_vidt_nano.py again): ViDT-nano from ViDT-base on COCO."""
 
 from ..mokd_vidt_nano import balancer, dataloader, lr_multiplier, model, objectives, optimizer, train
 

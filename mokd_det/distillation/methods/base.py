@@ -87,8 +87,7 @@ class Method(nn.Module):
         """Check that the taps can be compared, and build the method's own modules.
 
         Args:
-            student: name of the tap → what the student delivers.
-            teacher: the same names → what the teacher delivers.
+            student, teacher: name of the tap → what it delivers; the same names for both.
 
         Raises:
             IncompatibleModelsError: a tap is missing, or two taps differ in kind, strides, number of tokens or of
@@ -122,12 +121,7 @@ class Method(nn.Module):
         """
 
     def more_taps(self, model: nn.Module, taps: Specs) -> dict[str, TapSource]:
-        """Taps that the method finds itself, in each model apart: name → where; they join those of the configuration.
-
-        Args:
-            model: the student or the teacher.
-            taps: what the configuration's taps deliver in it.
-        """
+        """Taps that the method finds itself in a model, beside what the configuration's deliver in it: name → where."""
         return {}
 
     def ask_teacher(self, decoder: QueryDecoder) -> dict[str, TapValue]:
@@ -145,10 +139,8 @@ class Method(nn.Module):
     def teacher_pass(self, teacher: nn.Module, student: Taps) -> AbstractContextManager[None]:
         """What surrounds each run of the teacher, where that differs from its plain inference.
 
-        Args:
-            teacher: the frozen teacher.
-            student: the student's taps of the batch, for a method with ``teacher_after_student``; else empty, as it is
-                for the pass of :meth:`prepare`.
+        ``student``: the student's taps of the batch for a method with ``teacher_after_student``; else, and in the pass
+        of :meth:`prepare`, empty.
         """
         return nullcontext()
 
@@ -175,11 +167,7 @@ class Method(nn.Module):
         """Build modules for the row pairs that will come: tap → key of the pair → (n_s, n_t)."""
 
     def compare_pair(self, pair: RowPair) -> Tensor:
-        """The loss of one tap and map level, a scalar; runs in float32 at least, without autocast.
-
-        Raises:
-            NotImplementedError: the method compares whole taps (:meth:`compare_taps`) and no rows.
-        """
+        """The loss of one tap and map level, a scalar; runs in float32 at least, without autocast."""
         raise NotImplementedError(f"{type(self).__name__} compares no rows; call compare_taps")
 
     def compare(self, pairs: Mapping[str, list[RowPair]]) -> dict[str, Tensor]:
@@ -201,15 +189,11 @@ class Method(nn.Module):
     def forward(
         self, student: Taps, teacher: Taps, context: MethodContext | None = None
     ) -> dict[str, Tensor]:
-        """Losses of one batch.
+        """Losses of one batch: name → scalar (float32, or float64 for float64 taps), without weights.
 
         Args:
-            student: name → value of the student's tap.
-            teacher: name → value of the teacher's tap; no gradient reaches it.
+            student, teacher: name → value of the tap; no gradient reaches the teacher's.
             context: what is known of the batch besides; None: nothing.
-
-        Returns:
-            Name → scalar (float32, or float64 for float64 taps), without weights.
         """
         if not self._is_set_up:
             raise RuntimeError(f"{type(self).__name__}.setup comes before the first forward")
@@ -227,9 +211,6 @@ class Method(nn.Module):
 
         Args:
             batches: the teacher's taps and the context of each batch, every image once.
-
-        Raises:
-            NotImplementedError: the method has nothing to learn beforehand (``needs_preparation`` is False).
         """
         raise NotImplementedError(
             f"{type(self).__name__} needs no preparation; ask needs_preparation before prepare"

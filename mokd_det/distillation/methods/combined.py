@@ -81,7 +81,6 @@ class Combined(Method):
             yield
 
     def inspect(self, student: nn.Module, teacher: nn.Module | None) -> None:
-        """Let every part see the models."""
         for part in self.parts.values():
             part.inspect(student, teacher)
 
@@ -94,7 +93,6 @@ class Combined(Method):
         return self._joined(lambda name, part: part.ask_teacher(decoder) if part.asks_decoders else {})
 
     def ask_student(self, decoder: QueryDecoder, teacher: Taps) -> dict[str, TapValue]:
-        """The same of the student."""
         return self._joined(
             lambda name, part: (
                 part.ask_student(decoder, self._own(name, teacher)) if part.asks_decoders else {}
@@ -102,11 +100,7 @@ class Combined(Method):
         )
 
     def check(self, student: Specs, teacher: Specs) -> None:
-        """Whether each part's taps are there, and none is for nobody; the parts check the rest.
-
-        Raises:
-            IncompatibleModelsError: a tap that is missing or unread.
-        """
+        """Whether each part's taps are there, and none is for nobody; the parts check the rest."""
         for name, listed in self.part_taps.items():
             missing = [tap for tap in listed if tap not in student]
             if missing:
@@ -120,12 +114,10 @@ class Combined(Method):
             raise IncompatibleModelsError(f"no part of Combined reads the tap {unread[0]!r}")
 
     def build_for(self, student: Specs, teacher: Specs) -> None:
-        """Set every part up with its taps."""
         for name, part in self.parts.items():
             part.setup(self._own(name, student), self._own(name, teacher))
 
     def compare_taps(self, student: Taps, teacher: Taps, context: MethodContext) -> dict[str, Tensor]:
-        """The terms of all parts."""
         return self._joined(
             lambda name, part: part(self._own(name, student), self._own(name, teacher), context), "_"
         )
@@ -139,12 +131,10 @@ class Combined(Method):
             self.parts[name].prepare((self._own(name, taps), context) for taps, context in kept)
 
     def after_step(self) -> None:
-        """Let every part have its own."""
         for part in self.parts.values():
             part.after_step()
 
     def no_weight_decay_parameters(self) -> list[nn.Parameter]:
-        """Those of the parts."""
         return [p for part in self.parts.values() for p in part.no_weight_decay_parameters()]
 
     def diagnostics(self) -> dict[str, float]:

@@ -62,10 +62,8 @@ class CRD(Method):
             raise ConfigError(
                 f"CRD: temperature={temperature} must be above 0 and momentum={momentum} in [0, 1)"
             )
-        self.num_samples = num_samples
-        self.dim = dim
-        self.temperature = temperature
-        self.momentum = momentum
+        self.num_samples, self.dim = num_samples, dim
+        self.temperature, self.momentum = temperature, momentum
         bound = 1 / math.sqrt(dim / 3)
         self.register_buffer("bank_s", torch.empty(num_samples, dim).uniform_(-bound, bound))
         self.register_buffer("bank_t", torch.empty(num_samples, dim).uniform_(-bound, bound))
@@ -78,7 +76,6 @@ class CRD(Method):
         self.embed_t = nn.Linear(teacher["pooled"].channels[0], self.dim)
 
     def compare_taps(self, student: Taps, teacher: Taps, context: MethodContext) -> dict[str, Tensor]:
-        """``crd``."""
         z_s, z_t = vector_pair("pooled", student, teacher)
         indices = require_known("CRD", context, "indices")
         negatives = require_known("CRD", context, "negatives")

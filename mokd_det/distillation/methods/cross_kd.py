@@ -70,11 +70,7 @@ class CrossKD(Method):
         self.num_anchors = 0
 
     def more_taps(self, model: nn.Module, taps: Specs) -> dict[str, TapSource]:
-        """Features before the cut and predictions of both heads, once per level of the pyramid.
-
-        Raises:
-            IncompatibleModelsError: no dense heads, or too short ones.
-        """
+        """Features before the cut and predictions of both heads (there must be both), once per level of the pyramid."""
         if "patch" not in taps:
             return {}
         strides = taps["patch"].strides
@@ -107,11 +103,7 @@ class CrossKD(Method):
         return {kind: part for kind, part in cut.items() if part is not None}
 
     def inspect(self, student: nn.Module, teacher: nn.Module | None) -> None:
-        """Take the rest of the teacher's heads.
-
-        Raises:
-            IncompatibleModelsError: heads of other widths, anchors, classes or boxes.
-        """
+        """Take the rest of the teacher's heads; both models' must have equal widths, anchors, classes and boxes."""
         assert teacher is not None  # the Distiller refuses a method that needs one without
         cut_s, cut_t = self._cut(student), self._cut(teacher)
         codings = [dense_heads(model)["box"].boxes for model in (student, teacher)]
@@ -138,7 +130,6 @@ class CrossKD(Method):
         check_comparable("patch", student["patch"], teacher["patch"])
 
     def compare_taps(self, student: Taps, teacher: Taps, context: MethodContext) -> dict[str, Tensor]:
-        """``class`` and ``box``."""
         cross, own, valid = {}, {}, []
         for kind in KINDS:
             features, predictions = (

@@ -87,11 +87,7 @@ class DETRDistill(ClassWiseMethod):
         self.matcher = HungarianMatcher()
 
     def inspect(self, student: nn.Module, teacher: nn.Module | None) -> None:
-        """See that the student's decoder takes the teacher's queries.
-
-        Raises:
-            ConfigError: the student's needs positions, which the teacher's queries do not have.
-        """
+        """See that the student's decoder takes the teacher's queries: a ConfigError if these lack the positions."""
         super().inspect(student, teacher)
         if not self.query_prior:
             return
@@ -138,7 +134,6 @@ class DETRDistill(ClassWiseMethod):
         return {"prior_logits": logits, "prior_boxes": boxes}
 
     def compare_taps(self, student: Taps, teacher: Taps, context: MethodContext) -> dict[str, Tensor]:
-        """The terms of the parts that are on."""
         terms: dict[str, Tensor] = {}
         logits_t, boxes_t = (token_stack(teacher[name]).detach() for name in ("head_logits", "head_boxes"))
         if self.logits:

@@ -59,9 +59,7 @@ class DKD(ClassWiseMethod):
         require_choice("target", target, TargetClass)
         require_choice("head", head, Head)
         require_positive("temperature", temperature)
-        self.temperature = temperature
-        self.target = target
-        self.head = head
+        self.temperature, self.target, self.head = temperature, target, head
         self.warm_up = WarmUp(warmup_epochs)
 
     def check(self, student: Specs, teacher: Specs) -> None:
@@ -78,7 +76,6 @@ class DKD(ClassWiseMethod):
             raise IncompatibleModelsError("DKD: a softmax over 1 class is constant; use DKD(head='sigmoid')")
 
     def compare_taps(self, student: Taps, teacher: Taps, context: MethodContext) -> dict[str, Tensor]:
-        """``tckd`` and ``nckd``."""
         (pair,) = pair_rows("logits", student["logits"], teacher["logits"])
         target = pair.teacher.argmax(1) if self.target == "teacher" else hard_targets("DKD", context)
         split = softmax_split if self.head == "softmax" else sigmoid_split

@@ -77,11 +77,9 @@ class FGD(Method):
     ) -> None:
         super().__init__(mask_padding)
         require_positive("temperature", temperature)
-        self.temperature = temperature
-        self.learn_teacher_relation = learn_teacher_relation
+        self.temperature, self.learn_teacher_relation = temperature, learn_teacher_relation
         self.adapters = nn.ModuleDict()
-        self.student_relations = nn.ModuleDict()
-        self.teacher_relations = nn.ModuleDict()
+        self.student_relations, self.teacher_relations = nn.ModuleDict(), nn.ModuleDict()
 
     def check(self, student: Specs, teacher: Specs) -> None:
         super().check(student, teacher)
@@ -96,7 +94,6 @@ class FGD(Method):
                 self.teacher_relations[key] = RelationBlock(n_t)
 
     def compare_taps(self, student: Taps, teacher: Taps, context: MethodContext) -> dict[str, Tensor]:
-        """``foreground``, ``background``, ``attention`` and ``relation``."""
         objects = require_objects("FGD", context)
         pairs = pair_maps("patch", student["patch"], teacher["patch"], self.mask_padding)
         levels = [self._level(pair, objects) for pair in pairs]
@@ -137,14 +134,9 @@ class FGD(Method):
 
 
 def foreground_scale(objects: Objects, stride: int, valid: Tensor) -> Tensor:
-    """1/(cells of the smallest box that covers a cell), and 0 where there is none.
+    """1/(cells of the smallest box that covers a cell), and 0 where there is none and on padding: (B, H, W).
 
     A box covers the cells that it overlaps, at least one. (The released code counts one more row and column.)
-
-    Args:
-        objects: of the batch.
-        stride: pixels per cell.
-        valid: (B, H, W), 0 on padding.
     """
     height, width = valid.shape[1:]
     rows, columns = (torch.arange(side, device=valid.device) for side in (height, width))

@@ -17,15 +17,9 @@ __all__ = ["FitNet", "HintAdapter"]
 class HintAdapter(nn.Module):
     """ReLU(BN(convolution)) from the student's map to the teacher's size and channels.
 
-    With s and t the sides of the maps the convolution is 3 × 3 with stride 2 where s = 2 t, transposed 4 × 4 with
-    stride 2 where 2 s = t, and else 1 + s − t wide without padding (1 × 1 for equal sides).
-
-    Args:
-        channels: of the student's map, of the teacher's.
-        sides: s and t, or numbers in their ratio if one is the other's double or equal.
-
-    Raises:
-        IncompatibleModelsError: the student's map is smaller, but not half as large.
+    With s and t the sides of the maps (or numbers in their ratio, if one is the other's double or equal) the
+    convolution is 3 × 3 with stride 2 where s = 2 t, transposed 4 × 4 with stride 2 where 2 s = t, and else 1 + s − t
+    wide without padding (1 × 1 for equal sides); a smaller map must be half as large (IncompatibleModelsError).
     """
 
     def __init__(self, channels: tuple[int, int], sides: tuple[int, int]) -> None:
@@ -92,7 +86,6 @@ class FitNet(Method):
         self.adapter = HintAdapter((n_s, n_t), (stride_t, stride_s) if self.sides is None else self.sides)
 
     def compare_taps(self, student: Taps, teacher: Taps, context: MethodContext) -> dict[str, Tensor]:
-        """``hint``."""
         maps_s, maps_t = student["maps"], teacher["maps"]
         # the tap's kind is checked and the adapter built by setup
         assert isinstance(maps_s, list) and isinstance(maps_t, list) and self.adapter is not None

@@ -86,7 +86,6 @@ class KDDETR(ClassWiseMethod):
         return answers
 
     def compare_taps(self, student: Taps, teacher: Taps, context: MethodContext) -> dict[str, Tensor]:
-        """``general_…`` and ``specific_…``."""
         of_teacher = {
             "general": ("general_logits", "general_boxes"),
             "specific": ("logits", "boxes"),  # its own queries have been asked already

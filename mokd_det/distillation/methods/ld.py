@@ -53,7 +53,6 @@ class LD(Method):
             )
 
     def compare_taps(self, student: Taps, teacher: Taps, context: MethodContext) -> dict[str, Tensor]:
-        """``sides``."""
         log_s, log_t = (
             (corners.unflatten(-1, (4, -1)) / self.temperature).log_softmax(-1)
             for corners in (tokens(student["corners"]), tokens(teacher["corners"]).detach())

@@ -26,11 +26,7 @@ class _OnLogits(Method):
     required_taps = ("logits",)
 
     def check(self, student: Specs, teacher: Specs) -> None:
-        """As every method, and of equal classes.
-
-        Raises:
-            IncompatibleModelsError: other taps than "logits", taps that cannot be compared, or unequal classes.
-        """
+        """As every method, and of equal classes; no tap but "logits"."""
         others = sorted(set(student) - {"logits"})
         if others:
             raise IncompatibleModelsError(
@@ -65,8 +61,7 @@ class LogitDistillation(_OnLogits):
         super().__init__()
         require_positive("temperature", temperature)
         require_choice("reduction", reduction, Reduction)
-        self.temperature = temperature
-        self.reduction = reduction
+        self.temperature, self.reduction = temperature, reduction
 
     def compare(self, pairs: Mapping[str, list[RowPair]]) -> dict[str, Tensor]:
         (pair,) = pairs["logits"]

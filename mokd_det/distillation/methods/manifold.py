@@ -76,7 +76,6 @@ class Manifold(Method):
             )
 
     def compare_taps(self, student: Taps, teacher: Taps, context: MethodContext) -> dict[str, Tensor]:
-        """``patch``, ``sample`` and ``random``."""
         stack_s, stack_t = _stack(student, self.layers[0]), _stack(teacher, self.layers[1])
         stack_t = stack_t[:, :, self.teacher_prefix :].detach()
         surplus = stack_s.shape[2] - stack_t.shape[2]

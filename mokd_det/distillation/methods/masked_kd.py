@@ -53,11 +53,7 @@ class MaskedKD(ClassWiseMethod):
         self._attention: tuple[Any] = (None,)
 
     def inspect(self, student: nn.Module, teacher: nn.Module | None) -> None:
-        """Find both transformers.
-
-        Raises:
-            IncompatibleModelsError: a model that is none of timm's, or different numbers of patches.
-        """
+        """Find both transformers: timm's, with equal numbers of patches, or an IncompatibleModelsError."""
         super().inspect(student, teacher)
         assert teacher is not None  # the Distiller refuses a method that needs one without
         vit_s, vit_t = _vit("student", student), _vit("teacher", teacher)
@@ -86,22 +82,13 @@ class MaskedKD(ClassWiseMethod):
         return _token_dropping(_vit("teacher", teacher), kept)
 
     def compare_taps(self, student: Taps, teacher: Taps, context: MethodContext) -> dict[str, Tensor]:
-        """``kl``."""
         log_s, log_t = (logits.log_softmax(1) for logits in vector_pair("logits", student, teacher))
         # Rounding leaves the divergence of equal rows a little below 0; a negative loss has no logarithm.
         return {"kl": (log_t.exp() * (log_t - log_s)).sum(1).mean().clamp_min(0)}
 
 
 def most_attended(attention: Tensor, keep: int) -> Tensor:
-    """The patches with the largest attention, mean over heads, of each image.
-
-    Args:
-        attention: (B, heads, patches), of the CLS token.
-        keep: how many.
-
-    Returns:
-        (B, keep) int64, ascending.
-    """
+    """The patches with the largest attention (B, heads, patches), mean over heads: (B, keep) int64, ascending."""
     return attention.mean(1).topk(keep, dim=1).indices.sort(1).values
 
 

@@ -88,7 +88,6 @@ class MGD(Method):
             self.generators.update({key: Generator(n_t) for key, (_, n_t) in channels.items()})
 
     def compare_taps(self, student: Taps, teacher: Taps, context: MethodContext) -> dict[str, Tensor]:
-        """One term per tap."""
         pairs = {
             name: pair_maps(name, student[name], teacher[name], self.mask_padding) for name in self.tap_names
         }

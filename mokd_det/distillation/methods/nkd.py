@@ -43,7 +43,6 @@ class NKD(ClassWiseMethod):
         self.require_equal_classes(student["logits"], teacher["logits"])
 
     def compare_taps(self, student: Taps, teacher: Taps, context: MethodContext) -> dict[str, Tensor]:
-        """``target`` and ``nontarget``."""
         logits_s, logits_t = vector_pair("logits", student, teacher)
         target = hard_targets("NKD", context)
         weight = logits_t.softmax(1).gather(1, target[:, None])

@@ -43,8 +43,7 @@ class NormDirection(Method):
         super().__init__()
         if num_classes < 1:
             raise ConfigError(f"NormDirection: num_classes={num_classes} must be at least 1")
-        self.num_classes = num_classes
-        self.dropout = dropout
+        self.num_classes, self.dropout = num_classes, dropout
         self.warm_up = WarmUp(warmup_epochs)
         self.embed: nn.Sequential | None = None
         self._is_prepared = False
@@ -57,11 +56,7 @@ class NormDirection(Method):
 
     @torch.no_grad()
     def prepare(self, batches: Iterable[tuple[dict[str, TapValue], MethodContext]]) -> None:
-        """The mean vector of each class.
-
-        Raises:
-            ConfigError: a class without an image, or a label that is no class.
-        """
+        """The mean vector of each class; a ConfigError if one has no image, or a label is no class."""
         sums = torch.zeros_like(self.centers, dtype=torch.float64)
         counts = sums.new_zeros(self.num_classes)
         for taps, context in batches:
@@ -78,7 +73,6 @@ class NormDirection(Method):
         self.centers.copy_(sums / counts[:, None])
 
     def compare_taps(self, student: Taps, teacher: Taps, context: MethodContext) -> dict[str, Tensor]:
-        """``nd``."""
         z_s, z_t = vector_pair("pooled", student, teacher)
         labels = hard_targets("NormDirection", context)
         if not self._is_prepared:

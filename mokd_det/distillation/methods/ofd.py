@@ -22,15 +22,10 @@ __all__ = ["OFD", "negative_margin"]
 
 
 def negative_margin(weight: Tensor, bias: Tensor) -> Tensor:
-    """Mean of a BatchNorm's negative outputs, per channel: E[x | x < 0] of x ~ N(bias, weight²).
+    """Mean of a BatchNorm's negative outputs, per channel (C,): E[x | x < 0] of x ~ N(bias, weight²).
 
-    With w = |weight|: bias − w φ(bias/w) / Φ(−bias/w); −3 w where x < 0 is rarer than 1 in 1000.
-
-    Args:
-        weight, bias: (C,), of the BatchNorm.
-
-    Returns:
-        (C,), rounded to float32 as in the published code.
+    With w = |weight|: bias − w φ(bias/w) / Φ(−bias/w); −3 w where x < 0 is rarer than 1 in 1000. Rounded to float32
+    as in the published code.
     """
     w, b = weight.detach().double().abs(), bias.detach().double()
     ratio = b / w
@@ -82,11 +77,7 @@ class OFD(Method):
         self._stages: StagePairs | None = None
 
     def inspect(self, student: nn.Module, teacher: nn.Module | None) -> None:
-        """Take the margins from the teacher's BatchNorms.
-
-        Raises:
-            IncompatibleModelsError: it does not say which they are, or one of them is none.
-        """
+        """Take the margins from the teacher's BatchNorms; an IncompatibleModelsError if it has none to name."""
         self._margins = [negative_margin(norm.weight, norm.bias) for norm in self._find_norms(teacher)]
 
     def _find_norms(self, teacher: nn.Module | None) -> list[Any]:
@@ -94,9 +85,8 @@ class OFD(Method):
         if self.norms is not None:
             found = [find_module(teacher, path)[1] for path in self.norms]
         else:
-            offers = (
-                getattr(m, "pre_activation_norms", None) for m in (teacher, getattr(teacher, "network", None))
-            )
+            models = teacher, getattr(teacher, "network", None)
+            offers = (getattr(model, "pre_activation_norms", None) for model in models)
             offer = next((call for call in offers if call is not None), None)
             if offer is None:
                 raise IncompatibleModelsError(
@@ -140,7 +130,6 @@ class OFD(Method):
         return batch_statistics(teacher) if self.batch_statistics_teacher else nullcontext()
 
     def compare_taps(self, student: Taps, teacher: Taps, context: MethodContext) -> dict[str, Tensor]:
-        """``ofd``."""
         assert self._stages is not None  # built by setup
         total = []
         for index, (map_s, map_t) in enumerate(self._stages(student, teacher)):

@@ -33,8 +33,7 @@ class PKD(Method):
 
     def __init__(self, mask_padding: bool = True, across_ranks: bool = True, eps: float = 1e-6) -> None:
         super().__init__(mask_padding)
-        self.across_ranks = across_ranks
-        self.eps = eps
+        self.across_ranks, self.eps = across_ranks, eps
 
     def compare_pair(self, pair: RowPair) -> Tensor:
         student, teacher = (

@@ -29,7 +29,6 @@ class PKT(Method):
         super().__init__()
 
     def compare_taps(self, student: Taps, teacher: Taps, context: MethodContext) -> dict[str, Tensor]:
-        """``pkt``."""
         z_s, z_t = vector_pair("pooled", student, teacher)
         require_several("PKT", z_s)
         q_s, q_t = neighbour_probabilities(z_s), neighbour_probabilities(z_t)

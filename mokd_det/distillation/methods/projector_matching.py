@@ -45,11 +45,8 @@ class ProjectorMatching(Method):
         super().__init__(mask_padding)
         require_choice("norm", norm, Norm)
         require_choice("student_norm", student_norm, StudentNorm)
-        self.projector = projector
-        self.options = dict(options or {})
-        self.norm = norm
-        self.student_norm = student_norm
-        self.eps = eps
+        self.projector, self.options = projector, dict(options or {})
+        self.norm, self.student_norm, self.eps = norm, student_norm, eps
         self.projectors = nn.ModuleDict()
 
     def build(self, channels: Mapping[str, Mapping[str, tuple[int, int]]]) -> None:

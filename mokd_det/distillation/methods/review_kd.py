@@ -17,17 +17,11 @@ __all__ = ["FusionUnit", "ReviewKD", "pyramid_distance"]
 
 
 class FusionUnit(nn.Module):
-    """Joins a stage of the student with what came from the deeper ones (attention-based fusion).
+    """Joins a stage of the student (n_s channels) with what came from the deeper ones (attention-based fusion).
 
-    h = BN(1 × 1 convolution); unless it is the deepest unit, h = a₁ h + a₂ r with r the deeper unit's h, enlarged to
-    the same size, and (a₁, a₂) = sigmoid(1 × 1 convolution of [h, r]). h goes on to the next unit in the teacher's
-    size; its output is BN(3 × 3 convolution of h).
-
-    Args:
-        n_s: channels of the student's stage.
-        mid: channels of h.
-        n_t: channels of the teacher's stage.
-        fuses: whether there is a deeper unit.
+    h = BN(1 × 1 convolution) of ``mid`` channels; unless it is the deepest unit, h = a₁ h + a₂ r with r the deeper
+    unit's h, enlarged to the same size, and (a₁, a₂) = sigmoid(1 × 1 convolution of [h, r]). h goes on to the next unit
+    in the teacher's size; its output is BN(3 × 3 convolution of h), of the teacher's n_t channels.
     """
 
     def __init__(self, n_s: int, mid: int, n_t: int, fuses: bool) -> None:
@@ -93,7 +87,6 @@ class ReviewKD(Method):
         return found[::-1]
 
     def compare_taps(self, student: Taps, teacher: Taps, context: MethodContext) -> dict[str, Tensor]:
-        """``review``."""
         return self.warm_up({"review": torch.stack(self.distances(student, teacher)).sum()}, context.epoch)
 
 

@@ -29,7 +29,6 @@ class RKD(Method):
         super().__init__()
 
     def compare_taps(self, student: Taps, teacher: Taps, context: MethodContext) -> dict[str, Tensor]:
-        """``distance`` and ``angle``."""
         z_s, z_t = vector_pair("pooled", student, teacher)
         require_several("RKD", z_s)
         return {

@@ -29,15 +29,13 @@ class SRD(Method):
 
     def __init__(self, log: bool = True, eps: float = 1e-12) -> None:
         super().__init__()
-        self.log = log
-        self.eps = eps
+        self.log, self.eps = log, eps
         self.signed_terms = frozenset({"srd"}) if log else frozenset()
 
     def build_for(self, student: Specs, teacher: Specs) -> None:
         self.embed = nn.Linear(student["pooled"].channels[0], teacher["pooled"].channels[0])
 
     def compare_taps(self, student: Taps, teacher: Taps, context: MethodContext) -> dict[str, Tensor]:
-        """``srd``."""
         z_s, z_t = vector_pair("pooled", student, teacher)
         require_several("SRD", z_s)
         correlation = (self._standard(self.embed(z_s)) * self._standard(z_t)).mean(0)

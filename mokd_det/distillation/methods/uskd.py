@@ -63,7 +63,6 @@ class USKD(Method):
         return target, shares, mixed
 
     def compare_taps(self, student: Taps, teacher: Taps, context: MethodContext) -> dict[str, Tensor]:
-        """``target``, ``nontarget`` and ``weak``."""
         logits = image_vectors(student["logits"])
         weak = self.weak_head(image_vectors(student["middle"]))
         target, shares, mixed = self._targets(context, logits.shape[1])

@@ -103,12 +103,7 @@ def _nearest_cells(length: int, cells: int, device: torch.device) -> Tensor:
 
 
 def check_declaration(backbone: nn.Module) -> None:
-    """Refuse a backbone that does not say what it delivers.
-
-    Raises:
-        ConfigError: not a :class:`DetBackbone`, an attribute of its protocol is missing, or there is not one channel
-            count per stride.
-    """
+    """Refuse a backbone that is no :class:`DetBackbone` or does not say what it delivers (ConfigError)."""
     name = type(backbone).__name__
     if not isinstance(backbone, DetBackbone):
         raise ConfigError(
@@ -126,34 +121,24 @@ def check_declaration(backbone: nn.Module) -> None:
 
 
 def check_output(backbone: DetBackbone, features: DetFeatures, images: Tensor) -> None:
-    """Refuse an output that contradicts what the backbone declares.
+    """Refuse an output for images (B, 3, H, W) that contradicts what the backbone declares.
 
     A map of stride s must have H/s by W/s cells, rounded down or up: cells beyond the image (of a backbone that pads
     its input, say) would shift every box.
-
-    Args:
-        backbone: declares its output.
-        features: what it returned.
-        images: for these, (B, 3, H, W).
 
     Raises:
         ConfigError: names what was declared and what came.
     """
     batch, _, height, width = images.shape
     name, found = type(backbone).__name__, [tuple(level.shape) for level in features.patch_features]
-    declared = [
-        f"(B, {channels}, H/{stride}, W/{stride})"
-        for channels, stride in zip(backbone.channels, backbone.strides)
-    ]
-    fits = len(found) == len(declared) and all(
-        len(shape) == 4
-        and shape[:2] == (batch, channels)
-        and all(
-            max(side // s, 1) <= cells <= -(-side // s) for side, cells in zip((height, width), shape[2:])
-        )
-        for shape, channels, s in zip(found, backbone.channels, backbone.strides)
-    )
-    if not fits:
+    declared = [f"(B, {c}, H/{s}, W/{s})" for c, s in zip(backbone.channels, backbone.strides)]
+
+    def fits(shape: tuple[int, ...], channels: int, stride: int) -> bool:
+        sides = zip((height, width), shape[2:])
+        cells_fit = all(max(side // stride, 1) <= cells <= -(-side // stride) for side, cells in sides)
+        return len(shape) == 4 and shape[:2] == (batch, channels) and cells_fit
+
+    if len(found) != len(declared) or not all(map(fits, found, backbone.channels, backbone.strides)):
         raise ConfigError(
             f"the backbone {name} declares the maps {', '.join(declared)}, but for images of shape "
             f"{tuple(images.shape)} it gave {', '.join(map(str, found)) or 'none'}"

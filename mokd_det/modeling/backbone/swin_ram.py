@@ -150,12 +150,7 @@ class Block(nn.Module):
         return checkpointed(self.activation_checkpointing, self._update, *inputs)
 
     def _update(
-        self,
-        patches: Tensor,
-        det: Tensor,
-        det_pos: Tensor,
-        patch_pos: Tensor | None,
-        padding_mask: Tensor | None,
+        self, patches: Tensor, det: Tensor, det_pos: Tensor, patch_pos: Tensor | None, mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         # The position enters q, k and v but not the residual (reference: ViDT's code).
         update = self.attn(
@@ -163,7 +158,7 @@ class Block(nn.Module):
             self.norm1(det) + self.det_pos_linear(det_pos),
             shift=self.shift,
             patch_pos=patch_pos,
-            padding_mask=padding_mask,
+            padding_mask=mask,
         )
         update = self._drop(*update)
         patches, det = patches + update[0], det + update[1]
@@ -231,17 +226,9 @@ class SwinRAM(DetBackbone):
         rates = [drop_path * i / max(sum(depths) - 1, 1) for i in range(sum(depths))]
         stages = []
         for i, (dim, depth) in enumerate(zip(dims, depths)):
+            sizes, shifts = (dim, pos_channels, num_heads[i], window_size), (0, window_size // 2)
             blocks = [
-                Block(
-                    dim,
-                    pos_channels,
-                    num_heads[i],
-                    window_size,
-                    (j % 2) * (window_size // 2),
-                    mlp_ratio,
-                    rates.pop(0),
-                    activation_checkpointing,
-                )
+                Block(*sizes, shifts[j % 2], mlp_ratio, rates.pop(0), activation_checkpointing)
                 for j in range(depth)
             ]
             stages.append(Stage(blocks, PatchMerging(dim, dims[i + 1] if i < 3 else pos_channels)))
@@ -299,10 +286,5 @@ def swin_small(**kwargs: Any) -> SwinRAM:
 @register_backbone("swin_base")
 def swin_base(**kwargs: Any) -> SwinRAM:
     """Swin-base (128 channels, [2, 2, 18, 2] blocks, window 7, drop path 0.3)."""
-    options: dict[str, Any] = {
-        "embed_dim": 128,
-        "depths": (2, 2, 18, 2),
-        "num_heads": (4, 8, 16, 32),
-        "drop_path": 0.3,
-    }
-    return SwinRAM(**{**options, **kwargs})
+    options: dict[str, Any] = {"embed_dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32)}
+    return SwinRAM(**{**options, "drop_path": 0.3, **kwargs})

@@ -28,14 +28,7 @@ HOST_STRIDES = (8, 16, 32)
 
 
 class DetBlock(nn.Module):
-    """Pre-norm transformer block of DET tokens: attention, then a feed-forward layer.
-
-    Args:
-        dim: channels of the tokens.
-        pos_channels: channels of their position embedding.
-        num_heads: attention heads.
-        mlp_ratio: hidden width of the feed-forward layer over ``dim``.
-    """
+    """Pre-norm transformer block of DET tokens: attention, then a feed-forward layer."""
 
     def __init__(self, dim: int, pos_channels: int, num_heads: int, mlp_ratio: float) -> None:
         super().__init__()
@@ -55,13 +48,7 @@ class DetBlock(nn.Module):
 
 
 class DetStage(nn.Module):
-    """What the DET tokens do beside one stage of the host.
-
-    Args:
-        blocks: of the tokens.
-        channels: the host's, to attend to its features as well; None: the tokens see each other only.
-        dim: channels of the tokens.
-    """
+    """What the DET tokens do beside one stage of the host: blocks, which see its map too if ``channels`` is given."""
 
     def __init__(self, blocks: Sequence[DetBlock], channels: int | None, dim: int) -> None:
         super().__init__()
@@ -215,14 +202,7 @@ def _check_token_path(
 def build_host(
     name: str, weights: str = "", download: bool = False, options: Mapping[str, Any] | None = None
 ) -> nn.Module:
-    """A timm model that returns its maps of strides 8, 16 and 32.
-
-    Args:
-        name, weights, download, options: see :class:`TimmRAM`.
-
-    Raises:
-        ConfigError, CheckpointError: see :class:`TimmRAM`.
-    """
+    """A timm model that returns its maps of strides 8, 16 and 32; arguments and errors as of :class:`TimmRAM`."""
     arguments = {"out_indices": (-3, -2, -1), **(options or {}), "features_only": True}
     arguments["out_indices"] = tuple(arguments["out_indices"])
     host = create_timm_model(
