@@ -50,10 +50,8 @@ class Amortized(Balancer):
             1e-3 and π stays near its start (``docs/theory.md``).
         lr: step size of the logits.
         weight_decay: decay of the logits.
-        update_every: steps 3 and 4 run in one of this many steps; the forward of step 3 is saved in the
-            others.
-        min_losses: floors L_i^min, see :class:`LogObjective`.
-        eps: see :class:`LogObjective`.
+        update_every: steps 3 and 4 run in one of this many steps; the forward of step 3 is saved in the others.
+        min_losses, eps: see :class:`LogObjective`.
         pi_min: least weight of an objective, 0 ≤ pi_min < 1/K: π = pi_min + (1 − K · pi_min) softmax(w).
         total: sum of the raw weights a. 1 is FAMO's; K makes a plain SGD step comparable to the sum of the
             losses (AdamW does not notice); None: Σ π_i ∇log D_i itself, whose length changes as the losses fall.

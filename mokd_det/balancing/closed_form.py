@@ -25,11 +25,9 @@ class ClosedForm(GramBalancer):
 
     Args:
         update_every: π* is computed in one of this many steps and applied in all.
-        total: sum of the weights of the raw gradients ∇L_i; 1 rescales g* to a convex combination of them,
-            exactly as :class:`Amortized` does, so that an absolute gradient clip means the same for both.
-            None: g* itself.
-        min_losses: floors L_i^min, see :class:`LogObjective`.
-        eps: see :class:`LogObjective`.
+        total: see :class:`LogObjective`; 1 as for :class:`Amortized`, so that an absolute gradient clip means the same
+            for both. None: g* itself.
+        min_losses, eps: see :class:`LogObjective`.
         trunk_only, lag: see :class:`GramBalancer`.
 
     Raises:

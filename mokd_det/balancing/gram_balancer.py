@@ -29,10 +29,7 @@ class GramBalancer(Balancer):
     Args:
         log_gradients: True: g_i = ∇log D_i (MoKD); False: g_i = ∇L_i.
         update_every: see above.
-        min_losses: floors L_i^min, with ``log_gradients``.
-        eps: see :class:`LogObjective`.
-        total: with ``log_gradients``, what the weights of the raw gradients ∇L_i add up to; None: Σ w_i ∇log
-            D_i as it stands.
+        min_losses, eps, total: with ``log_gradients``, see :class:`LogObjective`.
         trunk_only: G over the parameters alone that every objective has a gradient in; the others add to its
             diagonal only.
         lag: apply the weights of the last solution, 1/K at first, as Algorithm 1 of the preprint does.

@@ -45,16 +45,13 @@ class TorchJD(GramBalancer):
         log_gradients: weigh ∇log D_i instead of ∇L_i.
         update_every: weights are computed in one of this many steps and applied in all.
         seed: start of the random orders.
-        min_losses: see :class:`LogObjective`, with ``log_gradients``.
-        total: with ``log_gradients``, what the weights of the raw gradients add up to; None: as torchjd gives
-            them, and ∇log D_i of an objective near 0 is large.
-        trunk_only: see :class:`GramBalancer`.
-        **arguments: for torchjd's weighting, for example ``c`` of CAGrad (default 0.5) or ``alpha`` of
-            FairGrad (default 1, proportional fairness).
+        min_losses, trunk_only: see :class:`GramBalancer`.
+        total: likewise; with None the ∇log D_i of an objective near 0 is large.
+        **arguments: for torchjd's weighting, for example ``c`` of CAGrad (default 0.5) or ``alpha`` of FairGrad
+            (default 1, proportional fairness).
 
     Raises:
-        ConfigError: unknown method or argument, or torchjd (or what the method needs besides) is not
-            installed.
+        ConfigError: unknown method or argument, or torchjd (or what the method needs besides) is not installed.
     """
 
     def __init__(

@@ -18,10 +18,7 @@ from .level_table import level_table
 
 __all__ = ["PACKAGES", "torch_ms_deform_attn_kernel", "triton_kernel"]
 
-PACKAGES: Mapping[str, str] = {
-    "triton": "triton",
-    "torch_ms_deform_attn": "torch-ms-deform-attn",
-}
+PACKAGES: Mapping[str, str] = {"triton": "triton", "torch_ms_deform_attn": "torch-ms-deform-attn"}
 """Names of kernels, which are those of the modules that they import, and what to install for them."""
 
 
@@ -50,10 +47,8 @@ def torch_ms_deform_attn_kernel(
         nothing = value.sum() + locations.sum() + weights.sum()
         return nothing * value.new_zeros(*weights.shape[:2], value.shape[2] * value.shape[3])
     levels = level_table(shapes, value.device, torch.int64)
-    sizes, starts = levels[:, :2].contiguous(), levels[:, 2].contiguous()
-    output: Tensor = ms_deform_attn(
-        value.contiguous(), sizes, starts, locations.contiguous(), weights.contiguous()
-    )
+    places = levels[:, :2].contiguous(), levels[:, 2].contiguous()
+    output: Tensor = ms_deform_attn(value.contiguous(), *places, locations.contiguous(), weights.contiguous())
     return output
 
 

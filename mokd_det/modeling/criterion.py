@@ -113,9 +113,8 @@ class SetCriterion(nn.Module):
                 raise ValueError('the loss "iouaware" needs a model with an IoU head')
             iou = box_iou(corners, target_corners)[0]
             predicted = iou_logits[matches.level, matches.image, matches.query, 0].to(logits.dtype)
-            losses["iouaware"] = per_level(
-                F.binary_cross_entropy_with_logits(predicted, iou, reduction="none")
-            )
+            entropy = F.binary_cross_entropy_with_logits(predicted, iou, reduction="none")
+            losses["iouaware"] = per_level(entropy)
         named = {}
         for level in range(levels):
             suffix = "" if level == levels - 1 else f"_{level}"

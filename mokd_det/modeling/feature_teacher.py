@@ -17,7 +17,7 @@ from mokd_det.errors import CheckpointError, ConfigError
 from mokd_det.layers import FeatureMap, TapPoint, TapSpec
 from mokd_det.modeling.backbone.base import resize_mask
 from mokd_det.modeling.transformers_family import IMAGENET_MEAN, IMAGENET_STD
-from mokd_det.modeling.transformers_source import Source, load_backbone, read_processor
+from mokd_det.modeling.transformers_source import Source, load_backbone, one_line, read_processor
 
 __all__ = ["FeatureTeacher", "SeveralTeachers"]
 
@@ -162,15 +162,10 @@ def _load_timm(folder: str, architecture: str) -> tuple[nn.Module, dict[str, Any
     import timm
 
     # timm reports by nearly any exception class what it cannot build or load.
-    try:
+    with one_line(f"source='{folder}': timm cannot load {architecture} for any image size", CheckpointError):
         model = timm.create_model(
             f"local-dir:{folder}", pretrained=True, num_classes=0, dynamic_img_size=True
         )
-    except Exception as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise CheckpointError(
-            f"source='{folder}': timm cannot load {architecture} for any image size: {reason}"
-        ) from error
     patch = model.patch_embed.patch_size
     return model, {
         "patch_size": patch if isinstance(patch, int) else patch[0],

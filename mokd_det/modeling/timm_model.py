@@ -103,12 +103,9 @@ def _check_loaded(loaded: nn.Module, random: nn.Module, name: str, source: str, 
     initial = dict(random.named_parameters())
     classifiers = _classifiers(loaded)
     matrices = [(key, value) for key, value in loaded.named_parameters() if value.ndim > 1]
+    same = [(key, value) for key, value in matrices if torch.equal(value, initial[key])]
     # a constant is no random start: the file may well have the same
-    kept = [
-        key
-        for key, value in matrices
-        if torch.equal(value, initial[key]) and bool((value != value.flatten()[0]).any())
-    ]
+    kept = [key for key, value in same if bool((value != value.flatten()[0]).any())]
     of_classifier = [key for key in kept if key.rpartition(".")[0] in classifiers]
     if new_classifier:
         kept = [key for key in kept if key not in of_classifier]

@@ -55,14 +55,8 @@ class TorchvisionDetector(nn.Module):
         self.detector = detector
         self.label_offset = int(background_first)
         given = detector.transform
-        detector.transform = _WithoutResizing(
-            given.min_size,
-            given.max_size,
-            given.image_mean,
-            given.image_std,
-            given.size_divisible,
-            given.fixed_size,
-        )
+        sizes, statistics = (given.min_size, given.max_size), (given.image_mean, given.image_std)
+        detector.transform = _WithoutResizing(*sizes, *statistics, given.size_divisible, given.fixed_size)
 
     def forward(
         self, batched_inputs: Sequence[dict[str, Any]]
@@ -74,9 +68,8 @@ class TorchvisionDetector(nn.Module):
         device = next(self.detector.parameters()).device
         images = [item["image"].to(device, non_blocking=True).float() / 255 for item in batched_inputs]
         if self.training:
-            losses = self.detector(
-                images, [self._target(item["instances"], device) for item in batched_inputs]
-            )
+            targets = [self._target(item["instances"], device) for item in batched_inputs]
+            losses = self.detector(images, targets)
             return {f"loss_{name.removeprefix('loss_')}": loss for name, loss in losses.items()}
         return [
             {"instances": self._instances(item, found)}

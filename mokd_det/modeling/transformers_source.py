@@ -24,6 +24,7 @@ __all__ = [
     "load_backbone",
     "load_detector",
     "load_source",
+    "one_line",
     "quiet",
     "read_processor",
 ]
@@ -82,7 +83,7 @@ def load_source(source: Source, allow_download: bool, auto: str) -> tuple[Any, s
             raise ConfigError(
                 f"source={settings} has no model_type, such as 'rt_detr_v2', which says what it configures"
             )
-        with _one_line(f"source of model_type {kind!r}"):
+        with one_line(f"source of model_type {kind!r}"):
             return transformers.AutoConfig.for_model(kind, **settings), None, f"model_type {kind!r}"
     name = os.fspath(source)
     if not name:
@@ -102,7 +103,7 @@ def load_source(source: Source, allow_download: bool, auto: str) -> tuple[Any, s
         )
     if Path(name).is_dir() and not Path(name, "config.json").is_file():
         raise ConfigError(f"source='{name}' has no config.json; {auto}.save_pretrained writes such a folder")
-    with _one_line(f"source='{name}': config.json"):
+    with one_line(f"source='{name}': config.json"):
         config = transformers.AutoConfig.from_pretrained(name, local_files_only=offline)
     return config, name, f"source='{name}'"
 
@@ -148,7 +149,7 @@ def load_detector(
     config.id2label = dict(enumerate(names))
     config.label2id = {name: index for index, name in enumerate(names)}
     if folder is None:
-        with _one_line(where):
+        with one_line(where):
             model = transformers.AutoModelForObjectDetection.from_config(config)
         return model.float(), family, {}, {}
     auto, added = transformers.AutoModelForObjectDetection, len(names) - len(own)
@@ -168,7 +169,7 @@ def load_backbone(source: Source, allow_download: bool) -> tuple[Any, Any, str |
     transformers = import_transformers()
     config, folder, where = load_source(source, allow_download, "AutoModel")
     if folder is None:
-        with _one_line(where):
+        with one_line(where):
             return transformers.AutoModel.from_config(config).float(), config, None, where
     model, _ = _with_weights(transformers.AutoModel, config, folder, where, 0, allow_download)
     return model, config, folder, where
@@ -182,7 +183,7 @@ def _with_weights(
         raise CheckpointError(
             f"{where} has no weights ({WEIGHTS[0]}); a configuration alone is given as source=dict(model_type=…)"
         )
-    with _one_line(where, CheckpointError), quiet():
+    with one_line(where, CheckpointError), quiet():
         model, report = auto.from_pretrained(
             folder,
             config=config,
@@ -268,8 +269,8 @@ def _plain(value: Any) -> Any:
 
 
 @contextmanager
-def _one_line(where: str, kind: type[MoKDError] = ConfigError) -> Iterator[None]:
-    """What transformers says of a wrong configuration or file, by many classes of exceptions, as one of ours."""
+def one_line(where: str, kind: type[MoKDError] = ConfigError) -> Iterator[None]:
+    """What another library says of a wrong configuration or file, by many classes of exceptions, as one of ours."""
     try:
         yield
     except (ConfigError, CheckpointError, ExportError):
