@@ -187,8 +187,8 @@ class MultiScaleDeformableAttention(nn.Module):
         """Where :meth:`forward` reads, and with which weights, as kernels take them.
 
         Returns:
-            Locations (B, Q, M, L, P, 2) as (x, y) in units of each level's width and height, and weights (B, Q, M, L,
-            P) that add up to 1 over levels and points.
+            Locations (B, Q, M, L, P, 2) as (x, y) in units of each level's width and height.
+            Weights (B, Q, M, L, P) that add up to 1 over levels and points.
         """
         batch, queries, _ = query.shape
         grid = (batch, queries, self.num_heads, self.num_levels, self.num_points)

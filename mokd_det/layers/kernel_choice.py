@@ -52,7 +52,8 @@ def choose_kernel(device: torch.device) -> str:
 @functools.cache
 def _choose_on_cuda(device: torch.device, deterministic: bool) -> str:
     # The compiled kernel adds in any order, and grid_sample has no deterministic backward.
-    last, problems = "fused" if deterministic else "grid_sample", []
+    last = "fused" if deterministic else "grid_sample"
+    problems = []
     for name in ("triton",) if deterministic else ("triton", "torch_ms_deform_attn"):
         problem = kernel_problem(name, device)
         if problem is None:

@@ -13,7 +13,7 @@ __all__ = ["EPFF", "InputProjection", "projection"]
 
 
 def projection(in_channels: int, out_channels: int, norm_groups: int = 32) -> nn.Sequential:
-    """1x1 convolution and GroupNorm, the convolution xavier-initialised with zero bias; checks the groups."""
+    """1x1 convolution (xavier, zero bias) and GroupNorm; a ConfigError if its groups do not divide the channels."""
     if norm_groups < 1 or out_channels % norm_groups:
         raise ConfigError(
             f"norm_groups={norm_groups}: must divide the {out_channels} channels of the decoder "

@@ -75,7 +75,7 @@ class Family:
         What is no loss (``cardinality_error``) is left out. ``loss_ddf``, a divergence, is rounded to as little as
         −1e-7 where it is 0, which would end a logarithm: it is lifted to 0, its gradient kept.
         """
-        weights = {}
+        weights: dict[str, float] = {}
         if not self.weighted:
             weights = {part: float(getattr(config, f"{part}_loss_coefficient")) for part in ("bbox", "giou")}
             grouped = self.style == "grouped"
