@@ -60,8 +60,7 @@ class Picture:
     Attributes:
         command: arguments after ``python``; ``{demo}``, ``{bccd}`` (the comparison) and ``{output}`` are
             folders. Empty: the demo itself has drawn it.
-        file: what the command draws, below ``{output}``, or the demo's file below ``{demo}``. A page is
-            photographed.
+        file: what the command draws, below ``{output}``, or the demo's file below ``{demo}``. A page is photographed.
         suffix: the form that it is kept in: PNG for charts, JPEG for photographs.
     """
 

@@ -2,10 +2,9 @@
 (default: datasets), folder cifar-100-python; ``choice.recipe`` chooses one of two.
 
 ReviewKD's and KD++'s, the default, because MoKD's table of CIFAR-100 compares with these: batch 128, rate 0.1, Nesterov
-momentum. RepDistiller's: batch 64, rate 0.05, as the numbers of FitNet, RKD, PKT, CRD and KD
-were made; they are those of the last epoch. Both: 240 epochs of SGD, the rate divided by 10 three
-times, weight decay on everything. The last weights are in student_final.pth, the best by the test images (which the
-literature uses so) in best/.
+momentum. RepDistiller's: batch 64, rate 0.05, as the numbers of FitNet, RKD, PKT, CRD and KD were made; they are those
+of the last epoch. Both: 240 epochs of SGD, the rate divided by 10 three times, weight decay on everything. The last
+weights are in student_final.pth, the best by the test images (which the literature uses so) in best/.
 """
 
 from typing import Any

@@ -47,9 +47,8 @@ class StepContext:
         loss_scale: factor on the gradients left in ``.grad`` (the GradScaler's; 1 without one). It multiplies
             the final scalar, never the argument of a logarithm.
         iteration: index of the optimiser step, from 0.
-        taps: returns the student's tap tensors of the latest forward, with their graph, for balancers that
-            work on features. A function, because the balancer runs the forward: before it there is nothing to
-            hand over.
+        taps: returns the student's tap tensors of the latest forward, with their graph, for balancers that work on
+            features. A function, because the balancer runs the forward: before it there is nothing to hand over.
     """
 
     shared_parameters: Sequence[nn.Parameter]

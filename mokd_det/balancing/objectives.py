@@ -31,8 +31,7 @@ class Objectives:
             is a list). Their order is the order of the objectives.
 
     Raises:
-        ConfigError: no objective, an empty name, an objective without patterns, or a weight that is not
-            positive.
+        ConfigError: no objective, an empty name, an objective without patterns, or a weight that is not positive.
     """
 
     def __init__(self, patterns: Mapping[str, Sequence[str] | str | Mapping[str, float]]) -> None:

@@ -85,9 +85,8 @@ class Distiller(TrainingTask):
     result is the student's losses and ``loss_distill_<term>`` for each term of the method, none of them
     weighted here. In evaluation it is the student.
 
-    The teacher is no submodule: it is in no state_dict, no optimiser, no data-parallel bucket, and
-    ``train()`` leaves it in eval mode; only moves to a device or a dtype reach it. ``student.state_dict()``
-    is that of a student alone.
+    The teacher is no submodule: it is in no state_dict, no optimiser, no data-parallel bucket, and ``train()`` leaves
+    it in eval mode; only moves to a device or a dtype reach it. ``student.state_dict()`` is that of a student alone.
 
     Args:
         student: a module whose training forward takes the loader's batch and returns a dict of losses.

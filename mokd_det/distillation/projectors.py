@@ -53,8 +53,7 @@ class OrthogonalProjector(Projector):
     """An orthonormal matrix (orthonormal rows where n_s > n_t), then a gain and a bias per channel (VkD).
 
     Args:
-        affine: the gain (starts at 1) and the bias (starts at 0); VkD has them for detection, not for
-            classification.
+        affine: the gain (starts at 1) and the bias (starts at 0); VkD has them for detection, not for classification.
         trainable: False: the matrix stays the random one it starts with.
     """
 

@@ -28,8 +28,7 @@ class RowPair:
     """Rows to be compared, row i of the student with row i of the teacher.
 
     Attributes:
-        key: names the tap and level, "patch_stride8" or "neck"; what is learned for it is stored under this
-            name.
+        key: names the tap and level, "patch_stride8" or "neck"; what is learned for it is stored under this name.
         student: (R, C_s).
         teacher: (R, C_t), detached.
         weights: (R,), 0 for padding and else 1; None: all 1.

@@ -34,9 +34,8 @@ class SubspaceHead(nn.Module):
 
         ẑ_s = D P_s z_s (+ b)        ẑ_t = P_t norm(z_t)        P_s ∈ St(n, n_s),  P_t ∈ St(n, n_t)
 
-    P_s and P_t have orthonormal columns, D = diag(d) has free signs, so s = ẑ_tᵀ ẑ_s = z_tᵀ P_tᵀ D P_s z_s
-    (Eq. 16) is an indefinite similarity. The paper leaves open how s becomes a loss (docs/readings.md); the
-    readings that are here:
+    P_s and P_t have orthonormal columns, D = diag(d) has free signs, so s = ẑ_tᵀ ẑ_s = z_tᵀ P_tᵀ D P_s z_s (Eq. 16) is
+    an indefinite similarity. The paper leaves open how s becomes a loss (docs/readings.md); the readings that are here:
 
     * ``similarity``: 1 − s / (‖ẑ_t‖ ‖ẑ_s‖), the mean over rows;
     * ``regression``: smooth L1 (β = 1) between ẑ_s and ẑ_t, the mean over rows and channels;
@@ -60,8 +59,7 @@ class SubspaceHead(nn.Module):
             D only the signs then survive), or "none" (D and b learn the scale).
         eps: of every normalisation.
         subspace: False: no projection, no D, no b; the rows are compared as they are and need n_s = n_t.
-        learn_teacher_subspace: False: P_t is fixed, the identity if n = n_t and else the random matrix it
-            starts with.
+        learn_teacher_subspace: False: P_t is fixed, the identity if n = n_t and else the random matrix it starts with.
         metric: learn D; False: D = I.
         metric_init: D at the start: "ones", or "random_signs", each ±1 with equal chances (an indefinite metric from
             the first step).
@@ -183,9 +181,8 @@ class SubspaceHead(nn.Module):
         """Numbers to log now and then (each waits for the device).
 
         Returns:
-            ``negative_metric``: how many entries of D are negative (its signature);
-            ``orthogonality_error``: the worst ‖PᵀP − I‖_max; ``target_effective_rank``: of ẑ_t in the latest
-            training forward, absent before it.
+            ``negative_metric``: how many entries of D are negative (its signature); ``orthogonality_error``: the worst
+            ‖PᵀP − I‖_max; ``target_effective_rank``: of ẑ_t in the latest training forward, absent before it.
         """
         values: dict[str, float] = {}
         if self.metric is not None:

@@ -5,11 +5,10 @@ modules under ``taps``; of any other model every module can be read:
 
 * a string is a module path (``"backbone.fpn_output3"``), or the name of an offered tap (``"patch"`` for
   ``"taps.patch"``);
-* a mapping adds what the path does not tell: ``{"path": "backbone.body", "strides": [8, 16], "channels":
-  [128, 256]}`` describes the output of a module, and ``"keep": [16]`` selects levels of it; ``"per_level": True``:
-  the module runs once per level (the heads of dense detectors); without
-  ``channels``, ``strides`` selects levels of an output whose description is known (from a tap point, or from
-  the ``output_shape()`` of Detectron2's backbones).
+* a mapping adds what the path does not tell: ``{"path": "backbone.body", "strides": [8, 16], "channels": [128, 256]}``
+  describes the output of a module, and ``"keep": [16]`` selects levels of it; ``"per_level": True``: the module runs
+  once per level (the heads of dense detectors); without ``channels``, ``strides`` selects levels of an output whose
+  description is known (from a tap point, or from the ``output_shape()`` of Detectron2's backbones).
 
 Outputs that are a list are read in their order. Outputs that are a dict are read in theirs, unless a
 Detectron2 backbone names its levels.

@@ -31,8 +31,7 @@ def create_timm_model(
     """``timm.create_model`` that never trains on random weights by mistake.
 
     Args:
-        name: of the model, with timm's tag of its weights or without: "deit_tiny_patch16_224",
-            "regnety_160.deit_in1k".
+        name: of the model, with timm's tag of its weights or without: "deit_tiny_patch16_224", "regnety_160.deit_in1k".
         weights: local file with the model's weights, as timm or the model's authors publish them
             (``.safetensors`` or ``.pth``). "": random.
         download: let timm fetch its weights from the network, or take them from its cache.

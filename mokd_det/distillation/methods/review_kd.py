@@ -47,11 +47,10 @@ class FusionUnit(nn.Module):
 class ReviewKD(Method):
     """``review``: the teacher's stages from the student's, each reviewed with all deeper ones.
 
-    The pooled vector is the deepest stage, a map of one cell. Units run from deep to shallow
-    (:class:`FusionUnit`, mid = min(512, the student's deepest width)); the loss is the sum over stages of
-    :func:`pyramid_distance`. Stages are paired from the deepest one: the published taps are the student's stages and
-    the teacher's before their last ReLU, ``maps=dict(student="maps", teacher="pre")``. Published weights 0.6 to 8, by
-    pair of networks.
+    The pooled vector is the deepest stage, a map of one cell. Units run from deep to shallow (:class:`FusionUnit`, mid
+    = min(512, the student's deepest width)); the loss is the sum over stages of :func:`pyramid_distance`. Stages are
+    paired from the deepest one: the published taps are the student's stages and the teacher's before their last ReLU,
+    ``maps=dict(student="maps", teacher="pre")``. Published weights 0.6 to 8, by pair of networks.
 
     Args:
         warmup_epochs: see :class:`~mokd_det.distillation.warmup.WarmUp`; published: 20.

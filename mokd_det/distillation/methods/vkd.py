@@ -20,9 +20,8 @@ class VkD(ProjectorMatching):
     sum of these terms, with coefficient 4 (the balancer's here). Standardising the student after gain and
     bias cancels them but for the gain's signs, as published.
 
-    Classification: neither gain nor bias, the student as it is, the teacher layer-normalised without affine
-    parameters; on the tap "pooled". The published code's projection is zeroed by weight decay in the first step; ours
-    takes none.
+    Classification: neither gain nor bias, the student as it is, the teacher layer-normalised without affine parameters;
+    on the tap "pooled". The published code's projection is zeroed by weight decay in the first step; ours takes none.
 
     Args:
         eps: added to the variances; the published detection code has none (0), and is NaN on a constant channel.
