@@ -85,7 +85,8 @@ class Amortized(Balancer):
         self._decoupled = pi_optimizer == "adamw"
         self._lr, self._weight_decay = lr, weight_decay
         self._log = LogObjective(min_losses, eps, total)
-        self.pi_min, self.accumulation, self.improvement = pi_min, accumulation, improvement
+        self.pi_min, self.total = pi_min, total
+        self.accumulation, self.improvement = accumulation, improvement
         self._before: Tensor | None = None
         self._optimizer = self._new_optimizer(torch.zeros(0, dtype=torch.float64))
 

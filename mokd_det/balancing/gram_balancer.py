@@ -51,8 +51,7 @@ class GramBalancer(Balancer):
         super().__init__(update_every)
         self.log_gradients = log_gradients
         self.requires_positive = log_gradients
-        self.trunk_only = trunk_only
-        self.lag = lag
+        self.total, self.trunk_only, self.lag = total, trunk_only, lag
         self._log = LogObjective(min_losses, eps, total)
         self._weights = torch.zeros(0, dtype=torch.float64)
         self._pending: Tensor | None = None

@@ -49,7 +49,7 @@ class RecordedWeights(Balancer):
     ) -> None:
         super().__init__()
         require_choice("balancer.of", of, WeightsOf)
-        self.run, self.of = run, of
+        self.run, self.of, self.total = run, of, total
         self.requires_positive = of == "logarithms"
         self._log = LogObjective(min_losses, eps, total)
         self._iterations = torch.zeros(0, dtype=torch.float64)

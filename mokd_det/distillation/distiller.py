@@ -211,7 +211,7 @@ class Distiller(TrainingTask):
             student_specs, teacher_specs = self._common.student, self._common.teacher
         method.inspect(student, teacher)
         method.setup(student_specs, teacher_specs)
-        method.to(self._reference().device)
+        method.to(self._device())
 
     @property
     def teacher(self) -> nn.Module | None:
@@ -261,7 +261,7 @@ class Distiller(TrainingTask):
             self.open_teacher_cache()
         if self._side_stream is None:
             return self._with_teacher(batch, {}, cache)
-        with self._side_stream.work(self._reference().device) as work:
+        with self._side_stream.work(self._device()) as work:
             self._with_teacher(batch, {}, cache)
         if work is None:
             return batch
@@ -282,7 +282,7 @@ class Distiller(TrainingTask):
             said = run(batch.inputs)
         else:
             dtype = torch.promote_types(self._reference().dtype, torch.float32)
-            said = cache.taps(batch.inputs, run, self._reference().device, dtype)
+            said = cache.taps(batch.inputs, run, self._device(), dtype)
         for name, value in said.items():
             kind, _, tap = name.partition("/")
             parts = {"taps": batch.teacher_taps, "predictions": batch.teacher_predictions}
@@ -312,6 +312,9 @@ class Distiller(TrainingTask):
             return nullcontext()
         return require_query_decoder(type(self.method).__name__, "model", model)
 
+    def _device(self) -> torch.device:
+        return self._reference().device
+
     def _reference(self) -> Tensor:
         """Of the student's device and type."""
         return next(self.student.parameters(), torch.empty(0))
@@ -329,7 +332,7 @@ class Distiller(TrainingTask):
         """
         assert self._cache is not None and self.teacher is not None  # callers ask has_teacher_cache
         with self._teacher_autocast():
-            precision = _computing_precision(self._reference().device.type, self.teacher)
+            precision = _computing_precision(self._device().type, self.teacher)
         own = {
             "the teacher's class": type(self.teacher).__qualname__,
             "the digest of the teacher's weights": str(self.teacher_digest()),
@@ -343,7 +346,7 @@ class Distiller(TrainingTask):
     def _teacher_autocast(self) -> AbstractContextManager[Any]:
         if self._teacher_precision == "as_student":
             return nullcontext()
-        kind = self._reference().device.type
+        kind = self._device().type
         if self._teacher_precision == "float32":
             return torch.autocast(kind, enabled=False)
         return torch.autocast(kind, dtype=getattr(torch, self._teacher_precision))
