@@ -9,6 +9,7 @@ fresh processes in what an import does and in the pickling of a rank's arguments
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import gc
 import io
@@ -17,6 +18,7 @@ import logging
 import multiprocessing
 import multiprocessing.context
 import os
+import pickle
 import random
 import runpy
 import signal
@@ -79,13 +81,10 @@ class Program(ForkedProcess):
         files = {**self._outputs(stdout, stderr), **dict(zip(pass_fds, pass_fds, strict=True))}
         sys.stdout.flush()
         sys.stderr.flush()
-        program = (
-            command,
-            dict(os.environ if env is None else env),
-            str(cwd or Path.cwd()),
-            ranks_are_forked,
-        )
-        super().__init__(_server, _become, program, files, session=start_new_session)
+        variables = dict(os.environ if env is None else env)
+        program = pickle.dumps((command, variables, str(cwd or Path.cwd()), ranks_are_forked))
+        arguments = [base64.b64encode(program).decode()]
+        super().__init__(_server, _become, arguments, files, session=start_new_session)
 
     def _outputs(self, stdout: IO[Any] | int | None, stderr: IO[Any] | int | None) -> dict[int, int]:
         found: dict[int, int] = {}
@@ -241,8 +240,9 @@ def _end_after(work: Callable[[], None]) -> NoReturn:
         os._exit(status)
 
 
-def _become(work: Work, variables: dict[str, str], folder: str, ranks_are_forked: bool) -> None:
+def _become(program: str) -> None:
     """Be the program."""
+    work, variables, folder, ranks_are_forked = pickle.loads(base64.b64decode(program))
     os.environ.clear()
     os.environ.update(variables)
     os.chdir(folder)

@@ -3,7 +3,7 @@
 A server has one environment for good: PyTorch, oneDNN and MKL read the variables of the instruction set but once. It
 computes nothing before it forks, so a fork does what a process of its own would.
 
-A request is one packet: a pickled order, the socket for its answer and the files of the fork. The order is a process
+A request is one packet: an order as JSON, the socket for its answer and the files of the fork. The order is a process
 number (has it ended?) or a :class:`_Work`.
 """
 
@@ -12,15 +12,15 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import importlib
+import json
 import os
-import pickle
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +33,11 @@ _POLL_SECONDS = 0.005
 
 @dataclass(frozen=True)
 class _Work:
-    """What a fork does: a function of a module; with files at these descriptors; in a session of its own or not."""
+    """What a fork does: a function by its module and name; with files at these descriptors; in a session of its own or
+    not."""
 
-    function: Callable[..., Any]
+    module: str
+    function: str
     arguments: Sequence[Any]
     descriptors: Sequence[int]
     session: bool
@@ -47,7 +49,7 @@ class ForkedProcess:
     Args:
         server: whose fork it is.
         function: of a module; what it returns ends the fork as ``sys.exit`` does.
-        arguments: for it; must be picklable.
+        arguments: for it; what JSON can hold.
         files: descriptor in the fork → open file here; standard input is empty.
         session: let it lead a session, and so a process group, of its own.
 
@@ -67,8 +69,8 @@ class ForkedProcess:
     ) -> None:
         self._server = server
         self.returncode: int | None = None
-        work = _Work(function, arguments, tuple(files), session)
-        self.pid: int = server.request(work, tuple(files.values()))
+        work = _Work(function.__module__, function.__name__, arguments, tuple(files), session)
+        self.pid: int = server.request(asdict(work), tuple(files.values()))
 
     def poll(self) -> int | None:
         """Its exit status; None: it runs."""
@@ -123,11 +125,11 @@ class ForkServer:
         own, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with own:
             with other, contextlib.suppress(BrokenPipeError):
-                socket.send_fds(self._end, [pickle.dumps(order)], [other.fileno(), *files])
+                socket.send_fds(self._end, [json.dumps(order).encode()], [other.fileno(), *files])
             answer = own.recv(_PACKET_BYTES)
         if not answer:
             raise RuntimeError(f"the server of forks ended with status {self._status()}")
-        return pickle.loads(answer)
+        return json.loads(answer)
 
     def close(self) -> None:
         """No more requests."""
@@ -149,7 +151,7 @@ def serve(end: socket.socket, *, kill: bool = False) -> None:
         data, files, _, _ = socket.recv_fds(end, _PACKET_BYTES, _MOST_FILES)
         if not data:
             break
-        order, asker = pickle.loads(data), files.pop(0)
+        order, asker = json.loads(data), files.pop(0)
         if isinstance(order, int):
             found, status = os.waitpid(order, os.WNOHANG)
             running.discard(found)
@@ -159,10 +161,10 @@ def serve(end: socket.socket, *, kill: bool = False) -> None:
             if answer == 0:
                 end.close()
                 os.close(asker)
-                sys.exit(_run(order, files))
+                sys.exit(_run(_Work(**order), files))
             running.add(answer)
         with contextlib.suppress(OSError):  # of somebody who was killed meanwhile
-            os.write(asker, pickle.dumps(answer))
+            os.write(asker, json.dumps(answer).encode())
         for file in (asker, *files):
             os.close(file)
     for pid in running:
@@ -182,7 +184,7 @@ def _run(work: _Work, files: Sequence[int]) -> Any:
     for file, descriptor in zip(above, (0, *work.descriptors), strict=True):
         os.dup2(file, descriptor)
         os.close(file)
-    return work.function(*work.arguments)
+    return getattr(importlib.import_module(work.module), work.function)(*work.arguments)
 
 
 if __name__ == "__main__":
