@@ -84,11 +84,11 @@ def read_columns(source: CocoFormatSource, findings: Findings) -> CocoColumns:
     sizes_wh = np.stack([images.ints("width"), images.ints("height")], axis=1)
     for column, key in enumerate(("width", "height")):
         sizes = sizes_wh[:, column]
-        images.reject(
-            sizes <= 0,
-            "size-not-positive",
-            lambda i, key=key, sizes=sizes: f"image id {ids[i]} has {key} {sizes[i]}; must be > 0",
-        )
+
+        def not_positive(i: int, key: str = key, sizes: np.ndarray = sizes) -> str:
+            return f"image id {ids[i]} has {key} {sizes[i]}; must be > 0"
+
+        images.reject(sizes <= 0, "size-not-positive", not_positive)
     file_names = images.strings("file_name")
     if source.image_root is not None:
         file_names = _check_files(images, file_names, ids, source.image_root)

@@ -428,8 +428,11 @@ def _image_size(
         _check_processor(family, processor)
         asked, origin = family.default_size(config), f"the {config.model_type} family's size"
         stated = processor.get("size")
-        fixed = isinstance(stated, Mapping) and {"height", "width"} <= set(stated)
-        if fixed and processor.get("do_resize", True):
+        if (
+            isinstance(stated, Mapping)
+            and {"height", "width"} <= set(stated)
+            and processor.get("do_resize", True)
+        ):
             asked, origin = (stated["height"], stated["width"]), "preprocessor_config.json: size"
     if asked is None:
         return None
