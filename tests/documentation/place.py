@@ -32,6 +32,7 @@ _SMALL = {
     CUSTOM: small("model.student", "model.teacher"),
     "configs/photographs/teacher.py": _PHOTOGRAPHS,
     "configs/photographs/mokd.py": _PHOTOGRAPHS,
+    "configs/photographs/forty_labels.py": ["dataloader.train.draw.count=16"],
     "configs/photographs/d_fine.py": ["data.total_batch_size=2", "images.side=64"],
     "configs/photographs/rt_detr_v2.py": ["data.total_batch_size=2", "images.side=64"],
 }
