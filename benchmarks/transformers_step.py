@@ -138,6 +138,7 @@ class Outside:
     ) -> None:
         self.seconds: list[float] = []
         self._step, self._inside = step, 0.0
+        # On these instances alone: their classes stay as they are, so mypy's warning does not apply.
         network.forward = self._timed(network.forward)  # type: ignore[method-assign]
         optimizer.step = self._timed(optimizer.step)  # type: ignore[method-assign]
         self._backward = self._timed(torch.autograd.backward)

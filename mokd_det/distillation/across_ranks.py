@@ -40,6 +40,7 @@ class _Sum(torch.autograd.Function):
         dist.all_reduce(total)
         return total
 
+    # torch types it as taking any number of gradients; this function has one output, so it gets one.
     @staticmethod
     def backward(ctx: object, gradient: Tensor) -> Tensor:  # type: ignore[override]
         total = gradient.clone(memory_format=torch.contiguous_format)

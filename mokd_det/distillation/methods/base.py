@@ -167,8 +167,14 @@ class Method(nn.Module):
         """Build modules for the row pairs that will come: tap → key of the pair → (n_s, n_t)."""
 
     def compare_pair(self, pair: RowPair) -> Tensor:
-        """The loss of one tap and map level, a scalar; runs in float32 at least, without autocast."""
-        raise NotImplementedError(f"{type(self).__name__} compares no rows; call compare_taps")
+        """The loss of one tap and map level, a scalar; runs in float32 at least, without autocast.
+
+        Raises:
+            NotImplementedError: the method defines :meth:`compare` or :meth:`compare_taps` in its place.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} has no loss of a single pair; call compare_taps, or define compare_pair"
+        )
 
     def compare(self, pairs: Mapping[str, list[RowPair]]) -> dict[str, Tensor]:
         """Unweighted, named losses: one term per tap, the sum of :meth:`compare_pair` over its map levels."""
