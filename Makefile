@@ -16,8 +16,9 @@ PYTEST_ARGS ?=
 MUTATION_ARGS ?=
 
 PYTHON := $(VENV)/bin/python
-# The slowest part of a test is PyTorch: one thread each, one process per core.
-PYTEST = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PYTHON) -m pytest -n auto --dist loadfile
+# The slowest part of a test is PyTorch: one thread each, one process per core. A process that dies is a failed test; with
+# a new one in its place, xdist would wait for the tests of the file for ever.
+PYTEST = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PYTHON) -m pytest -n auto --dist loadfile --max-worker-restart 0
 
 # Two stamps, named after what they stand for: the packages in the environment, and this checkout linked into it.
 RECIPE := $(addprefix third_party/detectron2/,pyproject.toml build_backend.py METADATA NOTICE)
@@ -80,7 +81,7 @@ test: setup ## the tests, without the slow ones
 	$(PYTEST) $(PYTEST_ARGS)
 
 test-slow: setup ## the slow tests
-	$(PYTEST) -m 'slow and not gpu' $(PYTEST_ARGS)
+	$(PYTEST) -m 'slow and not gpu' -o faulthandler_timeout=7200 $(PYTEST_ARGS)
 
 test-gpu: setup ## the tests that need a CUDA device
 	HF_HUB_OFFLINE=1 $(PYTHON) -m pytest -m gpu $(PYTEST_ARGS)

@@ -97,7 +97,7 @@ setup(
         "trackers": ["mlflow-skinny>=2.20", "wandb>=0.19"],
         # Up to 5.17 RT-DETR and D-FINE computed the main loss over denoising queries too.
         "transformers": ["transformers>=5.19"],
-        "dev": ["hypothesis>=6.100", "mypy>=1.11", "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.9"],
+        "dev": ["hypothesis>=6.100", "mypy>=1.11", "pytest>=9", "pytest-xdist>=3.6", "ruff>=0.9"],
     },
     zip_safe=False,
     classifiers=[

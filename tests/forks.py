@@ -176,10 +176,22 @@ def _launch(main: Callable[..., Any], num_processes: int, options: dict[str, Any
     sys.exit(launch_function(main, num_processes, **options))
 
 
-def spawn(worker: Callable[..., Any], args: Sequence[Any], nprocs: int, timeout: float = 240.0) -> None:
-    """``torch.multiprocessing.spawn``: ``worker(rank, *args)`` in forks, which must all end well."""
-    ranks = [Program((worker, (rank, *args))) for rank in range(nprocs)]
+def spawn(worker: Callable[..., Any], folder: Path, nprocs: int = 2, timeout: float = 240.0) -> None:
+    """``worker(rank, folder)`` in forks that share a process group (gloo), which must all end well."""
+    ranks = [Program((_in_group, (worker, rank, str(folder), nprocs))) for rank in range(nprocs)]
     assert [rank.wait(timeout) for rank in ranks] == [0] * nprocs
+
+
+def _in_group(worker: Callable[..., Any], rank: int, folder: str, nprocs: int) -> None:
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=nprocs)
+    worker(rank, folder)
+    # The group ends with the process. destroy_process_group hangs now and then where a data-parallel wrapper is alive:
+    # the last one that holds the group waits for its threads, and they for Python's lock.
+    dist.barrier()
 
 
 # The server

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from mokd_det.balancing import Amortized
@@ -88,8 +87,6 @@ def trainer(model: Distiller, loader: Any = None, **options: Any) -> MoKDTrainer
 
 def rank_worker(rank: int, folder: str) -> None:
     """Two epochs of one of two ranks; what it ends with, and how often its teacher ran, goes into a file."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     cache = TeacherCache(f"{folder}/cache", precision="float32")
     model = distiller(cache)
     parallel = torch.nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
@@ -99,4 +96,3 @@ def rank_worker(rank: int, folder: str) -> None:
     shards = len(list(Path(folder, "cache").glob("*.rows")))
     result = {"student": model.student.state_dict(), "calls": model.teacher.calls, "shards": shards}
     torch.save(result, f"{folder}/rank{rank}.pt")
-    dist.destroy_process_group()

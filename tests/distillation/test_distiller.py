@@ -10,7 +10,6 @@ import torch
 from detectron2.config import LazyCall as L
 from detectron2.config import instantiate
 from detectron2.modeling import META_ARCH_REGISTRY
-from torch import distributed as dist
 from torch import nn
 
 from mokd_det.distillation import (
@@ -23,6 +22,7 @@ from mokd_det.distillation import (
     VkD,
 )
 from mokd_det.errors import CheckpointError, ConfigError, IncompatibleModelsError
+from tests.forks import spawn
 
 METHODS = [TokenMatching, VkD, MoKD, ProjectorMatching]
 
@@ -270,17 +270,19 @@ def test_training_learns_what_the_teacher_knows(fake_detector, batch) -> None:
     assert values[-1] < 0.5 * values[0]
 
 
-def test_it_trains_inside_a_data_parallel_wrapper(distiller, batch, tmp_path) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'rendezvous'}", rank=0, world_size=1)
-    try:
-        plain = copy.deepcopy(distiller)
-        sum(plain(batch).values()).backward()
-        wrapped = nn.parallel.DistributedDataParallel(distiller, broadcast_buffers=False)
-        sum(wrapped(wrapped.module.prepare_batch(batch)).values()).backward()
-    finally:
-        dist.destroy_process_group()
+def _train_wrapped(rank: int, folder: str) -> None:
+    distiller, batch = torch.load(f"{folder}/given.pt", weights_only=False)
+    plain = copy.deepcopy(distiller)
+    sum(plain(batch).values()).backward()
+    wrapped = nn.parallel.DistributedDataParallel(distiller, broadcast_buffers=False)
+    sum(wrapped(wrapped.module.prepare_batch(batch)).values()).backward()
     for alone, parallel in zip(plain.parameters(), distiller.parameters(), strict=True):
         torch.testing.assert_close(parallel.grad, alone.grad)
+
+
+def test_it_trains_inside_a_data_parallel_wrapper(distiller, batch, tmp_path) -> None:
+    torch.save((distiller, batch), tmp_path / "given.pt")
+    spawn(_train_wrapped, tmp_path, 1)
 
 
 def test_the_teacher_runs_in_inference_mode_and_its_taps_leave_it(distiller, batch) -> None:

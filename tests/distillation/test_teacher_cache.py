@@ -547,7 +547,7 @@ def test_two_runs_share_a_directory(folder: str) -> None:
 
 @pytest.mark.slow
 def test_two_ranks_train_as_without_a_cache_and_read_each_others_rows(tmp_path: Path) -> None:
-    spawn(rank_worker, (str(tmp_path),), 2)
+    spawn(rank_worker, tmp_path)
     ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
     for name, value in ranks[0]["student"].items():
         if "running" not in name and "num_batches" not in name:

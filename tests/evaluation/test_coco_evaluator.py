@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,14 +14,15 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.evaluation import COCOEvaluator, inference_on_dataset
 from detectron2.structures import Boxes, BoxMode, Instances
+from detectron2.utils import comm
 from PIL import Image
 from torch import nn
-from torch.multiprocessing import start_processes
 
 from mokd_det.data import DetrDatasetMapper, build_test_loader, register_coco_format
 from mokd_det.data.truth import file_truth
 from mokd_det.errors import ConfigError, DatasetError
 from mokd_det.evaluation import CocoDetectionEvaluator
+from tests.forks import spawn
 
 SIZE = 200
 # image id → boxes xywh and category ids; ids leave a gap, sizes cover all three of COCO's ranges, image 3 is
@@ -359,31 +361,19 @@ def test_with_detectron2s_inference_loop_and_output_folder(name, tmp_path):
     assert sorted(r["category_id"] for r in written) == [2, 2, 5, 5, 9]
 
 
-def _rank(rank, world_size, init, name, queue):
-    torch.distributed.init_process_group("gloo", init_method=init, rank=rank, world_size=world_size)
-    # Detectron2 asks for the local group when it gathers
-    from detectron2.utils import comm
-
-    comm.create_local_process_group(world_size)
-    evaluator = CocoDetectionEvaluator(name)
-    ids = list(TRUTH)[rank::world_size]
-    queue.put(
-        (
-            rank,
-            run(evaluator, {i: predictions(i) for i in ids}),
-            run(evaluator, {i: predictions(i, []) for i in ids}),
-        )
-    )
-    torch.distributed.destroy_process_group()
+def _rank(rank, folder):
+    # Detectron2 asks for the local group when it gathers.
+    comm.create_local_process_group(2)
+    register_coco_format("tiny_truth", f"{folder}/truth.json", folder)
+    evaluator = CocoDetectionEvaluator("tiny_truth")
+    ids = list(TRUTH)[rank::2]
+    found = [run(evaluator, {i: predictions(i, objects) for i in ids}) for objects in (None, [])]
+    Path(folder, f"rank{rank}.json").write_text(json.dumps(found))
 
 
 def test_two_processes_evaluate_their_joint_predictions(name, tmp_path):
-    context = torch.multiprocessing.get_context("fork")
-    queue = context.SimpleQueue()
-    start_processes(
-        _rank, (2, f"file://{tmp_path}/rendezvous", name, queue), nprocs=2, join=True, start_method="fork"
-    )
-    results = {rank: (right, nothing) for rank, right, nothing in (queue.get(), queue.get())}
-    assert results[1] == ({}, {})
-    assert results[0][0]["bbox"]["AP"] == pytest.approx(100.0)
-    assert results[0][1]["bbox"]["AP"] == 0.0
+    spawn(_rank, tmp_path)
+    right, nothing = json.loads((tmp_path / "rank0.json").read_text())
+    assert json.loads((tmp_path / "rank1.json").read_text()) == [{}, {}]
+    assert right["bbox"]["AP"] == pytest.approx(100.0)
+    assert nothing["bbox"]["AP"] == 0.0
