@@ -1,6 +1,7 @@
 """The cells of the comparisons with few images (docs/results.md): NAME@W gives a fixed weight, times the published one.
 
-Where CNN teaches CNN the published taps fit; a transformer gives its last patch tokens as one map (``*_vit``).
+Where CNN teaches CNN the published taps fit; a transformer gives its last patch tokens as one map (``*_vit``), which
+also MoKD and VkD can compare with the teacher's last one, without pooled features and logits (``*_maps_vit``).
 """
 
 from typing import Any
@@ -42,6 +43,7 @@ def cell(
 similarity = with_logits(L(MoKD)(task="classification", loss="similarity"))
 regression = with_logits(L(MoKD)(task="classification", loss="regression"))
 review_taps = dict(maps=dict(student="maps", teacher="pre"), pooled="pooled")
+last_map = dict(maps=dict(path="maps", strides=[4]))
 # both beds train on 200 images; of them a third are negatives, as published
 crd = L(CRD)(num_samples=200)
 
@@ -56,6 +58,15 @@ methods = dict(
     similarity=cell("MoKD similarity, fixed", similarity, both),
     regression=cell("MoKD regression, fixed", regression, both),
 )
+for name, label, method in (
+    ("similarity", "MoKD similarity", L(MoKD)(task="classification", loss="similarity")),
+    ("regression", "MoKD regression", L(MoKD)(task="classification", loss="regression")),
+    ("vkd", "VkD", L(VkD)(task="classification")),
+):
+    methods[f"{name}_maps_vit"] = cell(f"{label} on the last map, fixed", method, last_map)
+    methods[f"{name}_maps_vit_amortized"] = cell(
+        f"{label} on the last map, amortised", method, last_map, amortized()
+    )
 for name, method in (("similarity", similarity), ("regression", regression)):
     label = f"MoKD {name}"
     for total in (1.0, 2.0, 4.0):

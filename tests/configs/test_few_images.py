@@ -19,7 +19,7 @@ from tests.classification.test_datasets import write_fashion
 
 FOLDER = Path(__file__).parents[2] / "configs" / "few_images"
 CNN = ["none", "kd@4", "fitnet", "review_kd", "vkd", "crd", "similarity", "regression", "similarity_total_2"]
-VIT = ["fitnet_vit", "review_kd", "regression_rate_0.1"]
+VIT = ["fitnet_vit", "review_kd", "regression_rate_0.1", "similarity_maps_vit", "vkd_maps_vit_amortized"]
 
 
 @pytest.fixture(scope="module")
