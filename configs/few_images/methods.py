@@ -40,8 +40,12 @@ def cell(
     return dict(label=label, method=method, balancer=balancer, settings={"model.taps": taps, **settings})
 
 
-similarity = with_logits(L(MoKD)(task="classification", loss="similarity"))
-regression = with_logits(L(MoKD)(task="classification", loss="regression"))
+features: Any = dict(
+    similarity=("MoKD similarity", L(MoKD)(task="classification", loss="similarity")),
+    regression=("MoKD regression", L(MoKD)(task="classification", loss="regression")),
+    vkd=("VkD", L(VkD)(task="classification")),
+)
+similarity, regression, vkd = (with_logits(method) for _, method in features.values())
 review_taps = dict(maps=dict(student="maps", teacher="pre"), pooled="pooled")
 last_map = dict(maps=dict(path="maps", strides=[4]))
 # both beds train on 200 images; of them a third are negatives, as published
@@ -53,16 +57,12 @@ methods = dict(
     fitnet=cell("FitNet", L(FitNet)(level=2), ["maps"], published=dict(hint=100.0)),
     fitnet_vit=cell("FitNet", L(FitNet)(level=-1), ["maps"], published=dict(hint=100.0)),
     review_kd=cell("ReviewKD", L(ReviewKD)(), review_taps),
-    vkd=cell("VkD", with_logits(L(VkD)(task="classification")), both),
+    vkd=cell("VkD", vkd, both),
     crd=cell("CRD", crd, ["pooled"], published=dict(crd=0.8), **{"dataloader.train.negatives": 65}),
     similarity=cell("MoKD similarity, fixed", similarity, both),
     regression=cell("MoKD regression, fixed", regression, both),
 )
-for name, label, method in (
-    ("similarity", "MoKD similarity", L(MoKD)(task="classification", loss="similarity")),
-    ("regression", "MoKD regression", L(MoKD)(task="classification", loss="regression")),
-    ("vkd", "VkD", L(VkD)(task="classification")),
-):
+for name, (label, method) in features.items():
     methods[f"{name}_maps_vit"] = cell(f"{label} on the last map, fixed", method, last_map)
     methods[f"{name}_maps_vit_amortized"] = cell(
         f"{label} on the last map, amortised", method, last_map, amortized()

@@ -161,6 +161,7 @@ def load_state(
         if key in expected and value.shape == expected[key].shape
     )
     if hasattr(weights, "_metadata") and usable is weights:
+        # torch keeps the versions of modules in an attribute that no type declares.
         chosen._metadata = weights._metadata  # type: ignore[attr-defined]
     model.load_state_dict(chosen, strict=False)
     report = LoadReport(

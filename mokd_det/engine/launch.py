@@ -410,8 +410,8 @@ def _meeting_error(address: str, error: Exception) -> Exception:
 
 def _leave_group() -> None:
     comm.synchronize()
-    # torch (2.4 to 2.12) hangs now and then where a data-parallel wrapper outlives its process group; trainer and hooks
-    # are a cycle.
+    # torch hangs now and then (seen with 2.4 and 2.12) where a data-parallel wrapper outlives its process group;
+    # trainer and hooks are a cycle.
     gc.collect()
     dist.destroy_process_group()
 
